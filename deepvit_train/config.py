@@ -1,0 +1,188 @@
+"""Whole commands: their typed configuration, composed from configs/*.yaml and the command line by Hydra."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from enum import Enum
+from typing import Any, get_args, get_type_hints
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from deepvit_train.error import ConfigError, nearest
+from deepvit_train.schema.data import AugmentConfig, DataConfig
+from deepvit_train.schema.model import AttentionConfig, ModelConfig, check_architecture
+from deepvit_train.schema.option import Choice, Section, option
+from deepvit_train.schema.preset import choices, config_dir
+from deepvit_train.schema.recipe import Device, LossConfig, OptimConfig, Precision, ScheduleConfig, TrainerConfig
+
+
+class Weights(Choice):
+    auto = "auto"  # the averaged weights where there are any
+    live = "live"
+    ema = "ema"
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainConfig(Section):
+    """Everything that `deepvit-train` can be told."""
+
+    model: ModelConfig
+    attn: AttentionConfig
+    data: DataConfig
+    augment: AugmentConfig
+    optim: OptimConfig
+    schedule: ScheduleConfig
+    loss: LossConfig
+    trainer: TrainerConfig
+    seed: int = option("seed of weights, order, augmentation and dropout", low=0, high=2**31 - 1)
+    name: str = option("name of the run")
+    run_dir: str = option("folder of the run; the same folder again continues it")
+    resume: str = option("auto: continue run_dir if it was begun; never; or a run or checkpoint to start from")
+
+    def check(self) -> None:
+        check_architecture(self.model, self.attn)
+        if self.data.name is None:
+            raise ConfigError(f"data.name is not given; choices: data={', data='.join(choices('data'))}")
+        if self.schedule.warmup_epochs >= self.trainer.epochs and self.schedule.warmup_epochs:
+            raise ConfigError(
+                f"schedule.warmup_epochs={self.schedule.warmup_epochs:g} leaves nothing of "
+                f"trainer.epochs={self.trainer.epochs}; nearest: schedule.warmup_epochs={self.trainer.epochs - 1}"
+            )
+        for name in ("name", "run_dir"):
+            value = getattr(self, name)
+            if not value.strip() or "=" in value or any(ord(letter) < 32 for letter in value):
+                raise ConfigError(f"{name}={value!r}: must not be empty, nor hold '=' or control characters")
+        if "/" in self.name:
+            raise ConfigError(f"name={self.name!r}: must not hold '/'; use run_dir= for a folder elsewhere")
+
+
+@dataclass(kw_only=True, slots=True)
+class EvalConfig(Section):
+    """Everything that `deepvit-eval` can be told."""
+
+    checkpoint: str = option("a run folder (its best checkpoint, else its newest), a checkpoint folder, or a weights file")
+    data: DataConfig
+    weights: Weights = option("which weights to evaluate; auto: the averaged ones where there are any")
+    batch_size: int = option("images a batch and rank", low=1)
+    precision: Precision = option("autocast type; softmax, norms and weights stay fp32")
+    device: Device = option("where to evaluate; auto: CUDA if there is any")
+    threads: int | None = option("CPU threads of torch; null: torch's choice", low=1, high=4096)
+    limit_batches: int | None = option("batches to evaluate, for trials; null: all", low=1)
+
+
+COMMANDS: dict[str, type[Section]] = {"train": TrainConfig, "eval": EvalConfig}
+
+
+def compose_command(command: str, overrides: Sequence[str]) -> Any:
+    """The checked configuration of a command, as dataclasses.
+
+    Raises ConfigError naming the key, the value and the nearest valid one.
+    """
+    composed = compose_tree(command, overrides)
+    missing = sorted(str(key) for key in OmegaConf.missing_keys(composed))
+    if missing:
+        raise ConfigError(f"{missing[0]} is not given: add {missing[0]}=VALUE")
+    try:
+        return OmegaConf.to_object(composed)
+    except OmegaConfBaseException as error:
+        raise _explained(command, overrides, error) from None
+
+
+def compose_tree(command: str, overrides: Sequence[str]) -> DictConfig:
+    """The configuration as Hydra composes it, typed but not yet checked. Raises ConfigError."""
+    _check_overrides(command, overrides)
+    store = ConfigStore.instance()
+    for name, schema in COMMANDS.items():
+        store.store(name=f"{name}_schema", node=schema)
+    try:
+        with initialize_config_dir(config_dir=str(config_dir()), version_base="1.3"):
+            tree = compose(command, overrides=list(overrides))
+        OmegaConf.resolve(tree)
+        return tree
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _explained(command, overrides, error) from None
+
+
+def as_yaml(tree: Any) -> str:
+    """A composed or checked configuration as YAML text."""
+    config = tree if isinstance(tree, DictConfig) else OmegaConf.create(plain(tree))
+    return OmegaConf.to_yaml(config)
+
+
+def plain(value: Any) -> Any:
+    """A configuration as nested dicts, lists and scalars."""
+    if is_dataclass(value):
+        return {key.name: plain(getattr(value, key.name)) for key in fields(value)}
+    return value.value if isinstance(value, Enum) else value
+
+
+@dataclass(frozen=True)
+class Key:
+    """One configuration key, for help and suggestions."""
+
+    name: str
+    type: str
+    help: str
+
+
+def keys_of(section: type[Any], prefix: str = "") -> Iterator[Key]:
+    """Every key of a command's schema, in order, with dotted names."""
+    hints = get_type_hints(section)
+    for key in fields(section):
+        hint = hints[key.name]
+        if is_dataclass(hint):
+            yield from keys_of(hint, f"{prefix}{key.name}.")
+        else:
+            yield Key(f"{prefix}{key.name}", _type_name(hint), key.metadata["help"])
+
+
+def groups_of(command: str) -> dict[str, list[str]]:
+    """The configuration groups of a command and their choices."""
+    text = (config_dir() / f"{command}.yaml").read_text()
+    named = re.findall(r"^  - (?:optional )?(\w+):", text, flags=re.MULTILINE)
+    return {group: choices(group) for group in named}
+
+
+def _type_name(hint: Any) -> str:
+    if get_args(hint) and type(None) in get_args(hint):
+        return f"{_type_name(next(part for part in get_args(hint) if part is not type(None)))} or null"
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return "|".join(hint.__members__)
+    return str(hint) if get_args(hint) else hint.__name__
+
+
+def _check_overrides(command: str, overrides: Sequence[str]) -> None:
+    """Raise ConfigError for an override that names no key or choice, with the nearest that exists."""
+    groups, keys = groups_of(command), [key.name for key in keys_of(COMMANDS[command])]
+    sections = {name.rsplit(".", 1)[0] for name in keys if "." in name}
+    for override in overrides:
+        name, equals, value = override.lstrip("+~").partition("=")
+        if not equals and not override.startswith("~"):
+            raise ConfigError(f"{override}: not of the form key=value")
+        if name in groups and value not in [*groups[name], "null"]:
+            known = groups[name]
+            raise ConfigError(f"{name}={value}: unknown{nearest(value, known)} (choices: {', '.join(known)})")
+        if name not in {*keys, *groups, *sections}:
+            tails = {key.rsplit(".", 1)[-1]: key for key in reversed([*keys, *groups])}
+            guess = nearest(name, [*keys, *groups])
+            if not guess and (tail := difflib.get_close_matches(name.rsplit(".", 1)[-1], tails, n=1)):
+                guess = f"; did you mean '{tails[tail[0]]}'?"
+            raise ConfigError(f"{name}: no such key{guess} (deepvit-{command} --help lists all)")
+
+
+def _explained(command: str, overrides: Sequence[str], error: Exception) -> ConfigError:
+    """Hydra's error in one line: the override it is about, and what that key takes."""
+    cause = error.__cause__ or error
+    types = {key.name: key.type for key in keys_of(COMMANDS[command])}
+    name = getattr(error, "full_key", None) or getattr(cause, "full_key", None)
+    if name not in types:
+        return ConfigError(str(cause).strip().splitlines()[0])
+    given = next((override for override in overrides if override.lstrip("+").startswith(f"{name}=")), name)
+    return ConfigError(f"{given}: must be {types[name]}{nearest(given.partition('=')[2], types[name].split('|'))}")

@@ -1,0 +1,171 @@
+"""DeepViT: a vision transformer whose blocks may mix their attention heads (arXiv 2103.11886).
+
+Shapes: B batch, C colour channels, N tokens (class token included), D dim.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from timm.layers import trunc_normal_
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from deepvit_train.models.attention import Attention, ReAttention
+from deepvit_train.models.block import Block
+from deepvit_train.models.stem import build_stem
+from deepvit_train.schema.model import AttentionConfig, Init, ModelConfig, Pool, Stem, check_architecture
+from deepvit_train.schema.preset import Architecture, attention_preset, model_preset
+
+
+class DeepViT(nn.Module):
+    """A vision transformer with plain attention, re-attention, or some blocks of each.
+
+    With the keywords up to `emb_dropout` alone it is vit-pytorch's DeepViT, and takes the same keywords; the
+    others choose the paper's form, the plain ViT and the stems. Use `build_model` to build one from configuration.
+
+    Args:
+        image_size, patch_size: pixels; square; the patch divides the image.
+        num_classes: width of the classifier; 0: none, the pooled features are returned.
+        dim, depth, heads, mlp_dim, dim_head: widths and counts; heads need not tile dim.
+        pool: 'cls' reads the class token, 'mean' the mean of all tokens, class token included.
+        dropout: after projections, inside the MLP, and on the attention maps unless `attn` says otherwise.
+        attn: the name of a shipped attention (`attn=` on the command line), or an AttentionConfig.
+        stem, init: a Stem and an Init, or their names.
+        drop_path: stochastic depth of the last block, rising linearly from 0 at the first.
+        residual_scale: s in x + branch(norm(s x)) / s.
+
+    Raises:
+        ConfigError (a ValueError): naming the argument, its value and the nearest valid one.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        patch_size: int,
+        num_classes: int,
+        dim: int,
+        depth: int,
+        heads: int,
+        mlp_dim: int,
+        pool: str = "cls",
+        channels: int = 3,
+        dim_head: int = 64,
+        dropout: float = 0.0,
+        emb_dropout: float = 0.0,
+        attn: str | AttentionConfig = "reattention_seed",
+        stem: str = "rearrange",
+        init: str = "seed",
+        qkv_bias: bool = False,
+        drop_path: float = 0.0,
+        residual_scale: float = 1.0,
+        norm_eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        attn = attention_preset(attn) if isinstance(attn, str) else attn
+        # Any preset does here: the keys that are not replaced play no part in what is checked.
+        shape = {"image_size": image_size, "patch_size": patch_size, "dim": dim, "depth": depth, "heads": heads}
+        choices = {"head_dim": dim_head, "pool": Pool(pool), "stem": Stem(stem), "init": Init(init)}
+        check_architecture(dataclasses.replace(model_preset("digits").model, **shape, **choices), attn)
+        self.num_classes = num_classes
+        self.num_features = dim
+        self.pool = Pool(pool)
+        self.grad_checkpointing = False
+
+        self.patch_embed = build_stem(Stem(stem), patch_size, channels, dim)
+        tokens = (image_size // patch_size) ** 2 + 1
+        self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
+        self.pos_embed = nn.Parameter(torch.empty(1, tokens, dim))
+        self.pos_drop = nn.Dropout(emb_dropout)
+        attention = {
+            "qkv_bias": qkv_bias,
+            "attn_dropout": dropout if attn.dropout is None else attn.dropout,
+            "dropout": dropout,
+        }
+        self.blocks = nn.ModuleList(
+            Block(
+                dim,
+                ReAttention(dim, heads, dim_head, attn=attn, **attention)
+                if attn.mixes(index)
+                else Attention(dim, heads, dim_head, **attention),
+                mlp_dim=mlp_dim,
+                dropout=dropout,
+                drop_path=drop_path * index / max(1, depth - 1),
+                residual_scale=residual_scale,
+                norm_eps=norm_eps,
+            )
+            for index in range(depth)
+        )
+        self.norm = nn.LayerNorm(dim, eps=norm_eps)
+        self.head = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
+        self._init_weights(Init(init))
+
+    def _init_weights(self, init: Init) -> None:
+        if init == Init.seed:
+            nn.init.normal_(self.cls_token)
+            nn.init.normal_(self.pos_embed)
+            return
+        trunc_normal_(self.cls_token, std=0.02)
+        trunc_normal_(self.pos_embed, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, height, width), normalised -> logits (B, classes)."""
+        return self.forward_head(self.forward_features(images))
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """The tokens after the last block: (B, N, D). Normalised where the class token is read."""
+        x = self.patch_embed(images)
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.pos_embed
+        x = self.pos_drop(x)
+        for block in self.blocks:
+            if self.grad_checkpointing and self.training:
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return self.norm(x) if self.pool == Pool.cls else x
+
+    def forward_head(self, tokens: Tensor) -> Tensor:
+        """Pool the tokens and classify them. (B, N, D) -> (B, classes)."""
+        pooled = tokens[:, 0] if self.pool == Pool.cls else self.norm(tokens.mean(dim=1))
+        return self.head(pooled)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass instead of keeping what it computed."""
+        self.grad_checkpointing = enable
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters of two or more dimensions that weight decay leaves out."""
+        return {"pos_embed", "cls_token"}
+
+
+def build_model(architecture: Architecture, num_classes: int, channels: int = 3) -> DeepViT:
+    """The model that a configuration describes, with fresh weights."""
+    model = architecture.model
+    return DeepViT(
+        image_size=model.image_size,
+        patch_size=model.patch_size,
+        num_classes=num_classes,
+        dim=model.dim,
+        depth=model.depth,
+        heads=model.heads,
+        mlp_dim=model.mlp_dim,
+        pool=model.pool,
+        channels=channels,
+        dim_head=model.width_of_head,
+        dropout=model.dropout,
+        emb_dropout=model.emb_dropout,
+        attn=architecture.attn,
+        stem=model.stem,
+        init=model.init,
+        qkv_bias=model.qkv_bias,
+        drop_path=model.drop_path,
+        residual_scale=model.residual_scale,
+        norm_eps=model.norm_eps,
+    )

@@ -1,0 +1,60 @@
+"""Stems: how an image becomes tokens. Each maps (B, C, height, width) to (B, patches, D).
+
+Shapes: B batch, C colour channels, P patch size, D dim.
+"""
+
+from __future__ import annotations
+
+from einops import rearrange
+from torch import Tensor, nn
+
+from deepvit_train.schema.model import Stem
+
+
+class ConvStem(nn.Module):
+    """One convolution whose kernel and stride are the patch."""
+
+    def __init__(self, patch_size: int, channels: int, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(channels, dim, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return rearrange(self.proj(images), "b d h w -> b (h w) d")
+
+
+class CnnStem(nn.Module):
+    """conv7x7/2-BN-ReLU, conv3x3-BN-ReLU at 64 channels, then patches of half the size (DeepViT-S and -L)."""
+
+    def __init__(self, patch_size: int, channels: int, dim: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.conv2 = nn.Conv2d(64, 64, kernel_size=3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(64)
+        self.proj = nn.Conv2d(64, dim, kernel_size=patch_size // 2, stride=patch_size // 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.bn1(self.conv1(images)).relu()
+        x = self.bn2(self.conv2(x)).relu()
+        return rearrange(self.proj(x), "b d h w -> b (h w) d")
+
+
+class RearrangeStem(nn.Module):
+    """Patches flattened, LayerNorm, Linear, LayerNorm (vit-pytorch)."""
+
+    def __init__(self, patch_size: int, channels: int, dim: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.norm1 = nn.LayerNorm(channels * patch_size**2)
+        self.proj = nn.Linear(channels * patch_size**2, dim)
+        self.norm2 = nn.LayerNorm(dim)
+
+    def forward(self, images: Tensor) -> Tensor:
+        p = self.patch_size
+        patches = rearrange(images, "b c (h p1) (w p2) -> b (h w) (p1 p2 c)", p1=p, p2=p)
+        return self.norm2(self.proj(self.norm1(patches)))
+
+
+def build_stem(stem: Stem, patch_size: int, channels: int, dim: int) -> nn.Module:
+    """The stem of that name."""
+    return {Stem.conv: ConvStem, Stem.cnn: CnnStem, Stem.rearrange: RearrangeStem}[stem](patch_size, channels, dim)

@@ -1,0 +1,55 @@
+"""Which images are read, and how training images are varied."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from deepvit_train.error import ConfigError
+from deepvit_train.schema.option import Choice, Section, option
+
+
+class DataName(Choice):
+    digits = "digits"  # scikit-learn's handwritten digits, written as an ImageFolder into the cache folder
+    imagefolder = "imagefolder"  # root/train/CLASS/*.jpg and root/val/CLASS/*.jpg
+
+
+@dataclass(kw_only=True, slots=True)
+class DataConfig(Section):
+    name: DataName | None = option("kind of data set; null (deepvit-eval only): as the checkpoint was trained on")
+    root: str | None = option("folder that holds the split folders; null with digits: the cache folder")
+    split: str = option("folder under root that is evaluated")
+    workers: int | None = option("loader processes of each rank; null: one a core, at most 16", low=0, high=1024)
+    max_bad: int = option("unreadable training images to replace before the run stops", low=0)
+
+    @classmethod
+    def prefix(cls) -> str:
+        return "data."
+
+    def check(self) -> None:
+        if self.name == DataName.imagefolder and not self.root:
+            raise ConfigError("data.root is not given: data=imagefolder needs data.root=FOLDER with train/ and val/ in it")
+
+
+@dataclass(kw_only=True, slots=True)
+class AugmentConfig(Section):
+    crop_scale: list[float] | None = option("area range of the random crop; null: the evaluation crop", above=0, high=1)
+    crop_ratio: list[float] = option("aspect ratio range of the random crop", above=0, high=100)
+    flip: float = option("probability of a horizontal flip", low=0, high=1)
+    rotate_degrees: float = option("largest rotation, degrees", low=0, high=180)
+    shift: float = option("largest shift, share of the image", low=0, high=1)
+    zoom: float = option("largest change of scale, share of the image", low=0, below=1)
+    auto_augment: str | None = option("timm's policy, such as rand-m9-mstd0.5-inc1")
+    color_jitter: float = option("strength of brightness, contrast and saturation jitter", low=0, high=10)
+    erase: float = option("probability of erasing a box with noise", low=0, high=1)
+    mixup: float = option("mixup alpha; 0: off", low=0, high=100)
+    cutmix: float = option("cutmix alpha; 0: off", low=0, high=100)
+
+    @classmethod
+    def prefix(cls) -> str:
+        return "augment."
+
+    def check(self) -> None:
+        for name in ("crop_scale", "crop_ratio"):
+            value = getattr(self, name)
+            if value is not None and (len(value) != 2 or value[0] > value[1]):
+                raise ConfigError(f"augment.{name}={value}: needs two numbers, the lower first")
