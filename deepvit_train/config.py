@@ -20,7 +20,14 @@ from deepvit_train.schema.data import AugmentConfig, DataConfig
 from deepvit_train.schema.model import AttentionConfig, ModelConfig, check_architecture
 from deepvit_train.schema.option import Choice, Section, option
 from deepvit_train.schema.preset import choices, config_dir
-from deepvit_train.schema.recipe import Device, LossConfig, OptimConfig, Precision, ScheduleConfig, TrainerConfig
+from deepvit_train.schema.recipe import (
+    Device,
+    LossConfig,
+    OptimConfig,
+    Precision,
+    ScheduleConfig,
+    TrainerConfig,
+)
 
 
 class Weights(Choice):
@@ -44,7 +51,9 @@ class TrainConfig(Section):
     seed: int = option("seed of weights, order, augmentation and dropout", low=0, high=2**31 - 1)
     name: str = option("name of the run")
     run_dir: str = option("folder of the run; the same folder again continues it")
-    resume: str = option("auto: continue run_dir if it was begun; never; or a run or checkpoint to start from")
+    resume: str = option(
+        "auto: continue run_dir if it was begun; never; or a run or checkpoint to start from"
+    )
 
     def check(self) -> None:
         check_architecture(self.model, self.attn)
@@ -67,7 +76,9 @@ class TrainConfig(Section):
 class EvalConfig(Section):
     """Everything that `deepvit-eval` can be told."""
 
-    checkpoint: str = option("a run folder (its best checkpoint, else its newest), a checkpoint folder, or a weights file")
+    checkpoint: str = option(
+        "a run folder (its best checkpoint, else its newest), a checkpoint folder, or a weights file"
+    )
     data: DataConfig
     weights: Weights = option("which weights to evaluate; auto: the averaged ones where there are any")
     batch_size: int = option("images a batch and rank", low=1)
@@ -121,6 +132,20 @@ def plain(value: Any) -> Any:
     if is_dataclass(value):
         return {key.name: plain(getattr(value, key.name)) for key in fields(value)}
     return value.value if isinstance(value, Enum) else value
+
+
+def flat_values(tree: DictConfig, prefix: str = "") -> dict[str, Any]:
+    """A composed configuration's values by dotted key, without those that must be given."""
+    flat: dict[str, Any] = {}
+    for name in tree:
+        if OmegaConf.is_missing(tree, name):
+            continue
+        value, key = tree[name], f"{prefix}{name}"
+        if isinstance(value, DictConfig):
+            flat |= flat_values(value, f"{key}.")
+        else:
+            flat[key] = "null" if value is None else value
+    return flat
 
 
 @dataclass(frozen=True)
@@ -185,4 +210,6 @@ def _explained(command: str, overrides: Sequence[str], error: Exception) -> Conf
     if name not in types:
         return ConfigError(str(cause).strip().splitlines()[0])
     given = next((override for override in overrides if override.lstrip("+").startswith(f"{name}=")), name)
-    return ConfigError(f"{given}: must be {types[name]}{nearest(given.partition('=')[2], types[name].split('|'))}")
+    return ConfigError(
+        f"{given}: must be {types[name]}{nearest(given.partition('=')[2], types[name].split('|'))}"
+    )

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from deepvit_train.models.attention import Attention, ReAttention
 from deepvit_train.models.block import Block
 from deepvit_train.models.stem import build_stem
-from deepvit_train.schema.model import AttentionConfig, Init, ModelConfig, Pool, Stem, check_architecture
+from deepvit_train.schema.model import AttentionConfig, Init, Pool, Stem, check_architecture
 from deepvit_train.schema.preset import Architecture, attention_preset, model_preset
 
 
@@ -66,7 +66,13 @@ class DeepViT(nn.Module):
         super().__init__()
         attn = attention_preset(attn) if isinstance(attn, str) else attn
         # Any preset does here: the keys that are not replaced play no part in what is checked.
-        shape = {"image_size": image_size, "patch_size": patch_size, "dim": dim, "depth": depth, "heads": heads}
+        shape = {
+            "image_size": image_size,
+            "patch_size": patch_size,
+            "dim": dim,
+            "depth": depth,
+            "heads": heads,
+        }
         choices = {"head_dim": dim_head, "pool": Pool(pool), "stem": Stem(stem), "init": Init(init)}
         check_architecture(dataclasses.replace(model_preset("digits").model, **shape, **choices), attn)
         self.num_classes = num_classes

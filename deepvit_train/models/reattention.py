@@ -19,7 +19,9 @@ def softmax_maps(q: Tensor, k: Tensor) -> Tensor:
     return logits.softmax(dim=-1)
 
 
-def mix_heads(maps: Tensor, theta: Tensor, theta_bias: Tensor | None, norm: nn.Module | None, scale: float) -> Tensor:
+def mix_heads(
+    maps: Tensor, theta: Tensor, theta_bias: Tensor | None, norm: nn.Module | None, scale: float
+) -> Tensor:
     """The maps after mixing: mixed[g] = scale * Norm(sum_h maps[h] * theta[h, g] + theta_bias[g]).
 
     Args:

@@ -57,4 +57,6 @@ class RearrangeStem(nn.Module):
 
 def build_stem(stem: Stem, patch_size: int, channels: int, dim: int) -> nn.Module:
     """The stem of that name."""
-    return {Stem.conv: ConvStem, Stem.cnn: CnnStem, Stem.rearrange: RearrangeStem}[stem](patch_size, channels, dim)
+    return {Stem.conv: ConvStem, Stem.cnn: CnnStem, Stem.rearrange: RearrangeStem}[stem](
+        patch_size, channels, dim
+    )

@@ -15,10 +15,14 @@ class DataName(Choice):
 
 @dataclass(kw_only=True, slots=True)
 class DataConfig(Section):
-    name: DataName | None = option("kind of data set; null (deepvit-eval only): as the checkpoint was trained on")
+    name: DataName | None = option(
+        "kind of data set; null (deepvit-eval only): as the checkpoint was trained on"
+    )
     root: str | None = option("folder that holds the split folders; null with digits: the cache folder")
     split: str = option("folder under root that is evaluated")
-    workers: int | None = option("loader processes of each rank; null: one a core, at most 16", low=0, high=1024)
+    workers: int | None = option(
+        "loader processes of each rank; null: one a core, at most 16", low=0, high=1024
+    )
     max_bad: int = option("unreadable training images to replace before the run stops", low=0)
 
     @classmethod
@@ -27,12 +31,16 @@ class DataConfig(Section):
 
     def check(self) -> None:
         if self.name == DataName.imagefolder and not self.root:
-            raise ConfigError("data.root is not given: data=imagefolder needs data.root=FOLDER with train/ and val/ in it")
+            raise ConfigError(
+                "data.root is not given: data=imagefolder needs data.root=FOLDER with train/ and val/ in it"
+            )
 
 
 @dataclass(kw_only=True, slots=True)
 class AugmentConfig(Section):
-    crop_scale: list[float] | None = option("area range of the random crop; null: the evaluation crop", above=0, high=1)
+    crop_scale: list[float] | None = option(
+        "area range of the random crop; null: the evaluation crop", above=0, high=1
+    )
     crop_ratio: list[float] = option("aspect ratio range of the random crop", above=0, high=100)
     flip: float = option("probability of a horizontal flip", low=0, high=1)
     rotate_degrees: float = option("largest rotation, degrees", low=0, high=180)

@@ -61,7 +61,9 @@ class ModelConfig(Section):
     dropout: float = option("dropout after projections and inside the MLP", low=0, below=1)
     emb_dropout: float = option("dropout on the embedded tokens", low=0, below=1)
     drop_path: float = option("stochastic depth of the last block, rising linearly from 0", low=0, below=1)
-    residual_scale: float = option("s in x + branch(norm(s x)) / s; 0.5 in DeepViT-S and -L", above=0, high=100)
+    residual_scale: float = option(
+        "s in x + branch(norm(s x)) / s; 0.5 in DeepViT-S and -L", above=0, high=100
+    )
     norm_eps: float = option("epsilon of every LayerNorm", above=0, high=1)
     init: Init = option("how weights start")
     mean: list[float] = option("mean of each colour channel, of values in 0..1", low=0, high=1)
@@ -91,7 +93,9 @@ class ModelConfig(Section):
             )
         for name in ("mean", "std"):
             if len(getattr(self, name)) != 3:
-                raise ConfigError(f"model.{name}={getattr(self, name)}: needs three numbers, one a colour channel")
+                raise ConfigError(
+                    f"model.{name}={getattr(self, name)}: needs three numbers, one a colour channel"
+                )
 
     @property
     def width_of_head(self) -> int:

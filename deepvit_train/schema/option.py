@@ -14,7 +14,12 @@ LARGEST = 1e9
 
 
 def option(
-    help: str, *, low: float | None = None, high: float = LARGEST, above: float | None = None, below: float = math.inf
+    help: str,
+    *,
+    low: float | None = None,
+    high: float = LARGEST,
+    above: float | None = None,
+    below: float = math.inf,
 ) -> Any:
     """Declare a key. Bounds hold for each number in it: low <= value <= high, above < value < below."""
     return field(metadata={"help": help, "low": low, "high": high, "above": above, "below": below})

@@ -61,7 +61,12 @@ def section_from(section: type[Any], values: dict[str, Any]) -> Any:
     hints = get_type_hints(section)
     if unknown := sorted(set(values) ^ set(hints)):
         raise ConfigError(f"{section.__name__}: missing or unknown keys: {', '.join(unknown)}")
-    return section(**{name: _converted(f"{section.prefix()}{name}", hints[name], value) for name, value in values.items()})
+    return section(
+        **{
+            name: _converted(f"{section.prefix()}{name}", hints[name], value)
+            for name, value in values.items()
+        }
+    )
 
 
 def plain_from(section: Section) -> dict[str, Any]:
@@ -76,7 +81,9 @@ def _converted(name: str, hint: Any, value: Any) -> Any:
     if isinstance(hint, type) and issubclass(hint, Enum):
         if value not in hint.__members__:
             members = ", ".join(hint.__members__)
-            raise ConfigError(f"{name}={value!r}: not one of {members}{nearest(str(value), hint.__members__)}")
+            raise ConfigError(
+                f"{name}={value!r}: not one of {members}{nearest(str(value), hint.__members__)}"
+            )
         return hint[value]
     if not _fits(value, hint):
         raise ConfigError(f"{name}={value!r}: not a value of type {getattr(hint, '__name__', hint)}")
@@ -95,5 +102,7 @@ def _fits(value: Any, hint: Any) -> bool:
 
 def _read(group: str, name: str) -> dict[str, Any]:
     if name not in choices(group):
-        raise ConfigError(f"{group}={name}: unknown{nearest(name, choices(group))} (choices: {', '.join(choices(group))})")
+        raise ConfigError(
+            f"{group}={name}: unknown{nearest(name, choices(group))} (choices: {', '.join(choices(group))})"
+        )
     return yaml.safe_load((config_dir() / group / f"{name}.yaml").read_text())

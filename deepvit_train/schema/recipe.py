@@ -32,7 +32,9 @@ class Device(Choice):
 class OptimConfig(Section):
     name: OptimName = option("optimizer")
     lr: float = option("peak learning rate; never rescaled by the batch size", low=0, high=1000)
-    weight_decay: float = option("decoupled weight decay of parameters with two or more dimensions", low=0, high=1000)
+    weight_decay: float = option(
+        "decoupled weight decay of parameters with two or more dimensions", low=0, high=1000
+    )
     betas: list[float] = option("AdamW's two decay rates", low=0, below=1)
     eps: float = option("AdamW's epsilon", above=0, high=1)
     decay_theta: bool = option("whether weight decay holds for re-attention's mixing matrix")
@@ -81,13 +83,19 @@ class TrainerConfig(Section):
     compile: bool = option("compile the model with torch.compile")
     grad_checkpointing: bool = option("recompute blocks in the backward pass to save memory")
     clip_grad: float | None = option("largest norm of the gradient; null: no clipping", above=0)
-    ema_decay: float | None = option("decay of the averaged weights after its warm-up; null: none", low=0, below=1)
-    calibrate_images: int = option("training images that re-attention's BatchNorm is calibrated on; 0: never", low=0)
+    ema_decay: float | None = option(
+        "decay of the averaged weights after its warm-up; null: none", low=0, below=1
+    )
+    calibrate_images: int = option(
+        "training images that re-attention's BatchNorm is calibrated on; 0: never", low=0
+    )
     eval_every_epochs: int = option("epochs between evaluations", low=1)
     log_every_steps: int = option("optimizer steps between log lines", low=1)
     save_every_steps: int | None = option("also save every so many steps; null: at evaluations only", low=1)
     keep_last: int = option("newest checkpoints to keep, besides the best", low=1)
-    limit_batches: int | None = option("steps an epoch and batches an evaluation, for trials; null: all", low=1)
+    limit_batches: int | None = option(
+        "steps an epoch and batches an evaluation, for trials; null: all", low=1
+    )
     max_scaler_skips: int = option("consecutive overflows that fp16's loss scaler may skip", low=0)
 
     @classmethod

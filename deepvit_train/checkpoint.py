@@ -1,0 +1,216 @@
+"""Checkpoints: a folder each, of safetensors and JSON, with a SHA-256 manifest written last.
+
+    RUN/checkpoints/step_0000100/   model, ema, optimizer, calibrated .safetensors; state.json; manifest.json
+    RUN/checkpoints/last, best      links to two of them
+
+A checkpoint is written under a temporary name, flushed to the disk and renamed, so it is there whole or not at
+all. Nothing is pickled, and nothing read back is executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from deepvit_train.error import CheckpointError, OutputError, nearest
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+STATE = "state.json"
+DESCRIPTION = "deepvit_train"  # the key of the safetensors header that holds the model's description as JSON
+TEMPORARY = ".partial-"
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """A safetensors file to be written: tensors by name, and a JSON description for its header."""
+
+    tensors: dict[str, Tensor]
+    description: dict[str, Any] | None = None
+
+
+def write_checkpoint(folder: Path, step: int, files: dict[str, TensorFile], state: dict[str, Any]) -> Path:
+    """Write folder/step_NNNNNNN. Raises OutputError, with nothing half-written left, where that fails."""
+    target = folder / f"step_{step:07d}"
+    partial = folder / f"{TEMPORARY}{target.name}"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for name, file in files.items():
+            header = {DESCRIPTION: json.dumps(file.description, sort_keys=True)} if file.description else None
+            contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in file.tensors.items()}
+            save_file(contiguous, partial / f"{name}.safetensors", metadata=header)
+        _write_json(partial / STATE, {"format": FORMAT, "step": step, **state})
+        digests = {path.name: _digest(path, flush=True) for path in sorted(partial.iterdir())}
+        _write_json(partial / MANIFEST, {"format": FORMAT, "sha256": digests})
+        _digest(partial / MANIFEST, flush=True)
+        _flush_folder(partial)
+        if target.exists():
+            shutil.rmtree(target)
+        partial.rename(target)
+        _flush_folder(folder)
+    except (OSError, SafetensorError) as error:
+        need = sum(tensor.nbytes for file in files.values() for tensor in file.tensors.values())
+        free = shutil.disk_usage(folder).free if folder.is_dir() else 0
+        shutil.rmtree(partial, ignore_errors=True)
+        raise OutputError(
+            f"{target}: can't write the checkpoint ({error}); it needs {need / 2**20:.1f} MiB, "
+            f"{free / 2**20:.1f} MiB are free"
+        ) from None
+    return target
+
+
+def point(folder: Path, name: str, target: Path) -> None:
+    """Let the link folder/name lead to a checkpoint of the same folder, in one step."""
+    link = folder / f"{TEMPORARY}{name}"
+    link.unlink(missing_ok=True)
+    link.symlink_to(target.name)
+    link.replace(folder / name)
+    _flush_folder(folder)
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The checkpoints of a run's folder by step, oldest first; by the number in the name, not by the clock."""
+    found = [path for path in folder.glob("step_*") if path.is_dir() and path.name[5:].isdigit()]
+    return sorted(found, key=lambda path: int(path.name[5:]))
+
+
+def newest_valid(folder: Path, warn: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint that is whole; damaged ones are named to `warn` and passed over."""
+    for path in reversed(checkpoints_in(folder)):
+        try:
+            verify(path)
+        except CheckpointError as error:
+            warn(f"{error}; trying the one before")
+        else:
+            return path
+    return None
+
+
+def prune(folder: Path, keep_last: int, keep: set[str]) -> None:
+    """Delete all but the newest `keep_last` checkpoints and those named, and what an interrupted save left."""
+    for path in checkpoints_in(folder)[:-keep_last]:
+        if path.name not in keep:
+            shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob(f"{TEMPORARY}*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def verify(path: Path) -> None:
+    """Raise CheckpointError, naming the file, unless every file has the digest that the manifest says."""
+    digests = _read_json(path / MANIFEST).get("sha256")
+    if not isinstance(digests, dict) or STATE not in digests:
+        raise CheckpointError(f"{path / MANIFEST}: not a manifest")
+    for name, digest in digests.items():
+        file = path / name
+        if Path(name).name != name or file.is_symlink():
+            raise CheckpointError(f"{path / MANIFEST}: names {name!r}, which is not a file of the checkpoint")
+        try:
+            found = _digest(file)
+        except OSError as error:
+            raise CheckpointError(f"{file}: damaged checkpoint ({error.strerror})") from None
+        if found != digest:
+            raise CheckpointError(f"{file}: damaged checkpoint (its SHA-256 is not the manifest's)")
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """A checkpoint's state.json. Raises CheckpointError where a newer format wrote it."""
+    state = _read_json(path / STATE)
+    if state.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: format {state.get('format')!r}; this version reads {FORMAT}")
+    return state
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU. Raises CheckpointError."""
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file}: can't be read ({error})") from None
+
+
+def read_description(file: Path) -> dict[str, Any]:
+    """The model's description in a weights file's header. Raises CheckpointError where there is none."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            header = opened.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file}: not a weights file that can be read ({error})") from None
+    try:
+        description = json.loads(header[DESCRIPTION])
+    except (KeyError, ValueError):
+        raise CheckpointError(f"{file}: its header does not describe a model of deepvit-train") from None
+    if not isinstance(description, dict):
+        raise CheckpointError(f"{file}: its header does not describe a model of deepvit-train")
+    return description
+
+
+def find(path: str) -> Path:
+    """What `checkpoint=PATH` means: a verified checkpoint folder, or a weights file.
+
+    A run folder stands for its best checkpoint, else its newest. Raises CheckpointError.
+    """
+    given = Path(path).expanduser()
+    if given.is_file():
+        return given
+    if not given.is_dir():
+        siblings = [entry.name for entry in given.parent.iterdir()] if given.parent.is_dir() else []
+        raise CheckpointError(f"checkpoint={path}: no such file or folder{nearest(given.name, siblings)}")
+    if (given / MANIFEST).exists() or (given / STATE).exists():
+        verify(given)
+        return given
+    folder = given if given.name == "checkpoints" else given / "checkpoints"
+    if (folder / "best").exists():
+        best = (folder / "best").resolve()
+        verify(best)
+        return best
+    problems: list[str] = []
+    newest = newest_valid(folder, problems.append)
+    if newest is None:
+        raise CheckpointError(
+            problems[0] if problems else f"checkpoint={path}: holds no checkpoint (looked in {folder})"
+        )
+    return newest
+
+
+def _digest(path: Path, flush: bool = False) -> str:
+    with path.open("rb") as file:
+        if flush:
+            os.fsync(file.fileno())
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not JSON"
+        raise CheckpointError(f"{path}: damaged checkpoint ({reason})") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: damaged checkpoint (not a JSON object)")
+    return content

@@ -1,0 +1,117 @@
+"""The console commands: compose the configuration, run, and turn errors into exit codes.
+
+deepvit-train KEY=VALUE ...          python -m deepvit_train.cli train KEY=VALUE ...
+deepvit-eval checkpoint=PATH ...     python -m deepvit_train.cli eval checkpoint=PATH ...
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from deepvit_train import __version__
+from deepvit_train.config import (
+    COMMANDS,
+    as_yaml,
+    compose_command,
+    compose_tree,
+    flat_values,
+    groups_of,
+    keys_of,
+)
+from deepvit_train.error import ConfigError, UserError, nearest
+
+# The module of each command; imported only once the configuration is valid, because torch takes seconds.
+MODULES = {"train": "deepvit_train.train", "eval": "deepvit_train.evaluate"}
+
+
+def train() -> NoReturn:
+    """Entry point of deepvit-train."""
+    main(["train", *sys.argv[1:]])
+
+
+def evaluate() -> NoReturn:
+    """Entry point of deepvit-eval."""
+    main(["eval", *sys.argv[1:]])
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run `COMMAND [--help | --version | --cfg | -m] KEY=VALUE ...` and exit with its code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        sys.exit(_dispatch(arguments))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    command = arguments[0] if arguments else "--help"
+    if command in ("-h", "--help"):
+        print(f"usage: python -m deepvit_train.cli {{{'|'.join(COMMANDS)}}} [--help] KEY=VALUE ...")
+        return 0
+    if command not in COMMANDS:
+        raise ConfigError(
+            f"{command}: no such command{nearest(command, COMMANDS)} (choices: {', '.join(COMMANDS)})"
+        )
+    flags = [argument for argument in arguments[1:] if argument.startswith("-")]
+    overrides = [argument for argument in arguments[1:] if not argument.startswith("-")]
+    known = ["-h", "--help", "--version", "--cfg"] + (["-m", "--multirun"] if command == "train" else [])
+    if unknown := [flag for flag in flags if flag not in known]:
+        raise ConfigError(
+            f"{unknown[0]}: no such option{nearest(unknown[0], known)} (options: {', '.join(known)})"
+        )
+    if {"-h", "--help"} & set(flags):
+        _print_help(command)
+    elif "--version" in flags:
+        print(f"deepvit-train {__version__}")
+    elif "--cfg" in flags:
+        print(as_yaml(compose_tree(command, overrides)), end="")
+    elif {"-m", "--multirun"} & set(flags):
+        return importlib.import_module("deepvit_train.sweep").run(overrides)
+    else:
+        run_command(command, compose_command(command, overrides))
+    return 0
+
+
+def run_command(command: str, config: Any) -> Any:
+    """Run a command on its checked configuration; explains what running out of memory means."""
+    module = importlib.import_module(MODULES[command])
+    try:
+        return module.run(config)
+    except (MemoryError, RuntimeError) as error:
+        if (
+            not isinstance(error, MemoryError)
+            and "out of memory" not in str(error)
+            and "can't allocate" not in str(error)
+        ):
+            raise
+        raise UserError(
+            f"out of memory ({str(error).splitlines()[0] if str(error) else 'MemoryError'})\n"
+            "try a lower trainer.batch_size or a higher trainer.accumulate, trainer.precision=bf16, or "
+            "trainer.grad_checkpointing=true"
+        ) from None
+
+
+def _print_help(command: str) -> None:
+    print(
+        f"usage: deepvit-{command} [--help] [--version] [--cfg] {'[-m] ' if command == 'train' else ''}KEY=VALUE ...\n"
+    )
+    print("--cfg prints the composed configuration and stops.")
+    if command == "train":
+        print("-m trains every combination of comma-separated values: model.depth=4,8 attn=self,reattention")
+    print("\nchosen by name:")
+    for group, names in groups_of(command).items():
+        print(f"  {group}={'|'.join(names)}")
+    print("\nchosen by value [default]:")
+    values = flat_values(compose_tree(command, []))
+    for key in keys_of(COMMANDS[command]):
+        print(f"  {key.name} ({key.type}) [{values.get(key.name, 'required')}]\n      {key.help}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Folders of images: index, decoding, augmentation, the order of samples, loaders."""

@@ -1,0 +1,56 @@
+"""The embedded data set: scikit-learn's handwritten digits, written once as an ImageFolder of PNGs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from deepvit_train.determinism import permutation
+from deepvit_train.error import DataError
+
+VERSION = "digits-v1"
+VAL_SHARE = 5  # one image of five of each class
+
+
+def digits_root() -> Path:
+    """The folder of the digits, with train/ and val/; written into the user's cache folder where it is missing."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deepvit_train"
+    root = cache / VERSION
+    if root.is_dir():
+        return root
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=cache, prefix=f".{VERSION}-"))
+        write_digits(partial)
+        try:
+            partial.rename(root)
+        except OSError:
+            # Another process was first; its files are the same.
+            shutil.rmtree(partial)
+            if not root.is_dir():
+                raise
+    except OSError as error:
+        raise DataError(
+            f"{cache}: can't write the embedded digits there ({error.strerror}); set XDG_CACHE_HOME to a folder that can be written"
+        ) from None
+    return root
+
+
+def write_digits(root: Path) -> None:
+    """Write the 1,797 images of 8 x 8 pixels under root/{train,val}/{0..9}/, the split the same at every call."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    for label in range(10):
+        members = np.flatnonzero(digits.target == label)
+        shuffled = members[permutation(len(members), seed=label)]
+        for place, member in enumerate(shuffled):
+            folder = root / ("val" if place % VAL_SHARE == 0 else "train") / str(label)
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = np.round(digits.images[member] * (255 / 16)).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"{member:04d}.png")

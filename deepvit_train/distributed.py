@@ -1,0 +1,70 @@
+"""The processes of one run: which one this is, and sums over all. One process is the plain case."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those of the run, and its device."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes and prints."""
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum of a tensor over all ranks, on every rank."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def any(self, number: int) -> int:
+        """The largest of a number over all ranks, so that all decide alike."""
+        if self.size == 1:
+            return number
+        largest = torch.tensor(number, device=self.device)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        return int(largest)
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def launched_rank() -> int:
+    """The rank that torchrun gave this process, or 0; known before torch.distributed starts."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def launched_size() -> int:
+    """The number of processes that torchrun started, or 1."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def start(device: str) -> World:
+    """Join the other processes, if torchrun started any. `device` is 'auto', 'cpu' or 'cuda'."""
+    use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if use_cuda else torch.device("cpu")
+    if use_cuda:
+        torch.cuda.set_device(chosen)
+    if launched_size() > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if use_cuda else "gloo")
+    return World(launched_rank(), launched_size(), chosen)
+
+
+def stop() -> None:
+    """Leave the other processes."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

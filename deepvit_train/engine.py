@@ -1,0 +1,192 @@
+"""One optimizer step, and one evaluation. Plain arguments, no configuration of commands.
+
+Shapes: B batch, C classes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.data import Mixup
+from torch import Tensor
+
+from deepvit_train.data.dataset import Batch
+from deepvit_train.determinism import derive_seed, seeded
+from deepvit_train.distributed import World
+from deepvit_train.error import DataError, NotFiniteError
+from deepvit_train.recipe import autocast
+from deepvit_train.schema.recipe import Precision
+from deepvit_train.state import TrainState
+
+
+@dataclass(frozen=True)
+class StepOptions:
+    """What an optimizer step needs besides the state and its images."""
+
+    seed: int
+    precision: Precision
+    label_smoothing: float
+    mixup: Mixup | None
+    clip_grad: float | None
+    max_scaler_skips: int
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """A step's loss, averaged over its images on this rank, and its gradient's norm; both stay on the device."""
+
+    loss: Tensor
+    grad_norm: Tensor
+
+
+def train_step(
+    state: TrainState,
+    forward: Callable[[Tensor], Tensor],
+    batches: Sequence[Batch],
+    world: World,
+    options: StepOptions,
+) -> StepResult:
+    """Advance the state by one optimizer step over the micro-batches.
+
+    Dropout and stochastic depth draw from (seed, step, rank), so a resumed run needs no generator's state.
+    `forward` is the model as it is trained: compiled, or wrapped for several ranks.
+    """
+    torch.manual_seed(derive_seed("step", options.seed, state.step, world.rank))
+    state.schedule.step_update(state.step)
+    loss = torch.zeros((), device=world.device)
+    for number, batch in enumerate(batches):
+        images = batch.images.to(world.device, non_blocking=True)
+        targets = batch.targets.to(world.device, non_blocking=True)
+        smoothing = options.label_smoothing
+        if options.mixup is not None:
+            smoothing = 0.0  # the mixed targets are smoothed already
+            with seeded(derive_seed("mixup", options.seed, state.step, number, world.rank)):
+                images, targets = options.mixup(images, targets)
+        # Gradients are exchanged between ranks once a step, after the last micro-batch.
+        local: Any = getattr(forward, "no_sync", nullcontext) if number + 1 < len(batches) else nullcontext
+        with local():
+            with autocast(world.device, options.precision):
+                logits = forward(images)
+            micro_loss = F.cross_entropy(logits.float(), targets, label_smoothing=smoothing) / len(batches)
+            state.scaler.scale(micro_loss).backward()
+        loss += micro_loss.detach()
+    grad_norm = _update(state, options)
+    state.step += 1
+    if state.ema is not None:
+        state.ema.update(state.model, step=state.step)
+    return StepResult(loss, grad_norm)
+
+
+def _update(state: TrainState, options: StepOptions) -> Tensor:
+    """Step the optimizer unless fp16's loss scaler found an overflow. Returns the gradient's norm, unscaled."""
+    state.scaler.unscale_(state.optimizer)
+    parameters = [parameter for parameter in state.model.parameters() if parameter.grad is not None]
+    grad_norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+    if options.clip_grad is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, options.clip_grad, grad_norm)
+    scale = state.scaler.get_scale()
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.optimizer.zero_grad(set_to_none=True)
+    if state.scaler.is_enabled():
+        state.scaler_skips = state.scaler_skips + 1 if state.scaler.get_scale() < scale else 0
+        if state.scaler_skips > options.max_scaler_skips:
+            raise NotFiniteError(
+                f"step {state.step}: gradients overflowed fp16 in {state.scaler_skips} steps in a row "
+                f"(trainer.max_scaler_skips={options.max_scaler_skips}, loss scale {state.scaler.get_scale():g}); "
+                "try trainer.precision=bf16 or a lower optim.lr"
+            )
+    return grad_norm
+
+
+class FiniteGuard:
+    """Remembers the first step whose loss or gradient norm was not finite, without waiting for the device."""
+
+    def __init__(self, world: World, scaled: bool) -> None:
+        self.world = world
+        self.scaled = scaled  # fp16's loss scaler answers for its gradients itself
+        self.first = torch.tensor(-1, device=world.device)
+        self.values = torch.zeros(2, device=world.device)
+
+    def observe(self, step: int, result: StepResult) -> None:
+        """Look at the result of a step."""
+        values = torch.stack([result.loss, result.grad_norm.to(result.loss.dtype)])
+        finite = values[:1].isfinite().all() if self.scaled else values.isfinite().all()
+        hit = ~finite & (self.first < 0)
+        self.first = torch.where(hit, step, self.first)
+        self.values = torch.where(hit, values, self.values)
+
+    def check(self) -> None:
+        """Raise NotFiniteError naming the first bad step, on every rank alike. Waits for the device."""
+        first = self.world.any(int(self.first))
+        if first >= 0:
+            loss, norm = self.values.tolist()
+            raise NotFiniteError(f"step {first}: the loss is {loss:g} and the gradient norm {norm:g}")
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """An evaluation in which every image counted once. Accuracies are shares from 0 to 1."""
+
+    top1: float
+    top5: float
+    loss: float
+    images: int
+    images_per_s: float
+    class_accuracy: list[float]
+    class_images: list[int]
+
+    def scalars(self) -> dict[str, float]:
+        """The figures that are logged over training."""
+        return {"top1": self.top1, "top5": self.top5, "loss": self.loss}
+
+
+@torch.no_grad()
+def evaluate(
+    model: torch.nn.Module, batches: Iterable[Batch], world: World, precision: Precision, classes: int
+) -> EvalResult:
+    """Top-1 and top-5 accuracy and mean cross-entropy over all ranks. The model's mode is put back after.
+
+    Raises DataError for an image that can't be read: an evaluation never replaces one.
+    """
+    was_training = model.training
+    model.eval()
+    counts = torch.zeros(3, classes, dtype=torch.int64, device=world.device)  # images, top-1 hits, top-5 hits
+    loss = torch.zeros((), dtype=torch.float64, device=world.device)
+    bad: list[str] = []
+    start = time.perf_counter()
+    for batch in batches:
+        bad += batch.bad
+        images, targets = batch.images.to(world.device, non_blocking=True), batch.targets.to(world.device)
+        with autocast(world.device, precision):
+            logits = model(images)
+        logits = logits.float()
+        loss += F.cross_entropy(logits, targets, reduction="sum").double()
+        hits = logits.topk(min(5, classes)).indices == targets[:, None]
+        one = torch.ones_like(targets)
+        counts[0].index_add_(0, targets, one)
+        counts[1].index_add_(0, targets, hits[:, 0].to(one.dtype))
+        counts[2].index_add_(0, targets, hits.any(dim=1).to(one.dtype))
+    model.train(was_training)
+    if world.any(len(bad)):
+        raise DataError(
+            f"{bad[0] if bad else 'another rank'}: can't be read, and an evaluation replaces no image"
+        )
+    world.sum(counts)
+    world.sum(loss)
+    images, top1, top5 = counts.sum(dim=1).tolist()
+    return EvalResult(
+        top1=top1 / images,
+        top5=top5 / images,
+        loss=float(loss) / images,
+        images=images,
+        images_per_s=images / (time.perf_counter() - start),
+        class_accuracy=(counts[1] / counts[0].clamp(min=1)).tolist(),
+        class_images=counts[0].tolist(),
+    )

@@ -1,0 +1,70 @@
+"""Stop signals: noted when they come, acted on between two steps, so that the state is saved whole."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from types import FrameType
+
+from deepvit_train.data.dataset import Batch
+from deepvit_train.distributed import World
+from deepvit_train.error import Interrupted
+
+
+class EvaluationStopped(Exception):
+    """A stop signal came while an evaluation was under way."""
+
+
+class StopSignals:
+    """While open, SIGINT and SIGTERM ask for a save and a stop, SIGUSR1 for a save alone. More of them change nothing."""
+
+    def __init__(self) -> None:
+        self.stop = 0  # the number of the first stop signal
+        self.save = False
+        self._before: dict[signal.Signals, Callable[[int, FrameType | None], object] | int | None] = {}
+
+    def __enter__(self) -> StopSignals:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def take_save(self) -> bool:
+        """Whether a save was asked for since the last call."""
+        asked, self.save = self.save, False
+        return asked
+
+    def watch(self, batches: Iterable[Batch], world: World) -> Iterable[Batch]:
+        """The batches of an evaluation, ending in EvaluationStopped when a stop signal comes.
+
+        With several ranks an evaluation runs to its end: they would not stop at the same batch.
+        """
+        return _Watched(batches, self) if world.size == 1 else batches
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGUSR1:
+            self.save = True
+        else:
+            self.stop = self.stop or number
+
+
+class _Watched:
+    def __init__(self, batches: Iterable[Batch], signals: StopSignals) -> None:
+        self._batches = batches
+        self._signals = signals
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self._batches:
+            if self._signals.stop:
+                raise EvaluationStopped
+            yield batch
+
+
+def interrupted(number: int, saved: object) -> Interrupted:
+    """The error that ends a run after a stop signal."""
+    return Interrupted(
+        f"stopped by {signal.Signals(number).name}; saved {saved}; the same command goes on", number
+    )

@@ -1,0 +1,68 @@
+"""The recipe: optimizer, schedule, mixing of images, averaged weights. Thin builders over timm and torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.data import Mixup
+from timm.optim import create_optimizer_v2, param_groups_weight_decay
+from timm.scheduler import CosineLRScheduler
+from timm.utils import ModelEmaV3
+
+from deepvit_train.error import ConfigError
+from deepvit_train.models import DeepViT
+from deepvit_train.schema.data import AugmentConfig
+from deepvit_train.schema.recipe import OptimConfig, Precision, ScheduleConfig
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """torch's autocast for a precision; off for fp32."""
+    dtype = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}[
+        precision
+    ]
+    return torch.autocast(device.type, dtype, enabled=precision != Precision.fp32)
+
+
+def build_optimizer(model: DeepViT, optim: OptimConfig) -> torch.optim.Optimizer:
+    """AdamW. Weight decay leaves out one-dimensional parameters, the position and the class token."""
+    exempt = model.no_weight_decay()
+    if not optim.decay_theta:
+        exempt |= {name for name, _ in model.named_parameters() if name.endswith(".theta")}
+    groups: Any = param_groups_weight_decay(model, optim.weight_decay, no_weight_decay_list=exempt)
+    return create_optimizer_v2(
+        groups, opt=optim.name.value, lr=optim.lr, betas=tuple(optim.betas), eps=optim.eps, fused=True
+    )
+
+
+def build_schedule(
+    optimizer: torch.optim.Optimizer, schedule: ScheduleConfig, epochs: int, steps_per_epoch: int
+) -> CosineLRScheduler:
+    """Linear warm-up, then a cosine over `epochs`, then min_lr; a function of the optimizer step alone."""
+    return CosineLRScheduler(
+        optimizer,
+        t_initial=epochs * steps_per_epoch,
+        lr_min=schedule.min_lr,
+        warmup_t=round(schedule.warmup_epochs * steps_per_epoch),
+        warmup_lr_init=schedule.warmup_lr,
+        t_in_epochs=False,
+    )
+
+
+def build_mixup(
+    augment: AugmentConfig, label_smoothing: float, num_classes: int, micro_batch: int
+) -> Mixup | None:
+    """timm's mixup and cutmix, one of both a batch, or None where both are off. Its targets are smoothed already."""
+    if not (augment.mixup or augment.cutmix):
+        return None
+    if micro_batch % 2:
+        raise ConfigError(
+            f"trainer.batch_size: mixup and cutmix pair up images, but {micro_batch} images reach each forward "
+            f"pass; nearest: {micro_batch + 1}, or augment.mixup=0 augment.cutmix=0"
+        )
+    return Mixup(augment.mixup, augment.cutmix, label_smoothing=label_smoothing, num_classes=num_classes)
+
+
+def build_ema(model: DeepViT, decay: float | None) -> ModelEmaV3 | None:
+    """Averaged weights, whose decay warms up, or None."""
+    return None if decay is None else ModelEmaV3(model, decay=decay, use_warmup=True)

@@ -1,0 +1,128 @@
+"""The training state: everything that a resumed run needs to go on as if it had never stopped.
+
+Random draws need no state: each comes from the seed, the step and the sample (determinism.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.scheduler import CosineLRScheduler
+from timm.utils import ModelEmaV3
+from torch import Tensor
+
+from deepvit_train.calibration import Statistics
+from deepvit_train.checkpoint import TensorFile, read_state, read_tensors
+from deepvit_train.error import CheckpointError
+from deepvit_train.models import DeepViT
+
+
+@dataclass
+class TrainState:
+    """What training changes, step by step."""
+
+    model: DeepViT
+    ema: ModelEmaV3 | None
+    optimizer: torch.optim.Optimizer
+    schedule: CosineLRScheduler
+    scaler: torch.amp.GradScaler
+    step: int = 0
+    scaler_skips: int = 0  # consecutive overflows
+    evaluated_step: int = -1
+    metrics: dict[str, float] = field(default_factory=dict)  # of the evaluation at evaluated_step
+    best: dict[str, float] = field(default_factory=dict)  # the metrics of the best evaluation, and its step
+    calibrated: dict[str, Statistics] = field(
+        default_factory=dict
+    )  # for live and ema weights at evaluated_step
+    bad_files: list[str] = field(default_factory=list)
+
+    def weights(self) -> dict[str, DeepViT]:
+        """The models to evaluate, by name: the live weights, and the averaged ones where there are any."""
+        ema: Any = self.ema
+        return {"live": self.model} if ema is None else {"live": self.model, "ema": ema.module}
+
+    def files(self, description: dict[str, Any]) -> dict[str, TensorFile]:
+        """The tensors of a checkpoint, by file name."""
+        files = {"optimizer": TensorFile(_optimizer_tensors(self.model, self.optimizer))}
+        for name, model in self.weights().items():
+            files[WEIGHT_FILES[name]] = TensorFile(model.state_dict(), description)
+        if self.calibrated and self.evaluated_step == self.step:
+            flat = {
+                f"{name}.{key}": value
+                for name, stats in self.calibrated.items()
+                for key, value in stats.items()
+            }
+            files["calibrated"] = TensorFile(flat)
+        return files
+
+    def plain(self) -> dict[str, Any]:
+        """The rest of a checkpoint, as JSON."""
+        return {
+            "scaler": self.scaler.state_dict(),
+            "scaler_skips": self.scaler_skips,
+            "evaluated_step": self.evaluated_step,
+            "metrics": self.metrics,
+            "best": self.best,
+            "bad_files": self.bad_files,
+        }
+
+    def restore(self, checkpoint: Path) -> None:
+        """Take over a verified checkpoint. Raises CheckpointError where it does not fit."""
+        state = read_state(checkpoint)
+        for name, model in self.weights().items():
+            _load_weights(model, checkpoint / f"{WEIGHT_FILES[name]}.safetensors")
+        _load_optimizer(self.model, self.optimizer, checkpoint / "optimizer.safetensors")
+        self.step = state["step"]
+        self.scaler.load_state_dict(state["scaler"])
+        self.scaler_skips = state["scaler_skips"]
+        self.evaluated_step = state["evaluated_step"]
+        self.metrics = state["metrics"]
+        self.best = state["best"]
+        self.bad_files = state["bad_files"]
+        self.calibrated = read_calibrated(checkpoint)
+        self.schedule.step_update(self.step)
+
+
+WEIGHT_FILES = {"live": "model", "ema": "ema"}
+
+
+def read_calibrated(checkpoint: Path) -> dict[str, Statistics]:
+    """The calibrated statistics of a checkpoint folder, for live and ema weights; empty where it has none."""
+    file = checkpoint / "calibrated.safetensors"
+    found: dict[str, Statistics] = {}
+    for key, value in (read_tensors(file) if file.exists() else {}).items():
+        name, _, buffer = key.partition(".")
+        found.setdefault(name, {})[buffer] = value
+    return found
+
+
+def _load_weights(model: DeepViT, file: Path) -> None:
+    try:
+        model.load_state_dict(read_tensors(file))
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{file}: does not fit the model ({str(error).splitlines()[-1].strip()})"
+        ) from None
+
+
+def _optimizer_tensors(model: DeepViT, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """AdamW's state by parameter: `exp_avg.blocks.0.attn.qkv.weight`. Hyperparameters come from the configuration."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        f"{key}.{names[parameter]}": value
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+    }
+
+
+def _load_optimizer(model: DeepViT, optimizer: torch.optim.Optimizer, file: Path) -> None:
+    parameters = dict(model.named_parameters())
+    for key, value in read_tensors(file).items():
+        kind, _, name = key.partition(".")
+        if name not in parameters:
+            raise CheckpointError(f"{file}: has state for {name}, which the model has not")
+        # The step count of fused AdamW lives on the parameter's device as well.
+        optimizer.state[parameters[name]][kind] = value.to(parameters[name].device)

@@ -1,0 +1,306 @@
+"""`deepvit-train`: the life of one training run, from the seed to the last checkpoint."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from deepvit_train import checkpoint, distributed
+from deepvit_train.calibration import reattention_norms
+from deepvit_train.config import TrainConfig, as_yaml, plain
+from deepvit_train.data.dataset import Batch, TrainOrder
+from deepvit_train.data.index import ImageIndex, check_classes, data_root, scan_split
+from deepvit_train.data.split import calibration_loader, eval_loader, loader_options, train_loader
+from deepvit_train.data.transform import denormalise, eval_transform, train_transform
+from deepvit_train.distributed import World
+from deepvit_train.engine import FiniteGuard, StepOptions, train_step
+from deepvit_train.error import DataError, NotFiniteError
+from deepvit_train.interruption import EvaluationStopped, StopSignals, interrupted
+from deepvit_train.models import DeepViT, build_model
+from deepvit_train.models.summary import count_flops, count_parameters
+from deepvit_train.plan import Plan, build_plan
+from deepvit_train.recipe import build_ema, build_mixup, build_optimizer, build_schedule
+from deepvit_train.run_folder import RunFolder, describe_environment, flatten
+from deepvit_train.schema.preset import Architecture, plain_from
+from deepvit_train.schema.recipe import Precision
+from deepvit_train.state import TrainState
+from deepvit_train.tracking import Meter, Tracker, console, progress_bar
+from deepvit_train.validation import Validation
+
+GRID_IMAGES = 36  # augmented training images shown in TensorBoard
+
+
+def run(config: TrainConfig) -> dict[str, Any]:
+    """Train until the plan is done. Returns the run's folder and the last evaluation's metrics.
+
+    Raises UserError's subclasses. Before Interrupted the state is saved; after any other the last checkpoint stands.
+    """
+    with ExitStack() as stack:
+        # Devices and seed.
+        world = distributed.start(config.trainer.device.value)
+        stack.callback(distributed.stop)
+        if config.trainer.threads:
+            torch.set_num_threads(config.trainer.threads)
+        torch.manual_seed(config.seed)
+        say = console.print if world.is_main else _silence
+        signals = stack.enter_context(StopSignals())
+
+        # Data. An explicit checkpoint is looked at first: without it there is nothing to read data for.
+        source = None if config.resume in ("auto", "never") else checkpoint.find(config.resume)
+        root = data_root(config.data)
+        train_index, val_index = scan_split(root, "train"), scan_split(root, config.data.split)
+        check_classes(val_index, train_index.classes)
+        plan = build_plan(config.trainer, config.schedule, len(train_index), world.size)
+
+        # The run's folder.
+        folder = stack.enter_context(RunFolder(config.run_dir, writes=world.is_main))
+        say(f"run folder: {folder.path}")
+        folder.adopt(plain(config), config.resume, say)
+        world.barrier()
+
+        # Model, optimizer, schedule, averaged weights.
+        model = build_model(Architecture(config.model, config.attn), len(train_index.classes)).to(
+            world.device
+        )
+        model.set_grad_checkpointing(config.trainer.grad_checkpointing)
+        optimizer = build_optimizer(model, config.optim)
+        state = TrainState(
+            model=model,
+            ema=build_ema(model, config.trainer.ema_decay),
+            optimizer=optimizer,
+            schedule=build_schedule(optimizer, config.schedule, config.trainer.epochs, plan.steps_per_epoch),
+            scaler=torch.amp.GradScaler(
+                world.device.type, enabled=config.trainer.precision == Precision.fp16
+            ),
+        )
+
+        # Resume: the run's own folder before an explicit checkpoint before a fresh start.
+        origin = checkpoint.newest_valid(folder.checkpoints, say) or source
+        if origin:
+            state.restore(origin)
+            say(f"resumed from {origin} at step {state.step} of {plan.total_steps}")
+        if state.step >= plan.total_steps and state.evaluated_step == state.step:
+            say(f"finished already: {_phrase(state.metrics)}")
+            say(f"run folder: {folder.path}")
+            return {"run_dir": str(folder.path), **state.metrics}
+
+        # Loaders, and what is told at the start.
+        batches, validation = _loaders(config, world, plan, state, train_index, val_index, signals)
+        tracker = Tracker(folder.path if world.is_main else None, state.step)
+        stack.callback(tracker.close)
+        folder.note_environment(describe_environment(str(world.device), torch.get_num_threads(), world.size))
+        tracker.text("config", as_yaml(config), state.step)
+        say(_summary(config, plan, world, model, len(train_index), len(val_index)))
+
+        # Train, calibrate, evaluate, log, save.
+        description = {
+            "format": checkpoint.FORMAT,
+            "model": plain_from(config.model),
+            "attn": plain_from(config.attn),
+            "classes": train_index.classes,
+            "data": plain_from(config.data),
+            "seed": config.seed,
+            "calibrate_images": config.trainer.calibrate_images,
+        }
+        trainer = _Trainer(config, world, plan, folder, state, validation, tracker, signals, description, say)
+        trainer.fit(batches)
+
+        # Close.
+        result = {"run_dir": str(folder.path), **state.metrics}
+        tracker.outcome(flatten(plain(config)), state.metrics, state.step)
+        folder.write_result(result)
+        say(f"done at step {state.step}: {_phrase(state.metrics)}")
+        say(f"watch: tensorboard --logdir {folder.path.parent}")
+        say(f"run folder: {folder.path}")
+        return result
+
+
+@dataclass
+class _Trainer:
+    """The loop over steps and what is due between them."""
+
+    config: TrainConfig
+    world: World
+    plan: Plan
+    folder: RunFolder
+    state: TrainState
+    validation: Validation
+    tracker: Tracker
+    signals: StopSignals
+    description: dict[str, Any]
+    say: Callable[[str], None]
+
+    def fit(self, batches: Iterator[Batch]) -> None:
+        """Train from the state's step to the plan's end."""
+        config, plan, state = self.config, self.plan, self.state
+        forward = _wrapped(state.model, config, self.world)
+        options = StepOptions(
+            seed=config.seed,
+            precision=config.trainer.precision,
+            label_smoothing=config.loss.label_smoothing,
+            mixup=build_mixup(
+                config.augment, config.loss.label_smoothing, self.validation.classes, plan.micro_batch
+            ),
+            clip_grad=config.trainer.clip_grad,
+            max_scaler_skips=config.trainer.max_scaler_skips,
+        )
+        meter = Meter(self.world)
+        guard = FiniteGuard(self.world, scaled=state.scaler.is_enabled())
+        if 0 < state.step != state.evaluated_step and plan.evaluates(state.step):
+            self._evaluate_and_save()  # the run was stopped between the step and its evaluation
+        with progress_bar() as progress:
+            bar = progress.add_task("training", total=plan.total_steps, completed=state.step)
+            while state.step < plan.total_steps:
+                asked = time.perf_counter()
+                micro_batches = [next(batches) for _ in range(config.trainer.accumulate)]
+                waited_s = time.perf_counter() - asked
+                self._look_at(micro_batches)
+                try:
+                    result = train_step(state, forward, micro_batches, self.world, options)
+                    guard.observe(state.step, result)
+                    stop = self.world.any(self.signals.stop)
+                    save = self.world.any(self.signals.take_save()) or bool(stop) or plan.saves(state.step)
+                    if plan.logs(state.step) or save:
+                        guard.check()
+                except NotFiniteError as error:
+                    raise NotFiniteError(f"{error}; last good checkpoint: {self._newest()}") from None
+                meter.add(result.loss, config.trainer.batch_size, waited_s)
+                progress.update(bar, completed=state.step)
+                if plan.logs(state.step):
+                    self._log(meter.take(state.optimizer.param_groups[0]["lr"], result.grad_norm))
+                if plan.evaluates(state.step) and not stop:
+                    with meter.paused():
+                        self._evaluate_and_save()
+                elif save:
+                    self._save(best=False)
+                if stop:
+                    raise interrupted(stop, self._newest())
+
+    def _look_at(self, batches: list[Batch]) -> None:
+        """Show the first images; count files that can't be read, and stop at too many."""
+        if self.state.step == 0:
+            shown = denormalise(batches[0].images[:GRID_IMAGES], self.config.model)
+            self.tracker.images("train/images", shown, step=0)
+        for line in sorted({line for batch in batches for line in batch.bad} - set(self.state.bad_files)):
+            self.state.bad_files.append(line)
+            self.say(f"unreadable image, replaced by the next one: {line}")
+            self.tracker.scalars(self.state.step, {"train/bad_files": len(self.state.bad_files)})
+        if len(self.state.bad_files) > self.config.data.max_bad:
+            raise DataError(
+                f"{len(self.state.bad_files)} unreadable training images, more than data.max_bad="
+                f"{self.config.data.max_bad}; the last: {self.state.bad_files[-1]}"
+            )
+
+    def _log(self, scalars: dict[str, float]) -> None:
+        step, plan = self.state.step, self.plan
+        self.tracker.scalars(step, scalars)
+        self.say(
+            f"step {step}/{plan.total_steps}  epoch {plan.epoch(step):.2f}  loss {scalars['train/loss']:.4f}  "
+            f"lr {scalars['train/lr']:.2e}  {scalars['train/images_per_s']:.0f} images/s"
+        )
+
+    def _evaluate_and_save(self) -> None:
+        try:
+            best = self.validation(self.state)
+        except EvaluationStopped:
+            # Saved without metrics; the resumed run begins with this evaluation.
+            self._save(best=False)
+            raise interrupted(self.signals.stop, self._newest()) from None
+        self.tracker.scalars(self.state.step, self.state.metrics)
+        self.say(f"step {self.state.step}: {_phrase(self.state.metrics)}{' (best)' if best else ''}")
+        self._save(best)
+
+    def _save(self, best: bool) -> None:
+        if self.world.is_main:
+            folder, state = self.folder.checkpoints, self.state
+            written = checkpoint.write_checkpoint(
+                folder, state.step, state.files(self.description), state.plain()
+            )
+            checkpoint.point(folder, "last", written)
+            if best:
+                checkpoint.point(folder, "best", written)
+            checkpoint.prune(folder, self.config.trainer.keep_last, keep={(folder / "best").resolve().name})
+        self.world.barrier()
+
+    def _newest(self) -> Path | str:
+        return (checkpoint.checkpoints_in(self.folder.checkpoints) or ["none"])[-1]
+
+
+def _loaders(
+    config: TrainConfig,
+    world: World,
+    plan: Plan,
+    state: TrainState,
+    train_index: ImageIndex,
+    val_index: ImageIndex,
+    signals: StopSignals,
+) -> tuple[Iterator[Batch], Validation]:
+    """Training batches from the state's step on, and the evaluation with its calibration images."""
+    options = loader_options(config.data.workers, world)
+    order = TrainOrder(
+        len(train_index),
+        batch_size=config.trainer.batch_size,
+        accumulate=config.trainer.accumulate,
+        steps_per_epoch=plan.steps_per_epoch,
+        steps=range(state.step, plan.total_steps),
+        seed=config.seed,
+        rank=world.rank,
+        world_size=world.size,
+    )
+    train = train_loader(
+        train_index, train_transform(config.model, config.augment), order, config.seed, options
+    )
+    unchanged = eval_transform(config.model)
+    batch_size, limit = config.trainer.eval_batch_size, config.trainer.limit_batches
+    val = eval_loader(val_index, unchanged, batch_size, world, options, limit)
+    calibration = None
+    if config.trainer.calibrate_images and reattention_norms(state.model):
+        images = config.trainer.calibrate_images
+        calibration = calibration_loader(
+            train_index, unchanged, images, batch_size, config.seed, world, options
+        )
+    validation = Validation(
+        images=signals.watch(val, world),
+        calibration_images=None if calibration is None else signals.watch(calibration, world),
+        precision=config.trainer.precision,
+        classes=len(train_index.classes),
+        world=world,
+    )
+    return iter(train), validation
+
+
+def _wrapped(model: DeepViT, config: TrainConfig, world: World) -> Callable[[Tensor], Tensor]:
+    """The model as it is trained: compiled where asked for, and with gradients exchanged between ranks."""
+    forward: nn.Module | Callable[[Tensor], Tensor] = model.train()
+    if world.size > 1:
+        devices = [world.device] if world.device.type == "cuda" else None
+        forward = DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+    return torch.compile(forward) if config.trainer.compile else forward
+
+
+def _summary(config: TrainConfig, plan: Plan, world: World, model: DeepViT, train: int, val: int) -> str:
+    parameters, flops = count_parameters(model), count_flops(model, config.model.image_size)
+    parts = f"{plan.micro_batch} x {config.trainer.accumulate} accumulated x {world.size} ranks"
+    return (
+        f"model: {config.attn.kind}, {config.model.depth} blocks, dim {config.model.dim}, {config.model.heads} heads; "
+        f"{parameters:,} parameters, {flops / 1e9:.3f} GFLOPs an image\n"
+        f"data: {train:,} training and {val:,} validation images in {model.num_classes} classes\n"
+        f"batch: {config.trainer.batch_size} = {parts}; {plan.total_steps:,} steps, {plan.steps_per_epoch:,} an epoch; "
+        f"{config.trainer.precision} on {world.device}, {torch.get_num_threads()} threads"
+    )
+
+
+def _phrase(metrics: dict[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+
+
+def _silence(line: str) -> None:
+    """What ranks other than the first say."""
