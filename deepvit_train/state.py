@@ -73,7 +73,7 @@ class TrainState:
         """Take over a verified checkpoint. Raises CheckpointError where it does not fit."""
         state = read_state(checkpoint)
         for name, model in self.weights().items():
-            _load_weights(model, checkpoint / f"{WEIGHT_FILES[name]}.safetensors")
+            load_weights(model, checkpoint / f"{WEIGHT_FILES[name]}.safetensors")
         _load_optimizer(self.model, self.optimizer, checkpoint / "optimizer.safetensors")
         self.step = state["step"]
         self.scaler.load_state_dict(state["scaler"])
@@ -99,7 +99,8 @@ def read_calibrated(checkpoint: Path) -> dict[str, Statistics]:
     return found
 
 
-def _load_weights(model: DeepViT, file: Path) -> None:
+def load_weights(model: DeepViT, file: Path) -> None:
+    """Load a weights file into a model of the same shape. Raises CheckpointError."""
     try:
         model.load_state_dict(read_tensors(file))
     except RuntimeError as error:

@@ -29,11 +29,12 @@ from deepvit_train.models.summary import count_flops, count_parameters
 from deepvit_train.plan import Plan, build_plan
 from deepvit_train.recipe import build_ema, build_mixup, build_optimizer, build_schedule
 from deepvit_train.run_folder import RunFolder, describe_environment, flatten
-from deepvit_train.schema.preset import Architecture, plain_from
+from deepvit_train.schema.preset import Architecture
 from deepvit_train.schema.recipe import Precision
 from deepvit_train.state import TrainState
 from deepvit_train.tracking import Meter, Tracker, console, progress_bar
 from deepvit_train.validation import Validation
+from deepvit_train.weights import description_of
 
 GRID_IMAGES = 36  # augmented training images shown in TensorBoard
 
@@ -101,15 +102,14 @@ def run(config: TrainConfig) -> dict[str, Any]:
         say(_summary(config, plan, world, model, len(train_index), len(val_index)))
 
         # Train, calibrate, evaluate, log, save.
-        description = {
-            "format": checkpoint.FORMAT,
-            "model": plain_from(config.model),
-            "attn": plain_from(config.attn),
-            "classes": train_index.classes,
-            "data": plain_from(config.data),
-            "seed": config.seed,
-            "calibrate_images": config.trainer.calibrate_images,
-        }
+        description = description_of(
+            config.model,
+            config.attn,
+            train_index.classes,
+            config.data,
+            config.seed,
+            config.trainer.calibrate_images,
+        )
         trainer = _Trainer(config, world, plan, folder, state, validation, tracker, signals, description, say)
         trainer.fit(batches)
 

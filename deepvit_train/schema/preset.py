@@ -78,26 +78,23 @@ def plain_from(section: Section) -> dict[str, Any]:
 
 
 def _converted(name: str, hint: Any, value: Any) -> Any:
-    if isinstance(hint, type) and issubclass(hint, Enum):
-        if value not in hint.__members__:
-            members = ", ".join(hint.__members__)
-            raise ConfigError(
-                f"{name}={value!r}: not one of {members}{nearest(str(value), hint.__members__)}"
-            )
-        return hint[value]
-    if not _fits(value, hint):
-        raise ConfigError(f"{name}={value!r}: not a value of type {getattr(hint, '__name__', hint)}")
-    return value
-
-
-def _fits(value: Any, hint: Any) -> bool:
+    """The value as the schema holds it; `hint` is a scalar, an enum, a list of scalars, or one of these or None."""
+    if type(None) in get_args(hint):
+        if value is None:
+            return None
+        (hint,) = (choice for choice in get_args(hint) if choice is not type(None))
     if get_origin(hint) is list:
-        return isinstance(value, list) and all(_fits(entry, get_args(hint)[0]) for entry in value)
-    if get_args(hint):  # a union
-        return any(_fits(value, choice) for choice in get_args(hint))
-    if isinstance(value, bool):
-        return hint is bool
-    return isinstance(value, (int, float) if hint is float else hint)
+        if not isinstance(value, list):
+            raise ConfigError(f"{name}={value!r}: not a list")
+        return [_converted(name, get_args(hint)[0], entry) for entry in value]
+    if issubclass(hint, Enum):
+        return hint(value)
+    numeric = hint in (int, float)
+    if not isinstance(value, (int, float) if hint is float else hint) or (
+        numeric and isinstance(value, bool)
+    ):
+        raise ConfigError(f"{name}={value!r}: not a value of type {hint.__name__}")
+    return value
 
 
 def _read(group: str, name: str) -> dict[str, Any]:

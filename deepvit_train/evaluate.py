@@ -1,0 +1,129 @@
+"""`deepvit-eval`: what a checkpoint gets right, on the data it was trained for or other data of the same classes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from deepvit_train import distributed
+from deepvit_train.calibration import calibrate, using
+from deepvit_train.config import EvalConfig
+from deepvit_train.data.index import check_classes, data_root, scan_split
+from deepvit_train.data.split import calibration_loader, eval_loader, loader_options
+from deepvit_train.data.transform import eval_transform
+from deepvit_train.distributed import World
+from deepvit_train.engine import EvalResult, evaluate
+from deepvit_train.error import CheckpointError, DataError
+from deepvit_train.schema.data import DataConfig
+from deepvit_train.tracking import console
+from deepvit_train.weights import LoadedModel, load, result_file
+
+WORST_CLASSES = 5  # shown in the table; the JSON file has all
+
+
+def run(config: EvalConfig) -> dict[str, Any]:
+    """Evaluate a checkpoint: a table, a JSON file beside it, and one JSON object as the last line on stdout."""
+    world = distributed.start(config.device.value)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    say = console.print if world.is_main else lambda line: None
+
+    # The model and its preprocessing, from the checkpoint alone.
+    loaded = load(config.checkpoint, config.weights.value)
+    model, transform = loaded.model.to(world.device), eval_transform(loaded.architecture.model)
+    say(f"{loaded.file}: {loaded.weights} weights")
+
+    # The data: the run's own unless told otherwise.
+    data = _data(config.data, loaded.data)
+    root, options = data_root(data), loader_options(data.workers, world)
+    index = scan_split(root, data.split)
+    check_classes(index, loaded.classes)
+
+    # Calibrate where the checkpoint was saved between two evaluations, then evaluate.
+    statistics = loaded.statistics
+    if loaded.needs_calibration:
+        say(
+            f"no calibrated statistics for these weights: calibrating on {loaded.calibrate_images} training images"
+        )
+        batches = calibration_loader(
+            _training_images(loaded, data),
+            transform,
+            loaded.calibrate_images,
+            config.batch_size,
+            loaded.seed,
+            world,
+            options,
+        )
+        statistics = calibrate(model, batches, config.precision, world)
+    batches = eval_loader(index, transform, config.batch_size, world, options, config.limit_batches)
+    with using(model, statistics):
+        result = evaluate(model, batches, world, config.precision, len(loaded.classes))
+
+    report = _report(loaded, data, config, result)
+    if world.is_main:
+        _tell(loaded, data, result, report)
+    distributed.stop()
+    return report
+
+
+def _data(given: DataConfig, trained: DataConfig) -> DataConfig:
+    """The run's own data, with what was given instead of it."""
+    if given.name is not None:
+        return given
+    root = given.root or trained.root
+    workers = trained.workers if given.workers is None else given.workers
+    return replace(given, name=trained.name, root=root, workers=workers)
+
+
+def _training_images(loaded: LoadedModel, data: DataConfig) -> Any:
+    try:
+        index = scan_split(data_root(data), "train")
+        check_classes(index, loaded.classes)
+    except DataError as error:
+        raise CheckpointError(
+            f"{loaded.file}: holds no calibrated statistics, and there are no training images to measure them on "
+            f"({error}); give data.root=FOLDER with train/, or a checkpoint saved at an evaluation"
+        ) from None
+    return index
+
+
+def _report(loaded: LoadedModel, data: DataConfig, config: EvalConfig, result: EvalResult) -> dict[str, Any]:
+    return {
+        "checkpoint": str(loaded.file),
+        "weights": loaded.weights,
+        "data": str(data.name),
+        "split": data.split,
+        "precision": str(config.precision),
+        "top1": result.top1,
+        "top5": result.top5,
+        "loss": result.loss,
+        "images": result.images,
+        "images_per_s": round(result.images_per_s, 1),
+    }
+
+
+def _tell(loaded: LoadedModel, data: DataConfig, result: EvalResult, report: dict[str, Any]) -> None:
+    table = Table("class", "top-1", "images", title=f"{data.split}: {result.images} images")
+    per_class = sorted(zip(result.class_accuracy, loaded.classes, result.class_images, strict=True))
+    for accuracy, name, images in per_class[:WORST_CLASSES]:
+        table.add_row(name, f"{accuracy:.4f}", str(images))
+    if len(per_class) > WORST_CLASSES:
+        table.add_row(f"... {len(per_class) - WORST_CLASSES} more, better ones", "", "")
+    table.add_section()
+    table.add_row("top-1", f"{result.top1:.4f}", str(result.images))
+    table.add_row("top-5", f"{result.top5:.4f}", "")
+    table.add_row("loss", f"{result.loss:.4f}", "")
+    table.add_row("images/s", f"{result.images_per_s:.0f}", "")
+    console.print(table)
+    classes = {name: {"top1": accuracy, "images": images} for accuracy, name, images in per_class}
+    file = result_file(loaded, data.split)
+    try:
+        file.write_text(json.dumps({**report, "classes": classes}, indent=1) + "\n")
+        console.print(f"written: {file}")
+    except OSError as error:
+        console.print(f"not written: {file} ({error.strerror})")
+    print(json.dumps(report), flush=True)
