@@ -9,9 +9,10 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NoReturn
 
-from deepvit_train import __version__
+from deepvit_train import __version__, sweep
 from deepvit_train.config import (
     COMMANDS,
     as_yaml,
@@ -72,7 +73,7 @@ def _dispatch(arguments: list[str]) -> int:
     elif "--cfg" in flags:
         print(as_yaml(compose_tree(command, overrides)), end="")
     elif {"-m", "--multirun"} & set(flags):
-        return importlib.import_module("deepvit_train.sweep").run(overrides)
+        return sweep.run(overrides, partial(run_command, "train"))
     else:
         run_command(command, compose_command(command, overrides))
     return 0

@@ -15,7 +15,6 @@ from deepvit_train.config import EvalConfig
 from deepvit_train.data.index import check_classes, data_root, scan_split
 from deepvit_train.data.split import calibration_loader, eval_loader, loader_options
 from deepvit_train.data.transform import eval_transform
-from deepvit_train.distributed import World
 from deepvit_train.engine import EvalResult, evaluate
 from deepvit_train.error import CheckpointError, DataError
 from deepvit_train.schema.data import DataConfig

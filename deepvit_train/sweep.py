@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -19,14 +19,13 @@ from deepvit_train.error import ConfigError, Interrupted, UserError
 IN_NAME = {"model.depth", "attn", "data", "seed"}
 
 
-def run(overrides: Sequence[str]) -> int:
+def run(overrides: Sequence[str], train: Callable[[TrainConfig], dict[str, Any]]) -> int:
     """Train every combination. All are checked before the first starts; one that fails does not stop the others.
 
     Returns the exit code: 0, or that of the first run that failed.
     """
     jobs = [(job, _compose(job)) for job in expand(overrides)]
     # Only now: a sweep with a mistake in it must not wait for torch.
-    from deepvit_train.cli import run_command
     from deepvit_train.tracking import console
 
     outcomes: list[tuple[str, str, dict[str, Any]]] = []
@@ -34,7 +33,7 @@ def run(overrides: Sequence[str]) -> int:
     for number, (job, config) in enumerate(jobs, start=1):
         console.print(f"run {number} of {len(jobs)}: {' '.join(job)}")
         try:
-            result = run_command("train", config)
+            result = train(config)
             outcomes.append((config.name, "done", result))
         except Interrupted:
             raise
