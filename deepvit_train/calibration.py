@@ -1,8 +1,9 @@
 """Statistics of re-attention's BatchNorm, recomputed for the weights as they are.
 
-While the learning rate is high, running statistics lag behind the weights so far that a good model evaluates as
-garbage (docs/log.md has figures). So before each evaluation the statistics are measured on a fixed set of training
-images. They are kept beside the model: its running statistics, part of the training state, are not touched.
+While the learning rate is high, running statistics lag behind the weights so far that a good model evaluates
+as garbage (docs/log.md has figures). So before each evaluation the statistics are measured on a fixed set of
+training images. They are kept beside the model: its running statistics, part of the training state, are not
+touched.
 
 Shapes: H heads.
 """

@@ -3,8 +3,8 @@
     RUN/checkpoints/step_0000100/   model, ema, optimizer, calibrated .safetensors; state.json; manifest.json
     RUN/checkpoints/last, best      links to two of them
 
-A checkpoint is written under a temporary name, flushed to the disk and renamed, so it is there whole or not at
-all. Nothing is pickled, and nothing read back is executed.
+A checkpoint is written under a temporary name, flushed to the disk and renamed, so it is there whole or not
+at all. Nothing is pickled, and nothing read back is executed.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def point(folder: Path, name: str, target: Path) -> None:
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """The checkpoints of a run's folder by step, oldest first; by the number in the name, not by the clock."""
+    """The checkpoints in a folder by the step in their names, oldest first; the clock plays no part."""
     found = [path for path in folder.glob("step_*") if path.is_dir() and path.name[5:].isdigit()]
     return sorted(found, key=lambda path: int(path.name[5:]))
 
@@ -98,7 +98,7 @@ def newest_valid(folder: Path, warn: Callable[[str], None]) -> Path | None:
 
 
 def prune(folder: Path, keep_last: int, keep: set[str]) -> None:
-    """Delete all but the newest `keep_last` checkpoints and those named, and what an interrupted save left."""
+    """Delete all but the newest `keep_last` checkpoints and those named, and what broken saves left."""
     for path in checkpoints_in(folder)[:-keep_last]:
         if path.name not in keep:
             shutil.rmtree(path, ignore_errors=True)

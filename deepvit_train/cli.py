@@ -100,7 +100,8 @@ def run_command(command: str, config: Any) -> Any:
 
 def _print_help(command: str) -> None:
     print(
-        f"usage: deepvit-{command} [--help] [--version] [--cfg] {'[-m] ' if command == 'train' else ''}KEY=VALUE ...\n"
+        f"usage: deepvit-{command} [--help] [--version] [--cfg] "
+        f"{'[-m] ' if command == 'train' else ''}KEY=VALUE ...\n"
     )
     print("--cfg prints the composed configuration and stops.")
     if command == "train":

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
-from typing import Any, get_args, get_type_hints
+from typing import Any, cast, get_args, get_type_hints
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -62,7 +62,8 @@ class TrainConfig(Section):
         if self.schedule.warmup_epochs >= self.trainer.epochs and self.schedule.warmup_epochs:
             raise ConfigError(
                 f"schedule.warmup_epochs={self.schedule.warmup_epochs:g} leaves nothing of "
-                f"trainer.epochs={self.trainer.epochs}; nearest: schedule.warmup_epochs={self.trainer.epochs - 1}"
+                f"trainer.epochs={self.trainer.epochs}; nearest: "
+                f"schedule.warmup_epochs={self.trainer.epochs - 1}"
             )
         for name in ("name", "run_dir"):
             value = getattr(self, name)
@@ -163,7 +164,7 @@ def keys_of(section: type[Any], prefix: str = "") -> Iterator[Key]:
     for key in fields(section):
         hint = hints[key.name]
         if is_dataclass(hint):
-            yield from keys_of(hint, f"{prefix}{key.name}.")
+            yield from keys_of(cast(type, hint), f"{prefix}{key.name}.")
         else:
             yield Key(f"{prefix}{key.name}", _type_name(hint), key.metadata["help"])
 

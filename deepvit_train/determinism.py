@@ -12,7 +12,7 @@ import torch
 
 
 def derive_seed(purpose: str, *numbers: int) -> int:
-    """A 63-bit seed that depends on the purpose and the numbers alone: derive_seed('sample', seed, epoch, index)."""
+    """A 63-bit seed from a purpose and numbers alone: derive_seed('sample', seed, epoch, image)."""
     digest = hashlib.blake2b(repr((purpose, *numbers)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
@@ -25,7 +25,7 @@ def seeded(seed: int) -> Iterator[None]:
     """
     # Only torch's CPU generator: a forked loader process must not touch CUDA.
     generator = torch.default_generator
-    states = random.getstate(), np.random.get_state(), generator.get_state()
+    states = random.getstate(), np.random.get_state(), generator.get_state()  # noqa: NPY002
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - timm draws from the global generator
     generator.manual_seed(seed)

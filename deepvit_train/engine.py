@@ -39,7 +39,7 @@ class StepOptions:
 
 @dataclass(frozen=True)
 class StepResult:
-    """A step's loss, averaged over its images on this rank, and its gradient's norm; both stay on the device."""
+    """A step's mean loss over this rank's images, and its gradient's norm; both stay on the device."""
 
     loss: Tensor
     grad_norm: Tensor
@@ -84,10 +84,12 @@ def train_step(
 
 
 def _update(state: TrainState, options: StepOptions) -> Tensor:
-    """Step the optimizer unless fp16's loss scaler found an overflow. Returns the gradient's norm, unscaled."""
+    """Step the optimizer unless fp16's scaler found an overflow. Returns the unscaled gradient's norm."""
     state.scaler.unscale_(state.optimizer)
     parameters = [parameter for parameter in state.model.parameters() if parameter.grad is not None]
-    grad_norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+    grad_norm = torch.nn.utils.get_total_norm(
+        [grad for each in parameters if (grad := each.grad) is not None]
+    )
     if options.clip_grad is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, options.clip_grad, grad_norm)
     scale = state.scaler.get_scale()
@@ -99,7 +101,8 @@ def _update(state: TrainState, options: StepOptions) -> Tensor:
         if state.scaler_skips > options.max_scaler_skips:
             raise NotFiniteError(
                 f"step {state.step}: gradients overflowed fp16 in {state.scaler_skips} steps in a row "
-                f"(trainer.max_scaler_skips={options.max_scaler_skips}, loss scale {state.scaler.get_scale():g}); "
+                f"(trainer.max_scaler_skips={options.max_scaler_skips}, loss scale "
+                f"{state.scaler.get_scale():g}); "
                 "try trainer.precision=bf16 or a lower optim.lr"
             )
     return grad_norm

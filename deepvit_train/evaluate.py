@@ -1,4 +1,4 @@
-"""`deepvit-eval`: what a checkpoint gets right, on the data it was trained for or other data of the same classes."""
+"""`deepvit-eval`: what a checkpoint gets right, on its own data or other data of the same classes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WORST_CLASSES = 5  # shown in the table; the JSON file has all
 
 
 def run(config: EvalConfig) -> dict[str, Any]:
-    """Evaluate a checkpoint: a table, a JSON file beside it, and one JSON object as the last line on stdout."""
+    """Evaluate a checkpoint: a table, a JSON file beside it, and a JSON object as the last line on stdout."""
     world = distributed.start(config.device.value)
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -46,7 +46,8 @@ def run(config: EvalConfig) -> dict[str, Any]:
     statistics = loaded.statistics
     if loaded.needs_calibration:
         say(
-            f"no calibrated statistics for these weights: calibrating on {loaded.calibrate_images} training images"
+            f"no calibrated statistics for these weights: calibrating on {loaded.calibrate_images} "
+            "training images"
         )
         batches = calibration_loader(
             _training_images(loaded, data),
@@ -84,7 +85,8 @@ def _training_images(loaded: LoadedModel, data: DataConfig) -> Any:
         check_classes(index, loaded.classes)
     except DataError as error:
         raise CheckpointError(
-            f"{loaded.file}: holds no calibrated statistics, and there are no training images to measure them on "
+            f"{loaded.file}: holds no calibrated statistics, and there are no training images to measure "
+            "them on "
             f"({error}); give data.root=FOLDER with train/, or a checkpoint saved at an evaluation"
         ) from None
     return index

@@ -16,7 +16,7 @@ class EvaluationStopped(Exception):
 
 
 class StopSignals:
-    """While open, SIGINT and SIGTERM ask for a save and a stop, SIGUSR1 for a save alone. More of them change nothing."""
+    """While open, SIGINT and SIGTERM ask for a save and a stop, SIGUSR1 for a save."""
 
     def __init__(self) -> None:
         self.stop = 0  # the number of the first stop signal

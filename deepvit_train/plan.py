@@ -1,4 +1,4 @@
-"""The length of a run in optimizer steps, and what is due after each. A step's place in its epoch follows from its number."""
+"""The length of a run in optimizer steps, and what is due after each."""
 
 from __future__ import annotations
 
@@ -43,8 +43,10 @@ def build_plan(trainer: TrainerConfig, schedule: ScheduleConfig, images: int, wo
     parts = world_size * trainer.accumulate
     if trainer.batch_size % parts:
         raise ConfigError(
-            f"trainer.batch_size={trainer.batch_size} is not divisible by {world_size} ranks x trainer.accumulate="
-            f"{trainer.accumulate}; nearest: trainer.batch_size={max(1, round(trainer.batch_size / parts)) * parts}"
+            f"trainer.batch_size={trainer.batch_size} is not divisible by {world_size} ranks x "
+            "trainer.accumulate="
+            f"{trainer.accumulate}; nearest: "
+            f"trainer.batch_size={max(1, round(trainer.batch_size / parts)) * parts}"
         )
     steps_per_epoch = images // trainer.batch_size
     if not steps_per_epoch:

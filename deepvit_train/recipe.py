@@ -52,12 +52,13 @@ def build_schedule(
 def build_mixup(
     augment: AugmentConfig, label_smoothing: float, num_classes: int, micro_batch: int
 ) -> Mixup | None:
-    """timm's mixup and cutmix, one of both a batch, or None where both are off. Its targets are smoothed already."""
+    """timm's mixup and cutmix, one of both a batch, or None where both are off. Its targets are smoothed."""
     if not (augment.mixup or augment.cutmix):
         return None
     if micro_batch % 2:
         raise ConfigError(
-            f"trainer.batch_size: mixup and cutmix pair up images, but {micro_batch} images reach each forward "
+            f"trainer.batch_size: mixup and cutmix pair up images, but {micro_batch} images reach each "
+            "forward "
             f"pass; nearest: {micro_batch + 1}, or augment.mixup=0 augment.cutmix=0"
         )
     return Mixup(augment.mixup, augment.cutmix, label_smoothing=label_smoothing, num_classes=num_classes)

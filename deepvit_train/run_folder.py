@@ -1,4 +1,4 @@
-"""A run's folder: made once, locked by one writer, never overwritten, and only continued by the same configuration."""
+"""A run's folder: locked by one writer, never overwritten, continued by the same configuration only."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ GROWING_KEYS = {"trainer.epochs", "trainer.max_steps"}
 
 
 class RunFolder:
-    """runs/NAME: config.yaml, environment.json, metrics.jsonl, tb/, checkpoints/. Use as a context manager."""
+    """runs/NAME: config.yaml, environment.json, metrics.jsonl, tb/, checkpoints/. A context manager."""
 
     def __init__(self, path: str, writes: bool = True) -> None:
         self.writes = writes  # one process alone makes, locks and writes the folder
@@ -89,7 +89,7 @@ class RunFolder:
         return (self.path / "config.yaml").exists()
 
     def adopt(self, config: dict[str, Any], resume: str, note: Callable[[str], None]) -> None:
-        """Take a run's configuration. Raises ConfigError where another run lives here, naming the keys that differ."""
+        """Take a run's configuration. Raises ConfigError naming the keys in which the run here differs."""
         if not self.writes:
             return
         if self.begun:

@@ -110,8 +110,8 @@ def load_weights(model: DeepViT, file: Path) -> None:
 
 
 def _optimizer_tensors(model: DeepViT, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """AdamW's state by parameter: `exp_avg.blocks.0.attn.qkv.weight`. Hyperparameters come from the configuration."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    """AdamW's state by parameter: `exp_avg.blocks.0.attn.qkv.weight`. Its options are configuration."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
         f"{key}.{names[parameter]}": value
         for parameter, state in optimizer.state.items()

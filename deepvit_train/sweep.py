@@ -1,4 +1,4 @@
-"""`deepvit-train -m`: every combination of comma-separated values, one run after the other, and a table of all."""
+"""`deepvit-train -m`: every combination of comma-separated values, one run after another, and a table."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ IN_NAME = {"model.depth", "attn", "data", "seed"}
 
 
 def run(overrides: Sequence[str], train: Callable[[TrainConfig], dict[str, Any]]) -> int:
-    """Train every combination. All are checked before the first starts; one that fails does not stop the others.
+    """Train every combination. All are checked before the first starts; a failed one doesn't stop the others.
 
     Returns the exit code: 0, or that of the first run that failed.
     """

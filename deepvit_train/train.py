@@ -42,7 +42,8 @@ GRID_IMAGES = 36  # augmented training images shown in TensorBoard
 def run(config: TrainConfig) -> dict[str, Any]:
     """Train until the plan is done. Returns the run's folder and the last evaluation's metrics.
 
-    Raises UserError's subclasses. Before Interrupted the state is saved; after any other the last checkpoint stands.
+    Raises UserError's subclasses. Before Interrupted the state is saved; after any other the last checkpoint
+    stands.
     """
     with ExitStack() as stack:
         # Devices and seed.
@@ -203,7 +204,8 @@ class _Trainer:
         step, plan = self.state.step, self.plan
         self.tracker.scalars(step, scalars)
         self.say(
-            f"step {step}/{plan.total_steps}  epoch {plan.epoch(step):.2f}  loss {scalars['train/loss']:.4f}  "
+            f"step {step}/{plan.total_steps}  epoch {plan.epoch(step):.2f}  loss "
+            f"{scalars['train/loss']:.4f}  "
             f"lr {scalars['train/lr']:.2e}  {scalars['train/images_per_s']:.0f} images/s"
         )
 
@@ -290,10 +292,12 @@ def _summary(config: TrainConfig, plan: Plan, world: World, model: DeepViT, trai
     parameters, flops = count_parameters(model), count_flops(model, config.model.image_size)
     parts = f"{plan.micro_batch} x {config.trainer.accumulate} accumulated x {world.size} ranks"
     return (
-        f"model: {config.attn.kind}, {config.model.depth} blocks, dim {config.model.dim}, {config.model.heads} heads; "
+        f"model: {config.attn.kind}, {config.model.depth} blocks, dim {config.model.dim}, "
+        f"{config.model.heads} heads; "
         f"{parameters:,} parameters, {flops / 1e9:.3f} GFLOPs an image\n"
         f"data: {train:,} training and {val:,} validation images in {model.num_classes} classes\n"
-        f"batch: {config.trainer.batch_size} = {parts}; {plan.total_steps:,} steps, {plan.steps_per_epoch:,} an epoch; "
+        f"batch: {config.trainer.batch_size} = {parts}; {plan.total_steps:,} steps, "
+        f"{plan.steps_per_epoch:,} an epoch; "
         f"{config.trainer.precision} on {world.device}, {torch.get_num_threads()} threads"
     )
 

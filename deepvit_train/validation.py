@@ -17,7 +17,7 @@ SELECT_BY = "top1"
 
 @dataclass(frozen=True)
 class Validation:
-    """What an evaluation during training reads. Without calibration images the running statistics are used."""
+    """What an evaluation during training reads. Without calibration images, running statistics are used."""
 
     images: Iterable[Batch]
     calibration_images: Iterable[Batch] | None
@@ -26,7 +26,7 @@ class Validation:
     world: World
 
     def __call__(self, state: TrainState) -> bool:
-        """Evaluate the state and note the metrics and statistics in it. Returns whether it is the best so far.
+        """Evaluate the state and note metrics and statistics in it. Returns whether it is the best so far.
 
         Metrics are named val/top1 for the live weights and val_ema/top1 for the averaged ones, which decide
         where there are any. The training state itself stays as it is.

@@ -24,7 +24,7 @@ class Key(NamedTuple):
     """Which image, in which epoch: together with the run's seed it decides every random draw of a sample."""
 
     epoch: int
-    index: int
+    image: int
 
 
 class Batch(NamedTuple):
@@ -36,7 +36,7 @@ class Batch(NamedTuple):
 
 
 class ImageDataset(Dataset):
-    """Decoded, transformed images. A file that can't be read is reported in the batch and replaced by the next one."""
+    """Decoded, transformed images. A file that can't be read is reported and replaced by the next one."""
 
     def __init__(self, index: ImageIndex, transform: Transform, seed: int) -> None:
         self.index = index
@@ -45,9 +45,9 @@ class ImageDataset(Dataset):
 
     def __getitem__(self, key: Key) -> Batch:
         bad: list[str] = []
-        with seeded(derive_seed("sample", self.seed, key.epoch, key.index)):
+        with seeded(derive_seed("sample", self.seed, key.epoch, key.image)):
             for step in range(len(self.index)):
-                place = (key.index + step) % len(self.index)
+                place = (key.image + step) % len(self.index)
                 try:
                     image = self.transform(load_image(self.index.path(place)))
                 except BadImageError as error:
@@ -60,8 +60,8 @@ class ImageDataset(Dataset):
 class TrainOrder(Sampler[list[Key]]):
     """The micro-batches of one rank, from one optimizer step to another, across epochs.
 
-    Step s of the run takes images s * batch_size .. (s + 1) * batch_size of its epoch's permutation, whatever the
-    number of ranks and micro-batches; the rest of an epoch that fills no batch is left out.
+    Step s of the run takes images s * batch_size .. (s + 1) * batch_size of its epoch's permutation, whatever
+    the number of ranks and micro-batches; the rest of an epoch that fills no batch is left out.
     """
 
     def __init__(
@@ -99,13 +99,13 @@ class TrainOrder(Sampler[list[Key]]):
                 )
             batch = order[place * self.batch_size : (place + 1) * self.batch_size]
             for micro in batch.reshape(self.accumulate, self.world_size, -1):
-                yield [Key(epoch, int(index)) for index in micro[self.rank]]
+                yield [Key(epoch, int(image)) for image in micro[self.rank]]
 
 
 def eval_batches(indices: Sequence[int], batch_size: int, rank: int, world_size: int) -> list[list[Key]]:
     """The batches of one rank when every image counts exactly once: whole batches are dealt out in turn."""
     batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
-    return [[Key(0, int(index)) for index in batch] for batch in batches[rank::world_size]]
+    return [[Key(0, int(image)) for image in batch] for batch in batches[rank::world_size]]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ VAL_SHARE = 5  # one image of five of each class
 
 
 def digits_root() -> Path:
-    """The folder of the digits, with train/ and val/; written into the user's cache folder where it is missing."""
+    """The folder of the digits, with train/ and val/; written into the cache folder where it is missing."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deepvit_train"
     root = cache / VERSION
     if root.is_dir():
@@ -36,21 +36,22 @@ def digits_root() -> Path:
                 raise
     except OSError as error:
         raise DataError(
-            f"{cache}: can't write the embedded digits there ({error.strerror}); set XDG_CACHE_HOME to a folder that can be written"
+            f"{cache}: can't write the embedded digits there ({error.strerror}); set XDG_CACHE_HOME to "
+            "another folder"
         ) from None
     return root
 
 
 def write_digits(root: Path) -> None:
-    """Write the 1,797 images of 8 x 8 pixels under root/{train,val}/{0..9}/, the split the same at every call."""
+    """Write the 1,797 images of 8 x 8 pixels under root/{train,val}/{0..9}/, always split the same."""
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
+    images, labels = load_digits(return_X_y=True)
     for label in range(10):
-        members = np.flatnonzero(digits.target == label)
+        members = np.flatnonzero(labels == label)
         shuffled = members[permutation(len(members), seed=label)]
         for place, member in enumerate(shuffled):
             folder = root / ("val" if place % VAL_SHARE == 0 else "train") / str(label)
             folder.mkdir(parents=True, exist_ok=True)
-            pixels = np.round(digits.images[member] * (255 / 16)).astype(np.uint8)
+            pixels = np.round(images[member].reshape(8, 8) * (255 / 16)).astype(np.uint8)
             Image.fromarray(pixels).save(folder / f"{member:04d}.png")

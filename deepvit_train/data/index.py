@@ -18,8 +18,8 @@ from deepvit_train.schema.data import DataConfig, DataName
 class ImageIndex:
     """The images of one split, sorted by class and path.
 
-    `paths` is an array of bytes, relative to `folder`: loader processes share it instead of copying it, as they
-    would copy a list of str by counting references.
+    `paths` is an array of bytes, relative to `folder`: loader processes share it instead of copying it, as
+    they would copy a list of str by counting references.
     """
 
     folder: Path
@@ -82,7 +82,5 @@ def _files(folder: Path, class_name: str) -> list[str]:
     for where, folders, names in os.walk(folder / class_name, followlinks=True):
         folders.sort()
         inside = os.path.relpath(where, folder)
-        found += [
-            os.path.join(inside, name) for name in sorted(names) if name.lower().endswith(IMG_EXTENSIONS)
-        ]
+        found += [f"{inside}/{name}" for name in sorted(names) if name.lower().endswith(IMG_EXTENSIONS)]
     return found

@@ -15,7 +15,7 @@ from deepvit_train.distributed import World
 
 
 def loader_options(workers: int | None, world: World) -> LoaderOptions:
-    """Loader processes of this rank: as asked for, or the cores this process may use shared by the machine's ranks."""
+    """Loader processes of this rank: as asked for, or this machine's cores shared by its ranks."""
     if workers is None:
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         workers = min(16, max(1, len(os.sched_getaffinity(0)) // ranks_here))

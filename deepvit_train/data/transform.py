@@ -1,8 +1,9 @@
-"""From an RGB image to the model's input: resize, crop, augment, normalise. Parts of torchvision and timm, composed."""
+"""From an RGB image to the model's input: resize, crop, augment, normalise; parts of torchvision and timm."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from PIL import Image
@@ -21,13 +22,14 @@ Transform = Callable[[Image.Image], Tensor]
 
 def eval_transform(model: ModelConfig) -> Transform:
     """timm's evaluation transform: resize the shorter side to size / crop_pct, centre crop, normalise."""
-    return create_transform(
+    transform: Any = create_transform(
         model.image_size,
         interpolation=model.interpolation.value,
         mean=tuple(model.mean),
         std=tuple(model.std),
         crop_pct=model.crop_pct,
     )
+    return transform
 
 
 def train_transform(model: ModelConfig, augment: AugmentConfig) -> Transform:
@@ -37,7 +39,7 @@ def train_transform(model: ModelConfig, augment: AugmentConfig) -> Transform:
     if augment.rotate_degrees or augment.shift or augment.zoom:
         steps.append(
             v2.RandomAffine(
-                augment.rotate_degrees,
+                [-augment.rotate_degrees, augment.rotate_degrees],
                 translate=(augment.shift, augment.shift),
                 scale=(1 - augment.zoom, 1 + augment.zoom),
                 interpolation=InterpolationMode.BILINEAR,
@@ -68,8 +70,13 @@ def _crop(model: ModelConfig, augment: AugmentConfig, interpolation: Interpolati
         resized = int(model.image_size / model.crop_pct)
         return v2.Compose([v2.Resize(resized, interpolation), v2.CenterCrop(model.image_size)])
     return v2.RandomResizedCrop(
-        model.image_size, tuple(augment.crop_scale), tuple(augment.crop_ratio), interpolation=interpolation
+        model.image_size, _pair(augment.crop_scale), _pair(augment.crop_ratio), interpolation=interpolation
     )
+
+
+def _pair(values: list[float]) -> tuple[float, float]:
+    low, high = values
+    return low, high
 
 
 def _policy(name: str, model: ModelConfig) -> Callable:

@@ -42,8 +42,8 @@ class ReAttention(Attention):
     """Attention whose maps are mixed across heads by a learned matrix, then normalised.
 
     Parameters besides those of Attention: `theta` (H, H), `theta_bias` (H,) in the paper's form, and `norm`.
-    Source: arXiv 2103.11886, section 4.2; the initialisations are those of the authors' 1x1 convolution and of
-    vit-pytorch.
+    Source: arXiv 2103.11886, section 4.2; the initialisations are those of the authors' 1x1 convolution and
+    of vit-pytorch.
     """
 
     def __init__(

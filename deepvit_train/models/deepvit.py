@@ -23,7 +23,8 @@ class DeepViT(nn.Module):
     """A vision transformer with plain attention, re-attention, or some blocks of each.
 
     With the keywords up to `emb_dropout` alone it is vit-pytorch's DeepViT, and takes the same keywords; the
-    others choose the paper's form, the plain ViT and the stems. Use `build_model` to build one from configuration.
+    others choose the paper's form, the plain ViT and the stems. Use `build_model` to build one from
+    configuration.
 
     Args:
         image_size, patch_size: pixels; square; the patch divides the image.

@@ -55,8 +55,8 @@ def reattention(
 ) -> Tensor:
     """Re-attention's output for queries, keys and values of shape (B, H, N, K).
 
-    Works in float32 at least, whatever autocast says: the maps hug 1/N, and the norm would amplify the rounding
-    of half precision (docs/decisions/0004-half-precision.md).
+    Works in float32 at least, whatever autocast says: the maps hug 1/N, and the norm would amplify the
+    rounding of half precision (docs/decisions/0004-half-precision.md).
 
     Args:
         q, k, v: (B, H, N, K).

@@ -15,7 +15,7 @@ def count_parameters(model: nn.Module) -> int:
 
 @torch.no_grad()
 def count_flops(model: nn.Module, image_size: int, channels: int = 3) -> int:
-    """Floating-point operations of one image's forward pass: two for each multiply-add of a matrix product."""
+    """Floating-point operations of one image's forward pass: two a multiply-add of a matrix product."""
     parameter, was_training = next(model.parameters()), model.training
     image = torch.zeros(1, channels, image_size, image_size, device=parameter.device, dtype=parameter.dtype)
     # The counter does not know the CPU's fused attention kernel; the plain one does the same products.

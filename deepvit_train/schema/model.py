@@ -83,7 +83,8 @@ class ModelConfig(Section):
             )
         if self.stem == Stem.cnn and self.patch_size % 2:
             raise ConfigError(
-                f"model.patch_size={self.patch_size}: model.stem=cnn halves the image first, so the patch must "
+                f"model.patch_size={self.patch_size}: model.stem=cnn halves the image first, so the patch "
+                "must "
                 f"be even; nearest: model.patch_size={self.patch_size + 1}"
             )
         if self.head_dim is None and self.dim % self.heads:
@@ -130,7 +131,8 @@ def check_architecture(model: ModelConfig, attn: AttentionConfig) -> None:
     """Raise ConfigError where model and attention do not fit each other."""
     if attn.kind != AttentionKind.self and attn.from_block >= model.depth:
         raise ConfigError(
-            f"attn.from_block={attn.from_block} is beyond model.depth={model.depth}: no block would mix its heads; "
+            f"attn.from_block={attn.from_block} is beyond model.depth={model.depth}: no block would mix "
+            "its heads; "
             f"nearest: attn.from_block={model.depth - 1}, or attn=self"
         )
 

@@ -57,7 +57,7 @@ def model_preset(name: str) -> Architecture:
 
 
 def section_from(section: type[Any], values: dict[str, Any]) -> Any:
-    """A section of the schema from plain data (YAML or JSON). Raises ConfigError on keys or values that don't fit."""
+    """A section of the schema from plain data (YAML or JSON). Raises ConfigError where that doesn't fit."""
     hints = get_type_hints(section)
     if unknown := sorted(set(values) ^ set(hints)):
         raise ConfigError(f"{section.__name__}: missing or unknown keys: {', '.join(unknown)}")
@@ -78,7 +78,7 @@ def plain_from(section: Section) -> dict[str, Any]:
 
 
 def _converted(name: str, hint: Any, value: Any) -> Any:
-    """The value as the schema holds it; `hint` is a scalar, an enum, a list of scalars, or one of these or None."""
+    """The value as the schema holds it; the hint is a scalar, enum or list of scalars, maybe optional."""
     if type(None) in get_args(hint):
         if value is None:
             return None

@@ -105,6 +105,8 @@ class TrainerConfig(Section):
     def check(self) -> None:
         if self.batch_size % self.accumulate:
             raise ConfigError(
-                f"trainer.batch_size={self.batch_size} is not divisible by trainer.accumulate={self.accumulate}; "
-                f"nearest: trainer.batch_size={max(1, round(self.batch_size / self.accumulate)) * self.accumulate}"
+                f"trainer.batch_size={self.batch_size} is not divisible by "
+                f"trainer.accumulate={self.accumulate}; "
+                "nearest: "
+                f"trainer.batch_size={max(1, round(self.batch_size / self.accumulate)) * self.accumulate}"
             )

@@ -1,0 +1,47 @@
+# `make help` lists the targets. Everything runs in .venv, which is made on first use.
+PYTHON ?= python3
+BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest
+# Where torch's wheels come from; empty: PyPI. CPU-only machines may set it to torch's CPU wheel index.
+PIP_OPTIONS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint type format clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+.venv/.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet $(PIP_OPTIONS) --editable .
+	touch $@
+
+.venv/.installed-dev: .venv/.installed
+	$(BIN)/python -m pip install --quiet $(PIP_OPTIONS) $$($(BIN)/python scripts/dev_requirements.py)
+	touch $@
+
+demo: .venv/.installed ## train a re-attention DeepViT on real digits, evaluate it, and say how to watch it
+	$(BIN)/deepvit-train name=demo
+	$(BIN)/deepvit-eval checkpoint=runs/demo
+	@echo "curves: $(BIN)/tensorboard --logdir runs"
+
+test: .venv/.installed-dev ## run the tests that take seconds
+	$(PYTEST)
+
+test-slow: .venv/.installed-dev ## run all tests, those that take minutes too
+	$(PYTEST) -m "slow or not slow"
+
+lint: .venv/.installed-dev ## check style, formatting and the layers of imports
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
+
+type: .venv/.installed-dev ## check types
+	$(BIN)/basedpyright
+
+format: .venv/.installed-dev ## format the code
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean: ## remove what was made here, runs/ excepted
+	rm -rf .venv dist build *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
