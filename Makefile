@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
-# Where torch's wheels come from; empty: PyPI. CPU-only machines may set it to torch's CPU wheel index.
+# For pip, such as another index: a machine without a GPU is served well by torch's CPU wheels.
 PIP_OPTIONS ?=
 
 .DEFAULT_GOAL := help
@@ -17,7 +17,7 @@ help: ## list the targets
 	touch $@
 
 .venv/.installed-dev: .venv/.installed
-	$(BIN)/python -m pip install --quiet $(PIP_OPTIONS) $$($(BIN)/python scripts/dev_requirements.py)
+	$(BIN)/python -m pip install --quiet $(PIP_OPTIONS) --editable '.[dev]'
 	touch $@
 
 demo: .venv/.installed ## train a re-attention DeepViT on real digits, evaluate it, and say how to watch it

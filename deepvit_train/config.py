@@ -11,7 +11,7 @@ from typing import Any, cast, get_args, get_type_hints
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -192,7 +192,7 @@ def _check_overrides(command: str, overrides: Sequence[str]) -> None:
         name, equals, value = override.lstrip("+~").partition("=")
         if not equals and not override.startswith("~"):
             raise ConfigError(f"{override}: not of the form key=value")
-        if name in groups and value not in [*groups[name], "null"]:
+        if name in groups and value not in groups[name] and (name, value) != ("experiment", "null"):
             known = groups[name]
             raise ConfigError(f"{name}={value}: unknown{nearest(value, known)} (choices: {', '.join(known)})")
         if name not in {*keys, *groups, *sections}:
@@ -205,6 +205,8 @@ def _check_overrides(command: str, overrides: Sequence[str]) -> None:
 
 def _explained(command: str, overrides: Sequence[str], error: Exception) -> ConfigError:
     """Hydra's error in one line: the override it is about, and what that key takes."""
+    if isinstance(error, OverrideParseException):
+        return ConfigError(f"{error.override!r}: can't be read as key=value")
     cause = error.__cause__ or error
     types = {key.name: key.type for key in keys_of(COMMANDS[command])}
     name = getattr(error, "full_key", None) or getattr(cause, "full_key", None)

@@ -1,0 +1,79 @@
+"""What several tests need: a folder of images, commands run as a user runs them, and a quick run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from deepvit_train.data.digits import write_digits
+
+torch.set_num_threads(1)
+
+# A run of seconds: 2 blocks of width 16 on the digits.
+QUICK = [
+    "model.depth=2",
+    "model.dim=16",
+    "model.heads=2",
+    "trainer.threads=1",
+    "trainer.batch_size=32",
+    "trainer.epochs=2",
+    "trainer.limit_batches=6",
+    "trainer.calibrate_images=64",
+    "trainer.eval_every_epochs=1",
+    "trainer.log_every_steps=3",
+    "schedule.warmup_epochs=1",
+    "data.workers=0",
+]
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded digits in a folder of their own; the commands find them through XDG_CACHE_HOME."""
+    cache = tmp_path_factory.mktemp("cache")
+    root = cache / "deepvit_train" / "digits-v1"
+    root.mkdir(parents=True)
+    write_digits(root)
+    os.environ["XDG_CACHE_HOME"] = str(cache)
+    return root
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    """A folder of noise: 3 classes, 8 training and 3 validation images each."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 3)):
+        for label in ("ant", "bee", "cat"):
+            folder = tmp_path / "images" / split / label
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    return tmp_path / "images"
+
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def command(digits: Path, tmp_path: Path) -> Command:
+    """Run `python -m deepvit_train.cli ...` in an empty folder, as a user would."""
+
+    def run(*arguments: str, cwd: Path = tmp_path, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "deepvit_train.cli", *arguments],
+            cwd=cwd,
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)} | environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return run
