@@ -1,0 +1,168 @@
+"""Measures of attention collapse: pure functions on attention maps and features.
+
+Definitions and traps: docs/decisions/0008-measuring-collapse.md.
+
+Shapes: L layers, B images, H heads, N tokens, D dim. A map is (N queries, N keys).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from einops import rearrange, reduce
+from torch import Tensor
+
+from deepvit_train.schema.collapse import Axis, Metric
+
+# Singular values below this share of the largest do not count towards a map's rank.
+RANK_TOLERANCE = 1e-3
+
+
+def unit_vectors(maps: Tensor, axis: Axis, metric: Metric) -> Tensor:
+    """The vectors that similarities compare, at length 1, in the last dimension. (B, H, N, N), float32.
+
+    u[b, h, t] = A[b, h, :, t] / |A[b, h, :, t]| for columns, and the same of A[b, h, t, :] for rows. Centred,
+    the mean of each row goes first: 1/N for softmax maps, about 0 for maps after a BatchNorm. A vector that
+    vanishes stays 0, so that its cosines are 0: a uniform map has no centred direction.
+    """
+    maps = maps.float()
+    # What rounding leaves of a vector that vanishes: a few units in the last place of a typical entry.
+    floor = 8 * torch.finfo(torch.float32).eps * reduce(maps.abs(), "... n m -> ... 1 1", "mean")
+    if metric == Metric.centred:
+        maps = maps - maps.mean(dim=-1, keepdim=True)
+    if axis == Axis.column:
+        maps = maps.transpose(-2, -1)
+    length = maps.norm(dim=-1, keepdim=True)
+    return torch.where(length > floor * maps.shape[-1] ** 0.5, maps / length.clamp(min=1e-30), 0.0)
+
+
+def map_similarity(first: Tensor, second: Tensor, axis: Axis, metric: Metric) -> Tensor:
+    """Cosines between the maps of two blocks, head by head: M[h, t] of Eq. 2 for each image. -> (B, H, N).
+
+    Args:
+        first, second: (B, H, N, N), maps of two blocks for the same images.
+
+    Source: arXiv 2103.11886, Eq. 2, where the vector is a column: a key's weights over all queries.
+    """
+    return (unit_vectors(first, axis, metric) * unit_vectors(second, axis, metric)).sum(dim=-1)
+
+
+def similarity_matrix(maps: Sequence[Tensor], axis: Axis, metric: Metric) -> Tensor:
+    """Map similarity of every pair of blocks, averaged over heads, vectors and images. -> (L, L), float64.
+
+    Args:
+        maps: L times (B, H, N, N).
+    """
+    images, heads, tokens, _ = maps[0].shape
+    total = torch.zeros(len(maps), len(maps), dtype=torch.float64)
+    # Image by image: all layers' maps of a batch, normalised, would not fit beside the batch's own.
+    for image in range(images):
+        units = torch.stack([unit_vectors(layer[image], axis, metric).flatten() for layer in maps])
+        total += (units @ units.T).double().cpu()
+    return total / (images * heads * tokens)
+
+
+def similar_blocks(similarity: Tensor, threshold: float, k: int) -> Tensor:
+    """Which blocks repeat those before them: (L, L) -> (L,), bool. Their ratio is its mean.
+
+    Block p counts when its mean similarity to the k blocks before it (to all p of them where p < k) exceeds
+    the threshold. The first block never counts.
+
+    Source: the paper's "similar blocks" (figures 1 and 3); it states neither the threshold for each figure
+    nor k, so both are always given and printed.
+    """
+    found = torch.zeros(len(similarity), dtype=torch.bool)
+    for block in range(1, len(similarity)):
+        found[block] = similarity[block, max(0, block - k) : block].mean() > threshold
+    return found
+
+
+def similar_vectors(maps: Sequence[Tensor], axis: Axis, metric: Metric, threshold: float) -> Tensor:
+    """The share of vectors whose cosine to their like one block before exceeds the threshold. -> (L - 1,)."""
+    shares = [
+        (map_similarity(before, block, axis, metric) > threshold).double().mean()
+        for before, block in pairwise(maps)
+    ]
+    return torch.stack(shares).cpu() if shares else torch.zeros(0, dtype=torch.float64)
+
+
+def head_similarity(maps: Tensor, axis: Axis, metric: Metric) -> Tensor:
+    """Similarity of one block's heads, averaged over vectors and images. (B, H, N, N) -> (H, H), float64.
+
+    Source: arXiv 2103.11886, section 4.1, which finds it below 0.3 and rests re-attention on that.
+    """
+    images, _, tokens, _ = maps.shape
+    units = rearrange(unit_vectors(maps, axis, metric), "b h t n -> h (b t n)")
+    return (units @ units.T).double().cpu() / (images * tokens)
+
+
+def feature_similarity(features: Sequence[Tensor]) -> Tensor:
+    """Cosine of each token's features between every pair of blocks, averaged. L times (B, N, D) -> (L, L).
+
+    The last column is the cosine to the last block's features, the diagonal beside the main one that of
+    neighbours (arXiv 2103.11886, figures 4 and 7).
+    """
+    images, tokens, _ = features[0].shape
+    total = torch.zeros(len(features), len(features), dtype=torch.float64)
+    for image in range(images):
+        units = torch.stack([_unit(layer[image].float()).flatten() for layer in features])
+        total += (units @ units.T).double().cpu()
+    return total / (images * tokens)
+
+
+def token_similarity(features: Tensor) -> float:
+    """Mean cosine between two different tokens of one image: 1 when all are alike. (B, N, D) -> scalar.
+
+    (|sum_i u[i]|^2 - sum_i |u[i]|^2) / (N (N - 1)) for unit features u.
+    """
+    units = _unit(features.double())
+    tokens = features.shape[1]
+    pairs = units.sum(dim=1).square().sum(dim=-1) - units.square().sum(dim=(1, 2))
+    return float(pairs.mean()) / max(1, tokens * (tokens - 1))
+
+
+def off_diagonal_mean(matrix: Tensor) -> float:
+    """The mean of a square matrix without its diagonal; 1.0 where there is nothing else, as with one head."""
+    size = len(matrix)
+    return float((matrix.sum() - matrix.trace()) / (size * (size - 1))) if size > 1 else 1.0
+
+
+def entropy(maps: Tensor) -> Tensor:
+    """Entropy of a query's weights in nats, averaged over queries and images: 0 .. log N. -> (H,).
+
+    -sum_j A[i, j] log A[i, j]. For softmax maps (B, H, N, N) only: other rows are no distributions.
+    """
+    return reduce(torch.special.entr(maps.double()).sum(dim=-1), "b h n -> h", "mean").cpu()
+
+
+def attention_distance(maps: Tensor, grid: tuple[int, int]) -> Tensor:
+    """How far from itself a patch looks, in patches, averaged over patches and images. -> (H,).
+
+    sum_j A[i, j] |place(i) - place(j)|, over patches alone, their weights scaled to sum to 1.
+
+    Args:
+        maps: (B, H, N, N), softmax maps.
+        grid: rows and columns of patches; they are the last tokens, those before them are left out.
+
+    Source: arXiv 2010.11929, figure 7 (mean attention distance).
+    """
+    height, width = grid
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    places = torch.stack([rows.flatten(), columns.flatten()], dim=-1).to(maps.device, torch.float64)
+    distances = torch.cdist(places, places)
+    patches = maps[..., -height * width :, -height * width :].double()
+    weights = patches / patches.sum(dim=-1, keepdim=True).clamp(min=1e-30)
+    return reduce((weights * distances).sum(dim=-1), "b h n -> h", "mean").cpu()
+
+
+def rank(maps: Tensor, tolerance: float = RANK_TOLERANCE) -> Tensor:
+    """Numerical rank, averaged over images: singular values above tolerance * the largest. -> (H,)."""
+    values = torch.linalg.svdvals(maps.double())
+    counted = (values > tolerance * values[..., :1]).double().sum(dim=-1)
+    return reduce(counted, "b h -> h", "mean").cpu()
+
+
+def _unit(features: Tensor) -> Tensor:
+    return features / features.norm(dim=-1, keepdim=True).clamp(min=1e-30)
