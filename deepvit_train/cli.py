@@ -2,6 +2,7 @@
 
 deepvit-train KEY=VALUE ...          python -m deepvit_train.cli train KEY=VALUE ...
 deepvit-eval checkpoint=PATH ...     python -m deepvit_train.cli eval checkpoint=PATH ...
+deepvit-data demo out=FOLDER         python -m deepvit_train.cli data demo out=FOLDER
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from deepvit_train.config import (
     as_yaml,
     compose_command,
     compose_tree,
+    console_name,
     flat_values,
     groups_of,
     keys_of,
@@ -25,7 +27,12 @@ from deepvit_train.config import (
 from deepvit_train.error import ConfigError, UserError, nearest
 
 # The module of each command; imported only once the configuration is valid, because torch takes seconds.
-MODULES = {"train": "deepvit_train.train", "eval": "deepvit_train.evaluate"}
+MODULES = {
+    "train": "deepvit_train.train",
+    "eval": "deepvit_train.evaluate",
+    "data-demo": "deepvit_train.data_folder",
+    "data-fashion-mnist": "deepvit_train.data_folder",
+}
 
 
 def train() -> NoReturn:
@@ -36,6 +43,11 @@ def train() -> NoReturn:
 def evaluate() -> NoReturn:
     """Entry point of deepvit-eval."""
     main(["eval", *sys.argv[1:]])
+
+
+def data() -> NoReturn:
+    """Entry point of deepvit-data."""
+    main(["data", *sys.argv[1:]])
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -51,6 +63,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 
 def _dispatch(arguments: list[str]) -> int:
+    if arguments[:1] == ["data"]:
+        # deepvit-data's first word names one of its commands.
+        arguments = _data_command(arguments[1:])
     command = arguments[0] if arguments else "--help"
     if command in ("-h", "--help"):
         print(f"usage: python -m deepvit_train.cli {{{'|'.join(COMMANDS)}}} [--help] KEY=VALUE ...")
@@ -79,6 +94,19 @@ def _dispatch(arguments: list[str]) -> int:
     return 0
 
 
+def _data_command(arguments: list[str]) -> list[str]:
+    known = [name.removeprefix("data-") for name in COMMANDS if name.startswith("data-")]
+    word = arguments[0] if arguments else "--help"
+    if word in ("-h", "--help"):
+        print(f"usage: deepvit-data {{{'|'.join(known)}}} [--help] KEY=VALUE ...")
+        sys.exit(0)
+    if word not in known:
+        raise ConfigError(
+            f"deepvit-data {word}: no such command{nearest(word, known)} (choices: {', '.join(known)})"
+        )
+    return [f"data-{word}", *arguments[1:]]
+
+
 def run_command(command: str, config: Any) -> Any:
     """Run a command on its checked configuration; explains what running out of memory means."""
     module = importlib.import_module(MODULES[command])
@@ -100,15 +128,16 @@ def run_command(command: str, config: Any) -> Any:
 
 def _print_help(command: str) -> None:
     print(
-        f"usage: deepvit-{command} [--help] [--version] [--cfg] "
+        f"usage: {console_name(command)} [--help] [--version] [--cfg] "
         f"{'[-m] ' if command == 'train' else ''}KEY=VALUE ...\n"
     )
     print("--cfg prints the composed configuration and stops.")
     if command == "train":
         print("-m trains every combination of comma-separated values: model.depth=4,8 attn=self,reattention")
-    print("\nchosen by name:")
-    for group, names in groups_of(command).items():
-        print(f"  {group}={'|'.join(names)}")
+    if groups := groups_of(command):
+        print("\nchosen by name:")
+        for group, names in groups.items():
+            print(f"  {group}={'|'.join(names)}")
     print("\nchosen by value [default]:")
     values = flat_values(compose_tree(command, []))
     for key in keys_of(COMMANDS[command]):

@@ -89,7 +89,34 @@ class EvalConfig(Section):
     limit_batches: int | None = option("batches to evaluate, for trials; null: all", low=1)
 
 
-COMMANDS: dict[str, type[Section]] = {"train": TrainConfig, "eval": EvalConfig}
+@dataclass(kw_only=True, slots=True)
+class DataDemoConfig(Section):
+    """Everything that `deepvit-data demo` can be told."""
+
+    out: str = option("new folder to write train/ and val/ into")
+
+
+@dataclass(kw_only=True, slots=True)
+class DataFashionMnistConfig(Section):
+    """Everything that `deepvit-data fashion-mnist` can be told."""
+
+    out: str = option("new folder to write train/ and val/ into")
+    source: str | None = option(
+        "folder of the four idx files, gzipped or not; null: the Debian package dataset-fashion-mnist"
+    )
+
+
+COMMANDS: dict[str, type[Section]] = {
+    "train": TrainConfig,
+    "eval": EvalConfig,
+    "data-demo": DataDemoConfig,
+    "data-fashion-mnist": DataFashionMnistConfig,
+}
+
+
+def console_name(command: str) -> str:
+    """A command as it is typed: `deepvit-data demo` for data-demo."""
+    return f"deepvit-{command.replace('-', ' ', 1)}"
 
 
 def compose_command(command: str, overrides: Sequence[str]) -> Any:
@@ -200,7 +227,7 @@ def _check_overrides(command: str, overrides: Sequence[str]) -> None:
             guess = nearest(name, [*keys, *groups])
             if not guess and (tail := difflib.get_close_matches(name.rsplit(".", 1)[-1], tails, n=1)):
                 guess = f"; did you mean '{tails[tail[0]]}'?"
-            raise ConfigError(f"{name}: no such key{guess} (deepvit-{command} --help lists all)")
+            raise ConfigError(f"{name}: no such key{guess} ({console_name(command)} --help lists all)")
 
 
 def _explained(command: str, overrides: Sequence[str], error: Exception) -> ConfigError:

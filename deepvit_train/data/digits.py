@@ -42,16 +42,23 @@ def digits_root() -> Path:
     return root
 
 
-def write_digits(root: Path) -> None:
-    """Write the 1,797 images of 8 x 8 pixels under root/{train,val}/{0..9}/, always split the same."""
+def write_digits(root: Path) -> dict[str, int]:
+    """Write the 1,797 images of 8 x 8 pixels under root/{train,val}/{0..9}/, always split the same.
+
+    Returns the images written by split.
+    """
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
+    written = {"train": 0, "val": 0}
     for label in range(10):
         members = np.flatnonzero(labels == label)
         shuffled = members[permutation(len(members), seed=label)]
         for place, member in enumerate(shuffled):
-            folder = root / ("val" if place % VAL_SHARE == 0 else "train") / str(label)
+            split = "val" if place % VAL_SHARE == 0 else "train"
+            folder = root / split / str(label)
             folder.mkdir(parents=True, exist_ok=True)
             pixels = np.round(images[member].reshape(8, 8) * (255 / 16)).astype(np.uint8)
             Image.fromarray(pixels).save(folder / f"{member:04d}.png")
+            written[split] += 1
+    return written

@@ -1,0 +1,80 @@
+"""Fashion-MNIST as an ImageFolder of PNGs, from its idx files (Xiao et al., arXiv 1708.07747)."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from deepvit_train.error import DataError
+
+# Where the Debian package dataset-fashion-mnist puts the files.
+DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+PARTS = {"train": "train", "val": "t10k"}
+# The number in front keeps the published labels: class folders are sorted by name.
+CLASSES = [
+    "0-t-shirt-top",
+    "1-trouser",
+    "2-pullover",
+    "3-dress",
+    "4-coat",
+    "5-sandal",
+    "6-shirt",
+    "7-sneaker",
+    "8-bag",
+    "9-ankle-boot",
+]
+SIDE = 28
+
+
+def write_fashion_mnist(root: Path, source: Path | None = None) -> dict[str, int]:
+    """Write root/{train,val}/CLASS/NUMBER.png; NUMBER is the image's place in its idx file.
+
+    Without a source the files of the Debian package are read. Returns the images written by split. Raises
+    DataError for files that are missing or are not Fashion-MNIST's.
+    """
+    source = DEBIAN_FOLDER if source is None else source
+    written = {}
+    for split, part in PARTS.items():
+        images = read_idx(_file(source, f"{part}-images-idx3-ubyte"), dims=3)
+        labels = read_idx(_file(source, f"{part}-labels-idx1-ubyte"), dims=1)
+        if images.shape != (len(labels), SIDE, SIDE) or labels.max(initial=0) >= len(CLASSES):
+            raise DataError(
+                f"{source}: {part} holds images of shape {images.shape} and {len(labels)} labels up to "
+                f"{labels.max(initial=0)}; expected (N, {SIDE}, {SIDE}), N labels up to {len(CLASSES) - 1}"
+            )
+        folders = [root / split / name for name in CLASSES]
+        for folder in folders:
+            folder.mkdir(parents=True)
+        for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+            Image.fromarray(image).save(folders[label] / f"{number:05d}.png")
+        written[split] = len(images)
+    return written
+
+
+def read_idx(file: Path, dims: int) -> np.ndarray:
+    """An idx file of unsigned bytes with so many dimensions, gzipped or not. Raises DataError."""
+    try:
+        content = file.read_bytes()
+        if file.suffix == ".gz":
+            content = gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{file}: can't be read ({getattr(error, 'strerror', None) or error})") from None
+    start = 4 * (1 + dims)
+    shape = np.frombuffer(content[4:start], dtype=">u4").astype(np.int64)
+    if content[:4] != bytes([0, 0, 8, dims]) or len(content) - start != shape.prod():
+        raise DataError(f"{file}: not an idx file of unsigned bytes with {dims} dimensions, or cut short")
+    return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)
+
+
+def _file(source: Path, name: str) -> Path:
+    for file in (source / name, source / f"{name}.gz"):
+        if file.is_file():
+            return file
+    raise DataError(
+        f"{source}: holds neither {name} nor {name}.gz; install the Debian package dataset-fashion-mnist, "
+        "or give source=FOLDER with Fashion-MNIST's four idx files"
+    )
