@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from deepvit_train.error import ConfigError, nearest
 from deepvit_train.schema.data import AugmentConfig, DataConfig
-from deepvit_train.schema.model import AttentionConfig, ModelConfig, check_architecture
+from deepvit_train.schema.model import AttentionConfig, ModelConfig, Pool, check_architecture
 from deepvit_train.schema.option import Choice, Section, option
 from deepvit_train.schema.preset import choices, config_dir
 from deepvit_train.schema.recipe import (
@@ -74,7 +74,29 @@ class TrainConfig(Section):
 
 
 @dataclass(kw_only=True, slots=True)
-class EvalConfig(Section):
+class ForeignKeys(Section):
+    """What the tensors of a weights file of other code do not show; files of our own say it themselves."""
+
+    preset: str | None = option("model preset that a foreign weights file follows; null: none")
+    heads: int | None = option(
+        "attention heads of a foreign weights file; null: its Theta or preset says", low=1
+    )
+    transform_scale: bool | None = option("attn.transform_scale of a foreign weights file; null: as preset")
+    residual_scale: float | None = option(
+        "model.residual_scale of a foreign weights file; null: as preset", above=0, high=100
+    )
+    pool: Pool | None = option("model.pool of a foreign weights file; null: as preset, else cls")
+
+    def check(self) -> None:
+        known = choices("model")
+        if self.preset is not None and self.preset not in known:
+            raise ConfigError(
+                f"preset={self.preset}: unknown{nearest(self.preset, known)} (choices: {', '.join(known)})"
+            )
+
+
+@dataclass(kw_only=True, slots=True)
+class EvalConfig(ForeignKeys):
     """Everything that `deepvit-eval` can be told."""
 
     checkpoint: str = option(

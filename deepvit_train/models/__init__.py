@@ -1,6 +1,15 @@
 """DeepViT and the plain ViT it is compared with."""
 
-from deepvit_train.models.attention import Attention, ReAttention
+from deepvit_train.models.attention import Attention, ReAttention, TalkingHeads
 from deepvit_train.models.deepvit import DeepViT, build_model
+from deepvit_train.models.record import BlockRecord, record_maps
 
-__all__ = ["Attention", "DeepViT", "ReAttention", "build_model"]
+__all__ = [
+    "Attention",
+    "BlockRecord",
+    "DeepViT",
+    "ReAttention",
+    "TalkingHeads",
+    "build_model",
+    "record_maps",
+]

@@ -1,4 +1,4 @@
-"""Multi-head attention, plain or with re-attention.
+"""Multi-head attention: plain, with re-attention, or with talking heads.
 
 Shapes: B batch, N tokens, D dim, H heads, K head_dim.
 """
@@ -8,9 +8,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from deepvit_train.models.reattention import reattention
+from deepvit_train.models.reattention import mix_heads, reattention, softmax_maps
 from deepvit_train.schema.model import AttentionConfig, AttentionKind, ThetaInit, ThetaNorm
 
 
@@ -29,22 +30,49 @@ class Attention(nn.Module):
         self.proj_drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = rearrange(self.qkv(x), "b n (three h k) -> three b h n k", three=3, h=self.heads)
-        out = self.attend(q, k, v)
-        return self.proj_drop(self.proj(rearrange(out, "b h n k -> b n (h k)")))
+        return self._output(self.attend(*self._heads(x)))
+
+    def forward_with_maps(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `forward`, and the maps (B, H, N, N) on the way, in float32 at least: softmax's, and those that
+        multiply V. They are the same where heads are not mixed."""
+        q, k, v = self._heads(x)
+        with torch.autocast(x.device.type, enabled=False):
+            full = torch.promote_types(v.dtype, torch.float32)
+            before, after = self.maps(q.to(full), k.to(full))
+            out = (after @ v.to(full)).to(v.dtype)
+        return self._output(out), before, after
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """What the heads read: (B, H, N, K) three times -> (B, H, N, K)."""
         return F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_dropout if self.training else 0.0)
+
+    def maps(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """The maps by the formula: softmax's, and those that multiply V. (B, H, N, K) -> (B, H, N, N)."""
+        maps = softmax_maps(q, k)
+        return maps, self._drop(maps)
+
+    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = rearrange(self.qkv(x), "b n (three h k) -> three b h n k", three=3, h=self.heads)
+        return q, k, v
+
+    def _output(self, out: Tensor) -> Tensor:
+        return self.proj_drop(self.proj(rearrange(out, "b h n k -> b n (h k)")))
+
+    def _drop(self, maps: Tensor) -> Tensor:
+        return F.dropout(maps, self.attn_dropout, self.training)
 
 
 class ReAttention(Attention):
     """Attention whose maps are mixed across heads by a learned matrix, then normalised.
 
     Parameters besides those of Attention: `theta` (H, H), `theta_bias` (H,) in the paper's form, and `norm`.
+    With a `lender` the block has no Theta of its own and uses the lender's.
     Source: arXiv 2103.11886, section 4.2; the initialisations are those of the authors' 1x1 convolution and
     of vit-pytorch.
     """
+
+    theta: Tensor
+    theta_bias: Tensor | None
 
     def __init__(
         self,
@@ -56,29 +84,82 @@ class ReAttention(Attention):
         qkv_bias: bool,
         attn_dropout: float,
         dropout: float,
+        lender: ReAttention | None = None,
     ) -> None:
         super().__init__(dim, heads, head_dim, qkv_bias=qkv_bias, attn_dropout=attn_dropout, dropout=dropout)
         self.output_scale = head_dim**-0.5 if attn.transform_scale else 1.0
-        self.theta = nn.Parameter(torch.empty(heads, heads))
-        self.theta_bias = nn.Parameter(torch.zeros(heads)) if attn.kind == AttentionKind.reattention else None
+        # In a tuple the lender is no child of this module, so its Theta appears once in the state dict.
+        self._lender = () if lender is None else (lender,)
+        if lender is None:
+            self._build_theta(heads, attn)
         self.norm = _build_norm(attn.norm, heads)
-        self._init_theta(attn)
 
-    def _init_theta(self, attn: AttentionConfig) -> None:
+    def _build_theta(self, heads: int, attn: AttentionConfig) -> None:
+        biased = attn.kind != AttentionKind.reattention_seed
+        self.theta = nn.Parameter(torch.empty(heads, heads))
+        self.theta_bias = nn.Parameter(torch.zeros(heads)) if biased else None
         if attn.theta_init == ThetaInit.identity:
             nn.init.eye_(self.theta)
         elif self.theta_bias is None:
             nn.init.normal_(self.theta)
         else:
-            bound = self.theta.shape[0] ** -0.5
+            bound = heads**-0.5
             nn.init.uniform_(self.theta, -bound, bound)
             nn.init.uniform_(self.theta_bias, -bound, bound)
 
+    @property
+    def mixer(self) -> ReAttention:
+        """The module whose Theta this one uses: itself, or its lender."""
+        return self._lender[0] if self._lender else self
+
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         dropout = self.attn_dropout if self.training else 0.0
+        mixer = self.mixer
         return reattention(
-            q, k, v, self.theta, self.theta_bias, self.norm, scale=self.output_scale, dropout=dropout
+            q, k, v, mixer.theta, mixer.theta_bias, self.norm, scale=self.output_scale, dropout=dropout
         )
+
+    def maps(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        before = softmax_maps(q, k)
+        return before, self.mix(self._drop(before))
+
+    def mix(self, maps: Tensor) -> Tensor:
+        """Softmax maps -> the maps that multiply V. (B, H, N, N) -> (B, H, N, N)."""
+        mixer = self.mixer
+        return mix_heads(maps, mixer.theta, mixer.theta_bias, self.norm, self.output_scale)
+
+
+class TalkingHeads(ReAttention):
+    """CaiT's attention: heads mix before the softmax too, by `logit_theta` (H, H) and `logit_bias` (H,).
+
+    Dropout acts on the mixed maps. Source: arXiv 2003.02436; arXiv 2103.17239, whose code draws the matrices
+    from trunc_normal(0.02).
+    """
+
+    logit_theta: Tensor
+    logit_bias: Tensor
+
+    def _build_theta(self, heads: int, attn: AttentionConfig) -> None:
+        self.logit_theta = nn.Parameter(torch.eye(heads))
+        self.logit_bias = nn.Parameter(torch.zeros(heads))
+        self.theta = nn.Parameter(torch.eye(heads))
+        self.theta_bias = nn.Parameter(torch.zeros(heads))
+        if attn.theta_init == ThetaInit.random:
+            trunc_normal_(self.logit_theta, std=0.02)
+            trunc_normal_(self.theta, std=0.02)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        with torch.autocast(q.device.type, enabled=False):
+            full = torch.promote_types(v.dtype, torch.float32)
+            _, after = self.maps(q.to(full), k.to(full))
+            return (after @ v.to(full)).to(v.dtype)
+
+    def maps(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        logits = q @ k.transpose(-2, -1) * self.head_dim**-0.5
+        mixer = self.mixer
+        assert isinstance(mixer, TalkingHeads)
+        before = mix_heads(logits, mixer.logit_theta, mixer.logit_bias, None, 1.0).softmax(dim=-1)
+        return before, self._drop(self.mix(before))
 
 
 def _build_norm(norm: ThetaNorm, heads: int) -> nn.Module | None:

@@ -1,19 +1,19 @@
 """DeepViT: a vision transformer whose blocks may mix their attention heads (arXiv 2103.11886).
 
-Shapes: B batch, C colour channels, N tokens (class token included), D dim.
+Shapes: B batch, C colour channels, N tokens (class token and registers included), D dim, H heads.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from deepvit_train.models.attention import Attention, ReAttention
-from deepvit_train.models.block import Block
+from deepvit_train.models.block import build_blocks
 from deepvit_train.models.stem import build_stem
 from deepvit_train.schema.model import AttentionConfig, Init, Pool, Stem, check_architecture
 from deepvit_train.schema.preset import Architecture, attention_preset, model_preset
@@ -30,12 +30,14 @@ class DeepViT(nn.Module):
         image_size, patch_size: pixels; square; the patch divides the image.
         num_classes: width of the classifier; 0: none, the pooled features are returned.
         dim, depth, heads, mlp_dim, dim_head: widths and counts; heads need not tile dim.
-        pool: 'cls' reads the class token, 'mean' the mean of all tokens, class token included.
+        pool: 'cls' reads the class token, 'mean' the mean of class token and patches.
         dropout: after projections, inside the MLP, and on the attention maps unless `attn` says otherwise.
         attn: the name of a shipped attention (`attn=` on the command line), or an AttentionConfig.
         stem, init: a Stem and an Init, or their names.
         drop_path: stochastic depth of the last block, rising linearly from 0 at the first.
         residual_scale: s in x + branch(norm(s x)) / s.
+        layer_scale: where LayerScale's factors on each branch start; None: no LayerScale.
+        registers: learned tokens besides the class token that no head reads (arXiv 2309.16588).
 
     Raises:
         ConfigError (a ValueError): naming the argument, its value and the nearest valid one.
@@ -62,6 +64,8 @@ class DeepViT(nn.Module):
         qkv_bias: bool = False,
         drop_path: float = 0.0,
         residual_scale: float = 1.0,
+        layer_scale: float | None = None,
+        registers: int = 0,
         norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
@@ -78,70 +82,96 @@ class DeepViT(nn.Module):
         check_architecture(dataclasses.replace(model_preset("digits").model, **shape, **choices), attn)
         self.num_classes = num_classes
         self.num_features = dim
+        self.num_prefix_tokens = 1 + registers
+        self.attn = attn
         self.pool = Pool(pool)
         self.grad_checkpointing = False
 
         self.patch_embed = build_stem(Stem(stem), patch_size, channels, dim)
         tokens = (image_size // patch_size) ** 2 + 1
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
+        self.reg_token = nn.Parameter(torch.empty(1, registers, dim)) if registers else None
         self.pos_embed = nn.Parameter(torch.empty(1, tokens, dim))
         self.pos_drop = nn.Dropout(emb_dropout)
-        attention = {
-            "qkv_bias": qkv_bias,
-            "attn_dropout": dropout if attn.dropout is None else attn.dropout,
-            "dropout": dropout,
-        }
-        self.blocks = nn.ModuleList(
-            Block(
-                dim,
-                ReAttention(dim, heads, dim_head, attn=attn, **attention)
-                if attn.mixes(index)
-                else Attention(dim, heads, dim_head, **attention),
-                mlp_dim=mlp_dim,
-                dropout=dropout,
-                drop_path=drop_path * index / max(1, depth - 1),
-                residual_scale=residual_scale,
-                norm_eps=norm_eps,
-            )
-            for index in range(depth)
+        self.blocks = build_blocks(
+            depth,
+            dim,
+            heads,
+            dim_head,
+            attn=attn,
+            qkv_bias=qkv_bias,
+            mlp_dim=mlp_dim,
+            dropout=dropout,
+            drop_path=drop_path,
+            residual_scale=residual_scale,
+            layer_scale=layer_scale,
+            norm_eps=norm_eps,
         )
         self.norm = nn.LayerNorm(dim, eps=norm_eps)
         self.head = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
         self._init_weights(Init(init))
 
     def _init_weights(self, init: Init) -> None:
+        for tokens in (self.cls_token, self.reg_token, self.pos_embed):
+            if tokens is not None:
+                nn.init.normal_(tokens) if init == Init.seed else trunc_normal_(tokens, std=0.02)
         if init == Init.seed:
-            nn.init.normal_(self.cls_token)
-            nn.init.normal_(self.pos_embed)
             return
-        trunc_normal_(self.cls_token, std=0.02)
-        trunc_normal_(self.pos_embed, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, C, height, width), normalised -> logits (B, classes)."""
-        return self.forward_head(self.forward_features(images))
+    def forward(self, images: Tensor, map_blocks: int = 0) -> Any:
+        """(B, C, height, width), normalised -> logits (B, classes).
+
+        With `map_blocks`, returns (logits, maps): for each of the first so many blocks the maps
+        (B, H, N, N) that multiply V, with gradients.
+        """
+        x = self.embed(images)
+        maps: list[Tensor] = []
+        for index, block in enumerate(self.blocks):
+            if index < map_blocks:
+                x, _, after = self._call(block.forward_with_maps, x)
+                maps.append(after)
+            else:
+                x = self._call(block, x)
+        logits = self.forward_head(self._normalised(x))
+        return (logits, maps) if map_blocks else logits
 
     def forward_features(self, images: Tensor) -> Tensor:
         """The tokens after the last block: (B, N, D). Normalised where the class token is read."""
-        x = self.patch_embed(images)
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.pos_embed
-        x = self.pos_drop(x)
+        x = self.embed(images)
         for block in self.blocks:
-            if self.grad_checkpointing and self.training:
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
-        return self.norm(x) if self.pool == Pool.cls else x
+            x = self._call(block, x)
+        return self._normalised(x)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """The tokens before the first block (B, N, D): class token, registers, patches."""
+        patches = self.patch_embed(images)
+        batch = len(patches)
+        x = torch.cat([self.cls_token.expand(batch, -1, -1), patches], dim=1) + self.pos_embed
+        if self.reg_token is not None:
+            x = torch.cat([x[:, :1], self.reg_token.expand(batch, -1, -1), x[:, 1:]], dim=1)
+        return self.pos_drop(x)
 
     def forward_head(self, tokens: Tensor) -> Tensor:
         """Pool the tokens and classify them. (B, N, D) -> (B, classes)."""
-        pooled = tokens[:, 0] if self.pool == Pool.cls else self.norm(tokens.mean(dim=1))
-        return self.head(pooled)
+        return self.head(tokens[:, 0] if self.pool == Pool.cls else self.norm(self._mean(tokens)))
+
+    def _mean(self, tokens: Tensor) -> Tensor:
+        if self.reg_token is not None:
+            tokens = torch.cat([tokens[:, :1], tokens[:, self.num_prefix_tokens :]], dim=1)
+        return tokens.mean(dim=1)
+
+    def _normalised(self, tokens: Tensor) -> Tensor:
+        return self.norm(tokens) if self.pool == Pool.cls else tokens
+
+    def _call(self, block: Any, x: Tensor) -> Any:
+        if self.grad_checkpointing and self.training:
+            return checkpoint(block, x, use_reentrant=False)
+        return block(x)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping what it computed."""
@@ -149,7 +179,7 @@ class DeepViT(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Parameters of two or more dimensions that weight decay leaves out."""
-        return {"pos_embed", "cls_token"}
+        return {"pos_embed", "cls_token", "reg_token"}
 
 
 def build_model(architecture: Architecture, num_classes: int, channels: int = 3) -> DeepViT:
@@ -174,5 +204,7 @@ def build_model(architecture: Architecture, num_classes: int, channels: int = 3)
         qkv_bias=model.qkv_bias,
         drop_path=model.drop_path,
         residual_scale=model.residual_scale,
+        layer_scale=model.layer_scale,
+        registers=model.registers,
         norm_eps=model.norm_eps,
     )

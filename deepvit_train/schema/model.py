@@ -12,6 +12,7 @@ class AttentionKind(Choice):
     self = "self"  # plain softmax attention in every block
     reattention = "reattention"  # the paper's form, as in the authors' code
     reattention_seed = "reattention_seed"  # vit-pytorch's form
+    talking_heads = "talking_heads"  # CaiT: heads are mixed before the softmax and after it
 
 
 class ThetaNorm(Choice):
@@ -61,6 +62,10 @@ class ModelConfig(Section):
     dropout: float = option("dropout after projections and inside the MLP", low=0, below=1)
     emb_dropout: float = option("dropout on the embedded tokens", low=0, below=1)
     drop_path: float = option("stochastic depth of the last block, rising linearly from 0", low=0, below=1)
+    layer_scale: float | None = option(
+        "where the learned factors on each branch's channels start (LayerScale); null: none", above=0, high=10
+    )
+    registers: int = option("learned tokens besides the class token that no head reads", low=0, high=4096)
     residual_scale: float = option(
         "s in x + branch(norm(s x)) / s; 0.5 in DeepViT-S and -L", above=0, high=100
     )
@@ -70,6 +75,9 @@ class ModelConfig(Section):
     std: list[float] = option("standard deviation of each colour channel", above=0, high=1)
     crop_pct: float = option("share of the resized image that the evaluation crop keeps", above=0, high=1)
     interpolation: Interpolation = option("how images are resized")
+    weights: str | None = option(
+        "weights file or checkpoint to start from, of any layout; null: fresh weights"
+    )
 
     @classmethod
     def prefix(cls) -> str:
@@ -111,10 +119,11 @@ class ModelConfig(Section):
 
 @dataclass(kw_only=True, slots=True)
 class AttentionConfig(Section):
-    kind: AttentionKind = option("plain attention, the paper's re-attention, or vit-pytorch's")
+    kind: AttentionKind = option("plain attention, the paper's re-attention, vit-pytorch's, or CaiT's")
     from_block: int = option("first block that mixes its heads; those before use plain attention", low=0)
     norm: ThetaNorm = option("normalisation of the mixed maps")
     theta_init: ThetaInit = option("how the H x H mixing matrix starts")
+    theta_shared: bool = option("one mixing matrix for all blocks that mix, instead of one each")
     transform_scale: bool = option("multiply the normalised maps by head_dim^-0.5 (DeepViT-S)")
     dropout: float | None = option("dropout on the softmax maps; null: as model.dropout", low=0, below=1)
 

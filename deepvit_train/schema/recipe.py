@@ -16,6 +16,11 @@ class ScheduleName(Choice):
     cosine = "cosine"
 
 
+class CosineAxis(Choice):
+    heads = "heads"  # the vector at each (query, key) runs over heads: the authors' code
+    queries = "queries"  # the vector of each head and key runs over queries: the paper's Eq. 2
+
+
 class Precision(Choice):
     fp32 = "fp32"
     bf16 = "bf16"
@@ -38,6 +43,11 @@ class OptimConfig(Section):
     betas: list[float] = option("AdamW's two decay rates", low=0, below=1)
     eps: float = option("AdamW's epsilon", above=0, high=1)
     decay_theta: bool = option("whether weight decay holds for re-attention's mixing matrix")
+    layer_decay: float = option(
+        "factor of the learning rate from each block to the one before it; 1: none", above=0, high=1
+    )
+    freeze_blocks: int = option("first blocks that stay as they are, with stem and tokens; 0: none", low=0)
+    head_only: bool = option("train the classifier alone (linear probe)")
 
     @classmethod
     def prefix(cls) -> str:
@@ -64,6 +74,11 @@ class ScheduleConfig(Section):
 @dataclass(kw_only=True, slots=True)
 class LossConfig(Section):
     label_smoothing: float = option("share of the target spread over all classes", low=0, below=1)
+    cosine_weight: float = option(
+        "weight of the mean cosine between attention maps of consecutive blocks; 0: off", low=0, high=1000
+    )
+    cosine_axis: CosineAxis = option("what the vectors run over whose cosine is taken")
+    cosine_pairs: int | None = option("first pairs of consecutive blocks it looks at; null: all", low=1)
 
     @classmethod
     def prefix(cls) -> str:
