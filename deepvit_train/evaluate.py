@@ -37,7 +37,7 @@ def run(config: EvalConfig) -> dict[str, Any]:
     say(f"{loaded.file}: {loaded.weights} weights")
 
     # The data: the run's own unless told otherwise.
-    data = _data(config.data, loaded.data)
+    data = _data(config.data, loaded)
     root, options = data_root(data), loader_options(data.workers, world)
     index = scan_split(root, data.split)
     check_classes(index, loaded.classes)
@@ -70,13 +70,11 @@ def run(config: EvalConfig) -> dict[str, Any]:
     return report
 
 
-def _data(given: DataConfig, trained: DataConfig) -> DataConfig:
-    """The run's own data, with what was given instead of it."""
+def _data(given: DataConfig, trained: LoadedModel) -> DataConfig:
+    """The run's own data, with what was given instead of it. Raises ConfigError for a folder not known."""
     if given.name is not None:
         return given
-    root = given.root or trained.root
-    workers = trained.workers if given.workers is None else given.workers
-    return replace(given, name=trained.name, root=root, workers=workers)
+    return replace(given, name=trained.data, root=given.root or trained.data_root)
 
 
 def _training_images(loaded: LoadedModel, data: DataConfig) -> Any:

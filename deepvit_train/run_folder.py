@@ -60,7 +60,6 @@ class RunFolder:
                 )
             self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
             self._take_lock(self._lock)
-            self.checkpoints.mkdir(exist_ok=True)
         except OSError as error:
             raise OutputError(f"run_dir={self.path}: can't be written ({error.strerror})") from None
         return self
@@ -107,7 +106,9 @@ class RunFolder:
             for key, line in changes.items():
                 if key not in ("name", "run_dir", "resume"):
                     note(f"changed since the run began: {line}")
+        # The first file of a run: a folder without it holds none, whenever a kill came.
         _replace(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+        self.checkpoints.mkdir(exist_ok=True)
 
     def stored_config(self) -> dict[str, Any]:
         """The configuration that the run was begun or last continued with. Raises OutputError."""

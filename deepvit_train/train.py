@@ -223,8 +223,10 @@ class _Trainer:
     def _save(self, best: bool) -> None:
         if self.world.is_main:
             folder, state = self.folder.checkpoints, self.state
+            root = self.config.data.root
+            plain_state = state.plain() | {"data_root": root and str(Path(root).expanduser().resolve())}
             written = checkpoint.write_checkpoint(
-                folder, state.step, state.files(self.description), state.plain()
+                folder, state.step, state.files(self.description), plain_state
             )
             checkpoint.point(folder, "last", written)
             if best:

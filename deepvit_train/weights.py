@@ -10,7 +10,7 @@ from deepvit_train import checkpoint
 from deepvit_train.calibration import Statistics, reattention_norms
 from deepvit_train.error import CheckpointError, ConfigError
 from deepvit_train.models import DeepViT, build_model
-from deepvit_train.schema.data import DataConfig
+from deepvit_train.schema.data import DataConfig, DataName
 from deepvit_train.schema.model import AttentionConfig, ModelConfig
 from deepvit_train.schema.preset import Architecture, plain_from, section_from
 from deepvit_train.state import WEIGHT_FILES, load_weights, read_calibrated
@@ -25,7 +25,8 @@ class LoadedModel:
     model: DeepViT
     architecture: Architecture
     classes: list[str]
-    data: DataConfig
+    data: DataName
+    data_root: str | None  # where the data set was in training; unknown for a weights file on its own
     seed: int
     calibrate_images: int
     statistics: Statistics | None
@@ -57,7 +58,8 @@ def load(path: str, weights: str) -> LoadedModel:
             model=build_model(architecture, len(description["classes"])),
             architecture=architecture,
             classes=[str(name) for name in description["classes"]],
-            data=section_from(DataConfig, description["data"]),
+            data=DataName(description["data"]),
+            data_root=_data_root_beside(file),
             seed=int(description["seed"]),
             calibrate_images=int(description["calibrate_images"]),
             statistics=_statistics_beside(file, weights),
@@ -81,16 +83,22 @@ def _kind_of(file: Path) -> str:
     return "ema" if file.stem == WEIGHT_FILES["ema"] else "live"
 
 
+def _in_checkpoint(file: Path) -> bool:
+    return (file.parent / checkpoint.MANIFEST).exists()
+
+
 def _statistics_beside(file: Path, weights: str) -> Statistics | None:
-    if not (file.parent / checkpoint.MANIFEST).exists():
-        return None
-    return read_calibrated(file.parent).get(weights)
+    return read_calibrated(file.parent).get(weights) if _in_checkpoint(file) else None
+
+
+def _data_root_beside(file: Path) -> str | None:
+    root = checkpoint.read_state(file.parent).get("data_root") if _in_checkpoint(file) else None
+    return None if root is None else str(root)
 
 
 def result_file(loaded: LoadedModel, split: str) -> Path:
     """Where an evaluation is written: beside the checkpoint's folder, or beside a weights file of its own."""
-    in_checkpoint = (loaded.file.parent / checkpoint.MANIFEST).exists()
-    subject = loaded.file.parent.resolve() if in_checkpoint else loaded.file
+    subject = loaded.file.parent.resolve() if _in_checkpoint(loaded.file) else loaded.file
     return subject.with_name(f"{subject.name}.{loaded.weights}.{split}.json")
 
 
@@ -102,13 +110,15 @@ def description_of(
     seed: int,
     calibrate_images: int,
 ) -> dict[str, Any]:
-    """What a weights file says about its model, for `load`."""
+    """What a weights file says about its model, for `load`. It names no folder of the machine it was trained
+    on: equal runs write equal files wherever they ran.
+    """
     return {
         "format": checkpoint.FORMAT,
         "model": plain_from(model),
         "attn": plain_from(attn),
         "classes": classes,
-        "data": plain_from(data),
+        "data": str(data.name),
         "seed": seed,
         "calibrate_images": calibrate_images,
     }

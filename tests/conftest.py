@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from deepvit_train.cli import main
 from deepvit_train.data.digits import write_digits
 
 torch.set_num_threads(1)
@@ -60,6 +61,23 @@ def image_folder(tmp_path: Path) -> Path:
 
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def call(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Command:
+    """Run a command in this process, in an empty folder: as `command`, without seconds of importing torch."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, int(end.value.code or 0), said.out, said.err)
+
+    return run
 
 
 @pytest.fixture

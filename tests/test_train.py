@@ -60,11 +60,7 @@ def test_a_run_learns_and_leaves_what_it_promises(tmp_path: Path) -> None:
         "model.dim=64",
         "optim.lr=2e-3",
     )
-    losses = [
-        line["train/loss"]
-        for line in map(json.loads, (folder / "metrics.jsonl").open())
-        if "train/loss" in line
-    ]
+    losses = [line["train/loss"] for line in metrics_of(folder) if "train/loss" in line]
     assert losses[-1] < 0.75 * losses[0]
     assert result["val/top1"] > 0.5
     names = {entry.name for entry in folder.iterdir()}

@@ -1,0 +1,154 @@
+"""The commands as a user types them: what they print, their exit codes, and that no traceback is shown."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from deepvit_train import checkpoint, train
+from deepvit_train.config import compose_command
+from deepvit_train.run_folder import RunFolder
+from tests.conftest import QUICK, Command
+
+
+@pytest.fixture(scope="module")
+def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished quick run; tests copy it before they change it."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    train.run(compose_command("train", [*QUICK, f"run_dir={folder}", "trainer.ema_decay=0.9"]))
+    return folder
+
+
+def refused(result: subprocess.CompletedProcess[str], exit_code: int, *told: str) -> None:
+    """Check that a command failed as a user should see it: one or two lines, no traceback."""
+    assert result.returncode == exit_code, result.stderr
+    lines = result.stderr.strip().splitlines()
+    assert lines[0].startswith("error: ")
+    assert len(lines) <= 2, result.stderr
+    for part in told:
+        assert part in result.stderr
+
+
+def test_train_and_evaluate_as_typed(command: Command, tmp_path: Path) -> None:
+    trained = command("train", *QUICK)
+    assert trained.returncode == 0, trained.stderr
+    assert trained.stderr == ""
+    lines = trained.stdout.splitlines()
+    assert lines[0] == lines[-1] == "run folder: runs/digits-reattention-d2-s0"
+    assert "5,742 parameters" in trained.stdout
+    run = tmp_path / "runs" / "digits-reattention-d2-s0"
+
+    evaluated = command("eval", f"checkpoint={run}", "threads=1", cwd=tmp_path.parent)
+    assert evaluated.returncode == 0, evaluated.stderr
+    report = json.loads(evaluated.stdout.splitlines()[-1])
+    assert {"top1", "top5", "loss", "images", "images_per_s"} <= set(report)
+    assert report["images"] == 364
+    best = (run / "checkpoints" / "best").resolve()
+    written = json.loads(best.with_name(f"{best.name}.live.val.json").read_text())
+    assert written["top1"] == report["top1"]
+    classes = written["classes"]
+    assert sum(each["images"] for each in classes.values()) == 364
+    assert sum(each["top1"] * each["images"] for each in classes.values()) == pytest.approx(
+        report["top1"] * 364
+    )
+
+
+@pytest.mark.parametrize("form", ["run", "checkpoint", "last", "file"])
+def test_every_way_to_name_a_checkpoint(call: Command, trained: Path, form: str, tmp_path: Path) -> None:
+    folder = checkpoint.checkpoints_in(trained / "checkpoints")[-1]
+    lone = tmp_path / "lone.safetensors"
+    shutil.copy(folder / "ema.safetensors", lone)
+    path = {"run": trained, "checkpoint": folder, "last": trained / "checkpoints" / "last", "file": lone}[
+        form
+    ]
+    result = call("eval", f"checkpoint={path}", "threads=1", "limit_batches=1", "batch_size=50")
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout.splitlines()[-1])
+    assert report["images"] == 50
+    assert ("calibrating on 64 training images" in result.stdout) == (form == "file")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "told"),
+    [
+        (["train", "attn=reatention"], 2, ["did you mean 'reattention'?"]),
+        (["train", "model.depht=3"], 2, ["model.depht", "did you mean 'model.depth'?"]),
+        (["train", "model.depth=0"], 2, ["model.depth=0: must be at least 1"]),
+        (["train", "model.image_size=30"], 2, ["not divisible by model.patch_size=4"]),
+        (["train", "attn.from_block=6"], 2, ["attn.from_block=6 is beyond model.depth=6"]),
+        (["train", "model.pool=max"], 2, ["model.pool=max"]),
+        (["train", "experiment=deepvit_s"], 2, ["data.root"]),
+        (["train", "data=imagefolder", "data.root=/nowhere/at/all"], 4, ["/nowhere/at/all"]),
+        (["train", "resume=nowhere"], 3, ["nowhere"]),
+        (["train", "run_dir=/proc/run"], 6, ["run_dir=/proc/run"]),
+        (["train", "trainer.batch_size=5000"], 2, ["nearest: trainer.batch_size=1433"]),
+        (["eval"], 2, ["checkpoint is not given"]),
+        (["eval", "checkpoint=nowhere", "data=imagefolder", "data.root=/nowhere"], 3, ["nowhere"]),
+        (["evaluate"], 2, ["did you mean 'eval'?"]),
+        (["train", "--hlep"], 2, ["--help"]),
+    ],
+)
+def test_a_mistake_is_explained(
+    call: Command, arguments: list[str], exit_code: int, told: list[str], tmp_path: Path
+) -> None:
+    refused(call(*arguments), exit_code, *told)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_root_without_splits_is_named(call: Command, tmp_path: Path) -> None:
+    (tmp_path / "root" / "training").mkdir(parents=True)
+    result = call("train", "data=imagefolder", "data.root=root", "run_dir=run")
+    refused(result, 4, "root/train", "training")
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluating_other_classes_names_them(call: Command, trained: Path, image_folder: Path) -> None:
+    result = call("eval", f"checkpoint={trained}", "data=imagefolder", f"data.root={image_folder}")
+    refused(result, 4, "ant", "missing: 0, 1")
+
+
+def test_an_unreadable_image_is_an_error_in_evaluation(
+    call: Command, trained: Path, digits: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(digits, tmp_path / "digits")
+    broken = next((tmp_path / "digits" / "val" / "3").iterdir())
+    broken.write_bytes(broken.read_bytes()[:40])
+    result = call("eval", f"checkpoint={trained}", f"data.root={tmp_path / 'digits'}")
+    refused(result, 4, str(broken))
+
+
+def test_without_statistics_or_training_images_evaluation_is_refused(
+    call: Command, trained: Path, digits: Path, tmp_path: Path
+) -> None:
+    lone = tmp_path / "lone.safetensors"
+    shutil.copy(trained / "checkpoints" / "last" / "model.safetensors", lone)
+    shutil.copytree(digits / "val", tmp_path / "digits" / "val")
+    result = call("eval", f"checkpoint={lone}", f"data.root={tmp_path / 'digits'}")
+    refused(result, 3, "no calibrated statistics", "data.root=FOLDER with train/")
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "missing", "manifest"])
+def test_a_damaged_checkpoint_is_refused_before_data_is_touched(
+    call: Command, trained: Path, damage: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(trained / "checkpoints" / "last", folder)
+    file = folder / ("manifest.json" if damage == "manifest" else "ema.safetensors")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    if damage == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(content[: len(content) // 2] if damage == "cut" else content)
+    result = call("eval", f"checkpoint={folder}", "data=imagefolder", "data.root=/nowhere")
+    refused(result, 3, "checkpoint")
+
+
+def test_two_writers_do_not_share_a_folder(tmp_path: Path, command: Command) -> None:
+    with RunFolder(str(tmp_path / "run")):
+        refused(command("train", *QUICK, "run_dir=run"), 6, "is writing there")
+    assert not (tmp_path / "run" / "config.yaml").exists()

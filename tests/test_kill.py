@@ -1,0 +1,121 @@
+"""SIGKILL at any moment: the run that goes on ends with the bits of the run that was never stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import QUICK
+
+RUN = [
+    *QUICK,
+    "trainer.ema_decay=0.9",
+    "trainer.epochs=4",
+    "trainer.save_every_steps=2",
+    "trainer.eval_every_epochs=2",
+    "trainer.limit_batches=5",
+    "trainer.log_every_steps=1",
+    "model.dropout=0.1",
+]
+DRIVER = Path(__file__).with_name("kill_driver.py")
+FILES = ("model", "ema", "optimizer", "calibrated")
+
+
+def launch(*arguments: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def finish(*arguments: str) -> None:
+    process = launch("-m", "deepvit_train.cli", "train", *arguments)
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors.decode()
+
+
+def kill_when(process: subprocess.Popen[bytes], reached: Callable[[], bool]) -> None:
+    """SIGKILL the process, and it alone, once the condition holds: its loader processes end by themselves."""
+    deadline = time.monotonic() + 120
+    while not reached():
+        assert process.poll() is None, (process.stderr or sys.stderr).read()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    if process.stderr:
+        process.stderr.close()
+
+
+def lines_logged(folder: Path) -> int:
+    file = folder / "metrics.jsonl"
+    return len(file.read_text().splitlines()) if file.exists() else 0
+
+
+def outcome(folder: Path) -> dict[str, str]:
+    """SHA-256 of all that the last checkpoint holds."""
+    last = folder / "checkpoints" / "last"
+    return {name: hashlib.sha256((last / f"{name}.safetensors").read_bytes()).hexdigest() for name in FILES}
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    measured = {"train/images_per_s", "train/data_wait", "train/memory_mib"}
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [{key: value for key, value in line.items() if key not in measured} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def whole(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that is never stopped."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    finish(*RUN, f"run_dir={folder}")
+    return folder
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_kills_at_random_moments_change_no_bit(whole: Path, workers: int, tmp_path: Path) -> None:
+    rng = random.Random(workers)
+    overrides = [*RUN, f"run_dir={tmp_path / 'run'}", f"data.workers={workers}"]
+    kills = 0
+    for seen in (0, 4, 9, 13, 17):
+        process = launch("-m", "deepvit_train.cli", "train", *overrides)
+        kill_when(process, lambda seen=seen: lines_logged(tmp_path / "run") > seen)
+        assert process.returncode == -signal.SIGKILL
+        kills += 1
+        time.sleep(rng.random() * 0.01)
+    assert kills == 5
+    finish(*overrides)
+    assert outcome(tmp_path / "run") == outcome(whole)
+    assert metrics(tmp_path / "run") == metrics(whole)
+
+
+@pytest.mark.parametrize("moment", [1, 4, 9, 14, 17, 21, 30])
+def test_kills_inside_a_save_leave_the_old_or_the_new_checkpoint(
+    whole: Path, moment: int, tmp_path: Path
+) -> None:
+    from deepvit_train import checkpoint
+
+    folder = tmp_path / "run"
+    overrides = [*RUN, f"run_dir={folder}"]
+    process = launch(str(DRIVER), str(moment), *overrides)
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == -signal.SIGKILL, errors.decode()
+    damaged: list[str] = []
+    checkpoint.newest_valid(folder / "checkpoints", damaged.append)
+    assert damaged == []  # a checkpoint under its own name is always whole
+    finish(*overrides)
+    assert outcome(folder) == outcome(whole)
+    assert list((folder / "checkpoints").glob(".partial-*")) == []
