@@ -95,3 +95,21 @@ def command(digits: Path, tmp_path: Path) -> Command:
         )
 
     return run
+
+
+def forked(work: Callable[[], object]) -> int:
+    """Run a function in a copy of this process and wait: its exit status, or minus the signal that killed it.
+
+    Saves the seconds that a new process needs to import torch. CPU only, one thread.
+    """
+    process = os.fork()
+    if process == 0:
+        status = 1
+        try:
+            work()
+            status = 0
+        except SystemExit as end:
+            status = int(end.code or 0)
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])

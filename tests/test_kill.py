@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import QUICK
+from deepvit_train import checkpoint, train
+from deepvit_train.config import compose_command
+from tests.conftest import QUICK, forked
 
 RUN = [
     *QUICK,
@@ -27,7 +29,6 @@ RUN = [
     "trainer.log_every_steps=1",
     "model.dropout=0.1",
 ]
-DRIVER = Path(__file__).with_name("kill_driver.py")
 FILES = ("model", "ema", "optimizer", "calibrated")
 
 
@@ -102,20 +103,46 @@ def test_kills_at_random_moments_change_no_bit(whole: Path, workers: int, tmp_pa
     assert metrics(tmp_path / "run") == metrics(whole)
 
 
-@pytest.mark.parametrize("moment", [1, 4, 9, 14, 17, 21, 30])
-def test_kills_inside_a_save_leave_the_old_or_the_new_checkpoint(
-    whole: Path, moment: int, tmp_path: Path
-) -> None:
-    from deepvit_train import checkpoint
+def dying(moment: int, overrides: list[str]) -> None:
+    """Train, and be killed in place of one file operation of the saves, counted from the first."""
+    done = 0
 
-    folder = tmp_path / "run"
+    def counted(operation: Callable[..., object]) -> Callable[..., object]:
+        def wrapped(*arguments: object, **options: object) -> object:
+            nonlocal done
+            done += 1
+            if done == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return operation(*arguments, **options)
+
+        return wrapped
+
+    for name in ("save_file", "_write_json", "_digest", "_flush_folder"):
+        setattr(checkpoint, name, counted(getattr(checkpoint, name)))
+    for name in ("rename", "replace", "symlink_to", "mkdir"):
+        setattr(Path, name, counted(getattr(Path, name)))
+    train.run(compose_command("train", overrides))
+
+
+def check_a_kill_in_a_save(moment: int, folder: Path, whole: Path) -> None:
     overrides = [*RUN, f"run_dir={folder}"]
-    process = launch(str(DRIVER), str(moment), *overrides)
-    _, errors = process.communicate(timeout=240)
-    assert process.returncode == -signal.SIGKILL, errors.decode()
+    assert forked(lambda: dying(moment, overrides)) == -signal.SIGKILL
     damaged: list[str] = []
     checkpoint.newest_valid(folder / "checkpoints", damaged.append)
     assert damaged == []  # a checkpoint under its own name is always whole
-    finish(*overrides)
+    assert forked(lambda: train.run(compose_command("train", overrides))) == 0
     assert outcome(folder) == outcome(whole)
     assert list((folder / "checkpoints").glob(".partial-*")) == []
+
+
+@pytest.mark.parametrize("moment", [1, 5, 9, 14, 17, 22, 30, 41])
+def test_kills_inside_a_save_leave_the_old_or_the_new_checkpoint(
+    whole: Path, moment: int, tmp_path: Path
+) -> None:
+    check_a_kill_in_a_save(moment, tmp_path / "run", whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", range(1, 61))
+def test_kills_at_every_operation_of_three_saves(whole: Path, moment: int, tmp_path: Path) -> None:
+    check_a_kill_in_a_save(moment, tmp_path / "run", whole)
