@@ -11,6 +11,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn
 
 from deepvit_train import __version__, sweep
@@ -84,7 +85,7 @@ def _dispatch(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(flags):
         _print_help(command)
     elif "--version" in flags:
-        print(f"deepvit-train {__version__}")
+        print(f"deepvit-train {__version__} from {Path(__file__).parent}")
     elif "--cfg" in flags:
         print(as_yaml(compose_tree(command, overrides)), end="")
     elif {"-m", "--multirun"} & set(flags):
