@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from deepvit_train.models.reattention_operator import operator
+
 
 def softmax_maps(q: Tensor, k: Tensor) -> Tensor:
     """The maps before mixing: softmax(q k^T / sqrt(K)) over keys. (B, H, N, K) twice -> (B, H, N, N)."""
@@ -42,7 +44,7 @@ def mix_heads(
     return mixed if scale == 1.0 else mixed * scale
 
 
-def reattention(
+def plain_reattention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -53,21 +55,87 @@ def reattention(
     scale: float = 1.0,
     dropout: float = 0.0,
 ) -> Tensor:
+    """What `reattention` computes, written as the formula reads; every map is kept for the backward pass."""
+    with torch.autocast(q.device.type, enabled=False):
+        full = torch.promote_types(v.dtype, torch.float32)
+        maps = F.dropout(softmax_maps(q.to(full), k.to(full)), dropout)
+        mixed = mix_heads(maps, theta, theta_bias, norm, scale)
+        return (mixed @ v.to(full)).to(v.dtype)
+
+
+def reattention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    theta: Tensor,
+    theta_bias: Tensor | None = None,
+    norm: nn.Module | None = None,
+    *,
+    scale: float = 1.0,
+    dropout: float = 0.0,
+    chunk: int = 0,
+) -> Tensor:
     """Re-attention's output for queries, keys and values of shape (B, H, N, K).
+
+    Exact in function, gradient and running statistics, but for rounding and for the dropout masks drawn;
+    keeps q, k, v and the output for the backward pass, and no map. Differentiable once.
 
     Works in float32 at least, whatever autocast says: the maps hug 1/N, and the norm would amplify the
     rounding of half precision (docs/decisions/0004-half-precision.md).
 
     Args:
         q, k, v: (B, H, N, K).
-        theta, theta_bias, norm, scale: as in `mix_heads`.
+        theta, theta_bias, norm, scale: as in `mix_heads`. A norm that is neither BatchNorm2d nor LayerNorm is
+            called as a module on maps that are kept.
         dropout: probability of dropping an entry of the softmax maps, before mixing; 0 outside training.
+        chunk: rows of maps (queries, counted over images) worked on at a time; 0: chosen from the sizes.
 
     Returns:
         (B, H, N, K), in the type of v.
     """
-    with torch.autocast(q.device.type, enabled=False):
-        full = torch.promote_types(v.dtype, torch.float32)
-        maps = F.dropout(softmax_maps(q.to(full), k.to(full)), dropout)
-        mixed = mix_heads(maps, theta, theta_bias, norm, scale)
-        return (mixed @ v.to(full)).to(v.dtype)
+    if norm is not None and type(norm) not in (nn.BatchNorm2d, nn.LayerNorm):
+        return plain_reattention(q, k, v, theta, theta_bias, norm, scale=scale, dropout=dropout)
+    full, count = torch.promote_types(v.dtype, torch.float32), len(q) * q.shape[2] ** 2
+    theta, bias = theta.to(full), None if theta_bias is None else theta_bias.to(full)
+    weight, shift = (scale * each for each in _affine(norm, theta))
+    mode = "none"
+    if isinstance(norm, nn.LayerNorm):
+        mode = "layer"
+        theta = theta - theta.mean(dim=1, keepdim=True)
+        bias = None if bias is None else bias - bias.mean()
+    elif isinstance(norm, nn.BatchNorm2d):
+        if norm.training or norm.running_mean is None or norm.running_var is None:
+            mode = "batch"
+            if count == 1:
+                raise ValueError(f"BatchNorm needs more than one value per head to train: {tuple(q.shape)}")
+        else:
+            weight = weight * (norm.running_var.to(full) + norm.eps).rsqrt()
+            shift = shift - weight * norm.running_mean.to(full)
+    if bias is not None and mode != "layer":
+        # Under batch statistics it cancels, but stays in the graph: its gradient is 0 instead of missing.
+        shift = shift + (weight if mode == "none" else 0.0) * bias
+    seed = torch.randint(2**62, (), device="cpu") if dropout else None
+    over_heads = bias if mode == "layer" else None
+    eps = 0.0 if norm is None else norm.eps
+    out, mean, var = operator(q, k, v, theta, over_heads, weight, shift, seed, mode, eps, dropout, chunk)
+    if mode == "batch" and isinstance(norm, nn.BatchNorm2d) and norm.training:
+        _update_running_statistics(norm, mean if bias is None else mean + bias, var, count)
+    return out
+
+
+def _affine(norm: nn.Module | None, like: Tensor) -> tuple[Tensor, Tensor]:
+    """The norm's weight and bias, (H,) each; 1 and 0 where it has none."""
+    weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
+    ones, zeros = like.new_ones(len(like)), like.new_zeros(len(like))
+    return ones if weight is None else weight.to(like.dtype), zeros if bias is None else bias.to(like.dtype)
+
+
+@torch.no_grad()
+def _update_running_statistics(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None:
+    """As nn.BatchNorm2d does: the unbiased variance, by momentum, or the mean of all batches without one."""
+    if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked is None:
+        return
+    norm.num_batches_tracked.add_(1)
+    rate = 1.0 / norm.num_batches_tracked.double() if norm.momentum is None else norm.momentum
+    for running, new in ((norm.running_mean, mean), (norm.running_var, var * (count / (count - 1)))):
+        running.copy_((1 - rate) * running + rate * new)
