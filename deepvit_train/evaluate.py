@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from typing import Any
 
 import torch
 from rich.table import Table
+from timm.data import ImageNetInfo
 
 from deepvit_train import distributed
 from deepvit_train.calibration import calibrate, using
@@ -109,7 +111,7 @@ def _tell(loaded: LoadedModel, data: DataConfig, result: EvalResult, report: dic
     table = Table("class", "top-1", "images", title=f"{data.split}: {result.images} images")
     per_class = sorted(zip(result.class_accuracy, loaded.classes, result.class_images, strict=True))
     for accuracy, name, images in per_class[:WORST_CLASSES]:
-        table.add_row(name, f"{accuracy:.4f}", str(images))
+        table.add_row(readable(name), f"{accuracy:.4f}", str(images))
     if len(per_class) > WORST_CLASSES:
         table.add_row(f"... {len(per_class) - WORST_CLASSES} more, better ones", "", "")
     table.add_section()
@@ -118,7 +120,10 @@ def _tell(loaded: LoadedModel, data: DataConfig, result: EvalResult, report: dic
     table.add_row("loss", f"{result.loss:.4f}", "")
     table.add_row("images/s", f"{result.images_per_s:.0f}", "")
     console.print(table)
-    classes = {name: {"top1": accuracy, "images": images} for accuracy, name, images in per_class}
+    classes = {
+        name: {"name": readable(name), "top1": accuracy, "images": images}
+        for accuracy, name, images in per_class
+    }
     file = result_file(loaded, data.split)
     try:
         file.write_text(json.dumps({**report, "classes": classes}, indent=1) + "\n")
@@ -126,3 +131,13 @@ def _tell(loaded: LoadedModel, data: DataConfig, result: EvalResult, report: dic
     except OSError as error:
         console.print(f"not written: {file} ({error.strerror})")
     print(json.dumps(report), flush=True)
+
+
+def readable(class_name: str) -> str:
+    """A class folder's name; with the word for it where it is one of ImageNet's WordNet ids."""
+    if not re.fullmatch(r"n\d{8}", class_name):
+        return class_name
+    try:
+        return f"{class_name} ({ImageNetInfo('imagenet22k').label_name_to_description(class_name)})"
+    except KeyError:
+        return class_name
