@@ -42,18 +42,18 @@ def read_labels(file: Path) -> dict[str, str]:
         if unknown := [line[0] for line in lines if line[0] not in ids]:
             raise LabelError(f"{file}: {unknown[0]!r} is not a class number of meta.mat")
         return {IMAGE.format(number): ids[line[0]] for number, line in enumerate(lines, start=1)}
-    from timm.data import ImageNetInfo  # imports torch, which the other kinds need not wait for
+    if bad := [line for line in lines if len(line) != 2]:
+        raise LabelError(f"{file}: {' '.join(bad[0])!r} is not a name and a class")
+    ordered: list[str] = []
+    if any(label.isdigit() for _, label in lines):
+        from timm.data import ImageNetInfo  # imports torch, which the other kinds need not wait for
 
-    ordered = ImageNetInfo("imagenet-1k").label_names()
-    labels = {}
-    for line in lines:
-        if len(line) != 2:
-            raise LabelError(f"{file}: {' '.join(line)!r} is not a name and a class")
-        name, label = line
-        if label.isdigit() and int(label) < len(ordered):
-            label = ordered[int(label)]
-        labels[Path(name).stem] = _checked(file, label)
-    return labels
+        ordered = ImageNetInfo("imagenet-1k").label_names()
+    named = {
+        Path(name).stem: ordered[int(label)] if label.isdigit() and int(label) < len(ordered) else label
+        for name, label in lines
+    }
+    return {name: _checked(file, label) for name, label in named.items()}
 
 
 def _checked(file: Path, label: str) -> str:
