@@ -29,6 +29,7 @@ from deepvit_train.models.summary import count_flops, count_parameters
 from deepvit_train.plan import Plan, build_plan
 from deepvit_train.recipe import build_ema, build_mixup, build_optimizer, build_schedule
 from deepvit_train.run_folder import RunFolder, describe_environment, flatten
+from deepvit_train.saving import CheckpointWriter
 from deepvit_train.schema.preset import Architecture
 from deepvit_train.schema.recipe import Precision
 from deepvit_train.state import TrainState
@@ -111,8 +112,13 @@ def run(config: TrainConfig) -> dict[str, Any]:
             config.seed,
             config.trainer.calibrate_images,
         )
-        trainer = _Trainer(config, world, plan, folder, state, validation, tracker, signals, description, say)
+        writer = CheckpointWriter(folder.checkpoints, config.trainer.keep_last) if world.is_main else None
+        if writer is not None:
+            stack.callback(writer.close)
+        trainer = _Trainer(config, world, plan, writer, state, validation, tracker, signals, description, say)
         trainer.fit(batches)
+        if writer is not None:
+            writer.wait()
 
         # Close.
         result = {"run_dir": str(folder.path), **state.metrics}
@@ -131,7 +137,7 @@ class _Trainer:
     config: TrainConfig
     world: World
     plan: Plan
-    folder: RunFolder
+    writer: CheckpointWriter | None  # the first rank's alone
     state: TrainState
     validation: Validation
     tracker: Tracker
@@ -172,7 +178,7 @@ class _Trainer:
                     if plan.logs(state.step) or save:
                         guard.check()
                 except NotFiniteError as error:
-                    raise NotFiniteError(f"{error}; last good checkpoint: {self._newest()}") from None
+                    raise NotFiniteError(f"{error}; last good checkpoint: {self._saved()}") from None
                 meter.add(result.loss, config.trainer.batch_size, waited_s)
                 progress.update(bar, completed=state.step)
                 if plan.logs(state.step):
@@ -183,7 +189,7 @@ class _Trainer:
                 elif save:
                     self._save(best=False)
                 if stop:
-                    raise interrupted(stop, self._newest())
+                    raise interrupted(stop, self._saved())
 
     def _look_at(self, batches: list[Batch]) -> None:
         """Show the first images; count files that can't be read, and stop at too many."""
@@ -215,27 +221,20 @@ class _Trainer:
         except EvaluationStopped:
             # Saved without metrics; the resumed run begins with this evaluation.
             self._save(best=False)
-            raise interrupted(self.signals.stop, self._newest()) from None
+            raise interrupted(self.signals.stop, self._saved()) from None
         self.tracker.scalars(self.state.step, self.state.metrics)
         self.say(f"step {self.state.step}: {_phrase(self.state.metrics)}{' (best)' if best else ''}")
         self._save(best)
 
     def _save(self, best: bool) -> None:
-        if self.world.is_main:
-            folder, state = self.folder.checkpoints, self.state
+        if self.writer is not None:
             root = self.config.data.root
-            plain_state = state.plain() | {"data_root": root and str(Path(root).expanduser().resolve())}
-            written = checkpoint.write_checkpoint(
-                folder, state.step, state.files(self.description), plain_state
-            )
-            checkpoint.point(folder, "last", written)
-            if best:
-                checkpoint.point(folder, "best", written)
-            checkpoint.prune(folder, self.config.trainer.keep_last, keep={(folder / "best").resolve().name})
-        self.world.barrier()
+            state = self.state.plain() | {"data_root": root and str(Path(root).expanduser().resolve())}
+            self.writer.save(self.state.step, self.state.files(self.description), state, best)
 
-    def _newest(self) -> Path | str:
-        return (checkpoint.checkpoints_in(self.folder.checkpoints) or ["none"])[-1]
+    def _saved(self) -> Path | str:
+        """The newest checkpoint, once it is on the disk."""
+        return "the checkpoint of the first rank" if self.writer is None else self.writer.newest()
 
 
 def _loaders(
@@ -285,8 +284,7 @@ def _wrapped(model: DeepViT, config: TrainConfig, world: World) -> Callable[[Ten
     """The model as it is trained: compiled where asked for, and with gradients exchanged between ranks."""
     forward: nn.Module | Callable[[Tensor], Tensor] = model.train()
     if world.size > 1:
-        devices = [world.device] if world.device.type == "cuda" else None
-        forward = DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+        forward = DistributedDataParallel(model, [world.device] if world.device.type == "cuda" else None)
     return torch.compile(forward) if config.trainer.compile else forward
 
 
