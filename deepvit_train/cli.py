@@ -26,6 +26,7 @@ from deepvit_train.config import (
     keys_of,
 )
 from deepvit_train.error import ConfigError, UserError, nearest
+from deepvit_train.failure import explain
 
 # The module of each command; imported only once the configuration is valid, because torch takes seconds.
 MODULES = {
@@ -109,22 +110,17 @@ def _data_command(arguments: list[str]) -> list[str]:
 
 
 def run_command(command: str, config: Any) -> Any:
-    """Run a command on its checked configuration; explains what running out of memory means."""
+    """Run a command on its checked configuration. Raises UserError for all that a user can mend."""
     module = importlib.import_module(MODULES[command])
     try:
         return module.run(config)
-    except (MemoryError, RuntimeError) as error:
-        if (
-            not isinstance(error, MemoryError)
-            and "out of memory" not in str(error)
-            and "can't allocate" not in str(error)
-        ):
+    except UserError:
+        raise
+    except Exception as error:
+        explained = explain(error)
+        if explained is None:
             raise
-        raise UserError(
-            f"out of memory ({str(error).splitlines()[0] if str(error) else 'MemoryError'})\n"
-            "try a lower trainer.batch_size or a higher trainer.accumulate, trainer.precision=bf16, or "
-            "trainer.grad_checkpointing=true"
-        ) from None
+        raise explained from None
 
 
 def _print_help(command: str) -> None:

@@ -108,6 +108,7 @@ class EvalConfig(ForeignKeys):
     precision: Precision = option("autocast type; softmax, norms and weights stay fp32")
     device: Device = option("where to evaluate; auto: CUDA if there is any")
     threads: int | None = option("CPU threads of torch; null: torch's choice", low=1, high=4096)
+    timeout_s: float = option("seconds that a rank waits for the others before it gives up", above=0)
     limit_batches: int | None = option("batches to evaluate, for trials; null: all", low=1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -31,16 +32,19 @@ class World:
 
     def any(self, number: int) -> int:
         """The largest of a number over all ranks, so that all decide alike."""
+        return self.largest(number)[0]
+
+    def largest(self, *numbers: int) -> list[int]:
+        """The largest of each number over all ranks. Goes between the hosts' CPUs: no GPU is waited for."""
         if self.size == 1:
-            return number
-        largest = torch.tensor(number, device=self.device)
+            return list(numbers)
+        largest = torch.tensor(numbers)
         dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-        return int(largest)
+        return [int(number) for number in largest]
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
-        if self.size > 1:
-            dist.barrier()
+        self.any(0)
 
 
 def launched_rank() -> int:
@@ -53,14 +57,21 @@ def launched_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def start(device: str) -> World:
-    """Join the other processes, if torchrun started any. `device` is 'auto', 'cpu' or 'cuda'."""
+def start(device: str, timeout_s: float) -> World:
+    """Join the other processes, if torchrun started any.
+
+    Args:
+        device: 'auto', 'cpu' or 'cuda'.
+        timeout_s: how long to wait for the others before they count as lost.
+    """
     use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if use_cuda else torch.device("cpu")
     if use_cuda:
         torch.cuda.set_device(chosen)
     if launched_size() > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if use_cuda else "gloo")
+        # Tensors on a GPU go through NCCL, decisions about the run through gloo.
+        backend = "cpu:gloo,cuda:nccl" if use_cuda else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
     return World(launched_rank(), launched_size(), chosen)
 
 

@@ -20,6 +20,7 @@ from deepvit_train.data.dataset import Batch
 from deepvit_train.determinism import derive_seed, seeded
 from deepvit_train.distributed import World
 from deepvit_train.error import DataError, NotFiniteError
+from deepvit_train.models import DeepViT
 from deepvit_train.recipe import autocast
 from deepvit_train.schema.recipe import Precision
 from deepvit_train.state import TrainState
@@ -51,6 +52,7 @@ def train_step(
     batches: Sequence[Batch],
     world: World,
     options: StepOptions,
+    guard: FiniteGuard,
 ) -> StepResult:
     """Advance the state by one optimizer step over the micro-batches.
 
@@ -76,26 +78,25 @@ def train_step(
             micro_loss = F.cross_entropy(logits.float(), targets, label_smoothing=smoothing) / len(batches)
             state.scaler.scale(micro_loss).backward()
         loss += micro_loss.detach()
-    grad_norm = _update(state, options)
-    state.step += 1
-    if state.ema is not None:
-        state.ema.update(state.model, step=state.step)
-    return StepResult(loss, grad_norm)
-
-
-def _update(state: TrainState, options: StepOptions) -> Tensor:
-    """Step the optimizer unless fp16's scaler found an overflow. Returns the unscaled gradient's norm."""
     state.scaler.unscale_(state.optimizer)
     parameters = [parameter for parameter in state.model.parameters() if parameter.grad is not None]
     grad_norm = torch.nn.utils.get_total_norm(
         [grad for each in parameters if (grad := each.grad) is not None]
     )
+    guard.observe(state.step + 1, loss, grad_norm)
     if options.clip_grad is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, options.clip_grad, grad_norm)
+    _update(state, options)
+    return StepResult(loss, grad_norm)
+
+
+def _update(state: TrainState, options: StepOptions) -> None:
+    """Step the optimizer unless fp16's scaler found an overflow, and the averaged weights."""
     scale = state.scaler.get_scale()
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
+    state.step += 1
     if state.scaler.is_enabled():
         state.scaler_skips = state.scaler_skips + 1 if state.scaler.get_scale() < scale else 0
         if state.scaler_skips > options.max_scaler_skips:
@@ -105,7 +106,8 @@ def _update(state: TrainState, options: StepOptions) -> Tensor:
                 f"{state.scaler.get_scale():g}); "
                 "try trainer.precision=bf16 or a lower optim.lr"
             )
-    return grad_norm
+    if state.ema is not None:
+        state.ema.update(state.model, step=state.step)
 
 
 class FiniteGuard:
@@ -117,20 +119,60 @@ class FiniteGuard:
         self.first = torch.tensor(-1, device=world.device)
         self.values = torch.zeros(2, device=world.device)
 
-    def observe(self, step: int, result: StepResult) -> None:
-        """Look at the result of a step."""
-        values = torch.stack([result.loss, result.grad_norm.to(result.loss.dtype)])
+    def observe(self, step: int, loss: Tensor, grad_norm: Tensor) -> None:
+        """Look at a step before its update. Raises NotFiniteError at once where that waits for nothing."""
+        values = torch.stack([loss, grad_norm.to(loss.dtype)])
         finite = values[:1].isfinite().all() if self.scaled else values.isfinite().all()
         hit = ~finite & (self.first < 0)
         self.first = torch.where(hit, step, self.first)
         self.values = torch.where(hit, values, self.values)
+        # The gradient, and so this decision, is the same on every rank; the weights are still good.
+        if self.world.device.type == "cpu" and not self.scaled and not grad_norm.isfinite():
+            self._fail(step)
 
     def check(self) -> None:
         """Raise NotFiniteError naming the first bad step, on every rank alike. Waits for the device."""
         first = self.world.any(int(self.first))
         if first >= 0:
-            loss, norm = self.values.tolist()
-            raise NotFiniteError(f"step {first}: the loss is {loss:g} and the gradient norm {norm:g}")
+            self._fail(first)
+
+    def _fail(self, step: int) -> None:
+        loss, norm = self.values.tolist()
+        raise NotFiniteError(f"step {step}: the loss is {loss:g} and the gradient norm {norm:g}")
+
+
+@torch.no_grad()
+def first_non_finite(model: DeepViT, batches: Sequence[Batch], world: World, precision: Precision) -> str:
+    """Where NaN or infinity first appears: the images, a part of the model, or the backward pass alone.
+
+    On a GPU the step that went wrong has spoilt the weights before it is noticed; then they are named.
+    """
+    stages = {"patch_embed": model.patch_embed, "norm": model.norm, "head": model.head}
+    stages |= {f"blocks.{number}": block for number, block in enumerate(model.blocks)}
+    if any(not parameter.isfinite().all() for parameter in model.parameters()):
+        return "the weights themselves, spoilt by the step before"
+    found: list[str] = []
+
+    def look(name: str, output: Tensor) -> None:
+        if not output.isfinite().all():
+            found.append(name)
+
+    hooks = [
+        stage.register_forward_hook(lambda module, inputs, output, name=name: look(name, output))
+        for name, stage in stages.items()
+    ]
+    try:
+        for batch in batches:
+            images = batch.images.to(world.device)
+            look("the images", images)
+            with autocast(world.device, precision):
+                model(images)
+            if found:
+                return found[0]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return "the backward pass"
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ WORST_CLASSES = 5  # shown in the table; the JSON file has all
 
 def run(config: EvalConfig) -> dict[str, Any]:
     """Evaluate a checkpoint: a table, a JSON file beside it, and a JSON object as the last line on stdout."""
-    world = distributed.start(config.device.value)
+    world = distributed.start(config.device.value, config.timeout_s)
     if config.threads:
         torch.set_num_threads(config.threads)
     say = console.print if world.is_main else lambda line: None

@@ -31,6 +31,8 @@ FREE_KEYS = {
     "trainer.save_every_steps",
     "trainer.keep_last",
     "trainer.max_scaler_skips",
+    "trainer.timeout_s",
+    "trainer.requeue",
     "name",
     "run_dir",
     "resume",

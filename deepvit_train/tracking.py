@@ -27,6 +27,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid
 
 from deepvit_train.distributed import World
+from deepvit_train.error import OutputError
 
 # Paths and figures are printed as they are: no markup, no colouring, no wrapping inside a word to be copied.
 console = Console(markup=False, highlight=False, soft_wrap=True)
@@ -40,29 +41,34 @@ class Tracker:
 
     def __init__(self, folder: Path | None, resumed_step: int) -> None:
         self._writer = None
+        self._folder = folder
         if folder is not None:
-            _drop_later(folder / "metrics.jsonl", resumed_step)
-            self._file = (folder / "metrics.jsonl").open("a", buffering=1)
-            self._writer = SummaryWriter(
-                str(folder / "tb"), purge_step=resumed_step + 1 if resumed_step else None
-            )
+            with _writing(folder):
+                _drop_later(folder / "metrics.jsonl", resumed_step)
+                self._file = (folder / "metrics.jsonl").open("a", buffering=1)
+                self._writer = SummaryWriter(
+                    str(folder / "tb"), purge_step=resumed_step + 1 if resumed_step else None
+                )
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Log scalars by their TensorBoard names: {'train/loss': 1.2}."""
         if self._writer:
-            self._file.write(json.dumps({"step": step, **values}) + "\n")
-            for name, value in values.items():
-                self._writer.add_scalar(name, value, step)
+            with _writing(self._folder):
+                self._file.write(json.dumps({"step": step, **values}) + "\n")
+                for name, value in values.items():
+                    self._writer.add_scalar(name, value, step)
 
     def text(self, name: str, text: str, step: int) -> None:
         """Log preformatted text."""
         if self._writer:
-            self._writer.add_text(name, "    " + text.replace("\n", "\n    "), step)
+            with _writing(self._folder):
+                self._writer.add_text(name, "    " + text.replace("\n", "\n    "), step)
 
     def images(self, name: str, images: Tensor, step: int) -> None:
         """Log images (B, 3, height, width) with values in 0..1 as a grid."""
         if self._writer:
-            self._writer.add_image(name, make_grid(images, nrow=math.ceil(len(images) ** 0.5)), step)
+            with _writing(self._folder):
+                self._writer.add_image(name, make_grid(images, nrow=math.ceil(len(images) ** 0.5)), step)
 
     def outcome(self, config: dict[str, Any], metrics: dict[str, float], step: int) -> None:
         """Log hyperparameters with the final metrics, for TensorBoard's table of runs."""
@@ -72,13 +78,23 @@ class Tracker:
                 for key, value in config.items()
             }
             final = {f"final/{name}": value for name, value in metrics.items()}
-            self._writer.add_hparams(flat, final, run_name=".", global_step=step)
+            with _writing(self._folder):
+                self._writer.add_hparams(flat, final, run_name=".", global_step=step)
 
     def close(self) -> None:
         """Write what is held back."""
         if self._writer:
-            self._writer.close()
-            self._file.close()
+            with _writing(self._folder):
+                self._file.close()
+                self._writer.close()
+
+
+@contextmanager
+def _writing(folder: Path | None) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{folder}: curves and metrics can't be written ({error.strerror})") from None
 
 
 class Meter:

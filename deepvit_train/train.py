@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from deepvit_train import checkpoint, distributed
+from deepvit_train import checkpoint, distributed, slurm
 from deepvit_train.calibration import reattention_norms
 from deepvit_train.config import TrainConfig, as_yaml, plain
 from deepvit_train.data.dataset import Batch, TrainOrder
@@ -21,8 +21,8 @@ from deepvit_train.data.index import ImageIndex, check_classes, data_root, scan_
 from deepvit_train.data.split import calibration_loader, eval_loader, loader_options, train_loader
 from deepvit_train.data.transform import denormalise, eval_transform, train_transform
 from deepvit_train.distributed import World
-from deepvit_train.engine import FiniteGuard, StepOptions, train_step
-from deepvit_train.error import DataError, NotFiniteError
+from deepvit_train.engine import FiniteGuard, StepOptions, first_non_finite, train_step
+from deepvit_train.error import DataError, Interrupted, NotFiniteError
 from deepvit_train.interruption import EvaluationStopped, StopSignals, interrupted
 from deepvit_train.models import DeepViT, build_model
 from deepvit_train.models.summary import count_flops, count_parameters
@@ -48,7 +48,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
     """
     with ExitStack() as stack:
         # Devices and seed.
-        world = distributed.start(config.trainer.device.value)
+        world = distributed.start(config.trainer.device.value, config.trainer.timeout_s)
         stack.callback(distributed.stop)
         if config.trainer.threads:
             torch.set_num_threads(config.trainer.threads)
@@ -171,14 +171,16 @@ class _Trainer:
                 waited_s = time.perf_counter() - asked
                 self._look_at(micro_batches)
                 try:
-                    result = train_step(state, forward, micro_batches, self.world, options)
-                    guard.observe(state.step, result)
-                    stop = self.world.any(self.signals.stop)
-                    save = self.world.any(self.signals.take_save()) or bool(stop) or plan.saves(state.step)
+                    result = train_step(state, forward, micro_batches, self.world, options, guard)
+                    stop, asked_to_save = self.world.largest(self.signals.stop, self.signals.take_save())
+                    save = bool(asked_to_save or stop) or plan.saves(state.step)
                     if plan.logs(state.step) or save:
                         guard.check()
                 except NotFiniteError as error:
-                    raise NotFiniteError(f"{error}; last good checkpoint: {self._saved()}") from None
+                    where = first_non_finite(state.model, micro_batches, self.world, options.precision)
+                    raise NotFiniteError(
+                        f"{error}; first in {where}; last good checkpoint: {self._saved()}"
+                    ) from None
                 meter.add(result.loss, config.trainer.batch_size, waited_s)
                 progress.update(bar, completed=state.step)
                 if plan.logs(state.step):
@@ -189,7 +191,7 @@ class _Trainer:
                 elif save:
                     self._save(best=False)
                 if stop:
-                    raise interrupted(stop, self._saved())
+                    raise self._interrupted()
 
     def _look_at(self, batches: list[Batch]) -> None:
         """Show the first images; count files that can't be read, and stop at too many."""
@@ -221,7 +223,7 @@ class _Trainer:
         except EvaluationStopped:
             # Saved without metrics; the resumed run begins with this evaluation.
             self._save(best=False)
-            raise interrupted(self.signals.stop, self._saved()) from None
+            raise self._interrupted() from None
         self.tracker.scalars(self.state.step, self.state.metrics)
         self.say(f"step {self.state.step}: {_phrase(self.state.metrics)}{' (best)' if best else ''}")
         self._save(best)
@@ -231,6 +233,12 @@ class _Trainer:
             root = self.config.data.root
             state = self.state.plain() | {"data_root": root and str(Path(root).expanduser().resolve())}
             self.writer.save(self.state.step, self.state.files(self.description), state, best)
+
+    def _interrupted(self) -> Interrupted:
+        error = interrupted(self.world.any(self.signals.stop), self._saved())
+        if self.config.trainer.requeue and self.world.is_main:
+            self.say(slurm.requeue())
+        return error
 
     def _saved(self) -> Path | str:
         """The newest checkpoint, once it is on the disk."""

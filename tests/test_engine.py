@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor
 from deepvit_train.config import compose_command
 from deepvit_train.data.dataset import Batch
 from deepvit_train.distributed import World
-from deepvit_train.engine import FiniteGuard, StepOptions, StepResult, evaluate, train_step
+from deepvit_train.engine import FiniteGuard, StepOptions, StepResult, evaluate, first_non_finite, train_step
 from deepvit_train.error import DataError, NotFiniteError
 from deepvit_train.models import DeepViT
 from deepvit_train.recipe import build_ema, build_mixup, build_optimizer, build_schedule
@@ -44,6 +45,13 @@ def options(precision: Precision = Precision.fp32, **changes: object) -> StepOpt
     return StepOptions(seed=0, precision=precision, **{**values, **changes})
 
 
+def advance(
+    state: TrainState, forward: Callable[[Tensor], Tensor], batches: list[Batch], how: StepOptions
+) -> StepResult:
+    guard = FiniteGuard(WORLD, scaled=how.precision == Precision.fp16)
+    return train_step(state, forward, batches, WORLD, how, guard)
+
+
 def batch(size: int = 8, seed: int = 0) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     targets = torch.randint(3, (size,), generator=generator)
@@ -59,8 +67,8 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch() -> None:
     one, four = state_of(), state_of()
     for step in range(3):
         whole = batch(seed=step)
-        first = train_step(one, one.model, [whole], WORLD, options())
-        second = train_step(four, four.model, parts(whole, 4), WORLD, options())
+        first = advance(one, one.model, [whole], options())
+        second = advance(four, four.model, parts(whole, 4), options())
         torch.testing.assert_close(first.loss, second.loss)
         torch.testing.assert_close(first.grad_norm, second.grad_norm)
     for left, right in zip(one.model.parameters(), four.model.parameters(), strict=True):
@@ -71,9 +79,7 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch() -> None:
 @pytest.mark.parametrize("attn", ["self", "reattention", "reattention_seed"])
 def test_each_precision_learns(precision: Precision, attn: str) -> None:
     state = state_of(precision, attn)
-    losses = [
-        train_step(state, state.model, [batch()], WORLD, options(precision)).loss.item() for _ in range(25)
-    ]
+    losses = [advance(state, state.model, [batch()], options(precision)).loss.item() for _ in range(25)]
     assert losses[-1] < 0.7 * losses[0]
     assert all(parameter.dtype == torch.float32 for parameter in state.model.parameters())
     assert state.step == 25
@@ -83,9 +89,7 @@ def test_half_precision_gives_nearly_the_gradients_of_full_precision() -> None:
     norms = {}
     for precision in Precision:
         state = state_of(precision, "reattention")
-        norms[precision] = train_step(
-            state, state.model, [batch(32)], WORLD, options(precision)
-        ).grad_norm.item()
+        norms[precision] = advance(state, state.model, [batch(32)], options(precision)).grad_norm.item()
     assert norms[Precision.bf16] == pytest.approx(norms[Precision.fp32], rel=0.05)
     assert norms[Precision.fp16] == pytest.approx(norms[Precision.fp32], rel=0.01)
 
@@ -96,7 +100,7 @@ def test_gradients_are_clipped() -> None:
     state.optimizer.register_step_pre_hook(
         lambda *_: seen.append(torch.nn.utils.get_total_norm([p.grad for p in state.model.parameters()]))
     )
-    norm = train_step(state, state.model, [batch()], WORLD, options(clip_grad=0.01)).grad_norm
+    norm = advance(state, state.model, [batch()], options(clip_grad=0.01)).grad_norm
     assert norm > 0.01
     assert seen[0].item() == pytest.approx(0.01, rel=1e-3)
 
@@ -104,10 +108,10 @@ def test_gradients_are_clipped() -> None:
 def test_dropout_is_a_function_of_the_step() -> None:
     first, second = (state_of(attn="reattention", dropout=0.3) for _ in range(2))
     for step in range(3):
-        train_step(first, first.model, [batch(seed=step)], WORLD, options())
+        advance(first, first.model, [batch(seed=step)], options())
     for step in range(3):
         torch.rand(step)
-        train_step(second, second.model, [batch(seed=step)], WORLD, options())
+        advance(second, second.model, [batch(seed=step)], options())
     for left, right in zip(first.model.parameters(), second.model.parameters(), strict=True):
         assert torch.equal(left, right)
 
@@ -117,7 +121,7 @@ def test_mixup_is_a_function_of_the_step_and_its_targets_add_up() -> None:
     losses = []
     for _ in range(2):
         state = state_of()
-        losses.append(train_step(state, state.model, [batch()], WORLD, options(mixup=mixup)).loss)
+        losses.append(advance(state, state.model, [batch()], options(mixup=mixup)).loss)
     assert torch.equal(losses[0], losses[1])
     assert losses[0].isfinite()
 
@@ -128,19 +132,40 @@ def failing(forward: Callable[[Tensor], Tensor], at: int) -> Callable[[Tensor], 
     return lambda images: forward(images) * (float("nan") if next(calls) >= at else 1.0)
 
 
-def test_the_first_step_that_is_not_finite_is_named() -> None:
-    state, guard = state_of(), FiniteGuard(WORLD, scaled=False)
+def test_a_step_that_is_not_finite_is_named_and_leaves_the_weights_alone() -> None:
+    state = state_of()
     forward = failing(state.model, at=2)
-    for _ in range(5):
-        guard.observe(state.step + 1, train_step(state, forward, [batch()], WORLD, options()))
+    for _ in range(2):
+        advance(state, forward, [batch()], options())
+    before = [parameter.clone() for parameter in state.model.parameters()]
     with pytest.raises(NotFiniteError, match="step 3: the loss is nan"):
+        advance(state, forward, [batch()], options())
+    assert all(torch.equal(left, right) for left, right in zip(before, state.model.parameters(), strict=True))
+
+
+def test_a_loss_that_is_not_finite_is_named_when_it_is_looked_at() -> None:
+    guard = FiniteGuard(WORLD, scaled=False)
+    for number, loss in enumerate([1.0, math.inf, 1.0, math.nan], start=1):
+        guard.observe(number, torch.tensor(loss), torch.tensor(2.0))
+    with pytest.raises(NotFiniteError, match="step 2: the loss is inf"):
         guard.check()
 
 
 def test_a_finite_run_passes_the_guard() -> None:
     guard = FiniteGuard(WORLD, scaled=False)
-    guard.observe(1, StepResult(torch.tensor(1.0), torch.tensor(2.0)))
+    guard.observe(1, torch.tensor(1.0), torch.tensor(2.0))
     guard.check()
+
+
+@pytest.mark.parametrize("place", ["patch_embed", "blocks.1", "head", "the images", "the backward pass"])
+def test_where_values_first_stop_being_finite(place: str) -> None:
+    model, images = state_of().model, batch()
+    if place == "the images":
+        images = images._replace(images=images.images / 0)
+    elif place != "the backward pass":
+        model.get_submodule(place).register_forward_hook(lambda module, inputs, output: output * math.nan)
+    found = first_non_finite(model, [images], WORLD, Precision.fp32)
+    assert found == place
 
 
 def test_the_loss_scaler_skips_so_many_steps_and_no_more() -> None:
@@ -148,11 +173,11 @@ def test_the_loss_scaler_skips_so_many_steps_and_no_more() -> None:
     state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=1)
     before = [parameter.clone() for parameter in state.model.parameters()]
     for _ in range(2):
-        train_step(state, state.model, [batch()], WORLD, options(Precision.fp16))
+        advance(state, state.model, [batch()], options(Precision.fp16))
     assert state.scaler_skips == 2
     assert all(torch.equal(left, right) for left, right in zip(before, state.model.parameters(), strict=True))
     with pytest.raises(NotFiniteError, match=r"3 steps in a row.*trainer\.max_scaler_skips=2"):
-        train_step(state, state.model, [batch()], WORLD, options(Precision.fp16))
+        advance(state, state.model, [batch()], options(Precision.fp16))
 
 
 def test_an_evaluation_counts_every_image_once() -> None:

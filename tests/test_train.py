@@ -260,16 +260,16 @@ def test_a_stop_during_an_evaluation_saves_and_the_next_start_begins_with_it(
 def test_a_state_that_is_not_finite_is_never_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     step = train.train_step
 
-    def poisoned(
-        state: train.TrainState, forward: object, batches: list[train.Batch], *rest: object
-    ) -> object:
+    def poisoned(state: train.TrainState, *arguments: object) -> object:
         if state.step == 8:
-            batches = [batch._replace(images=batch.images * float("nan")) for batch in batches]
-        return step(state, forward, batches, *rest)
+            nan = float("nan")
+            state.model.blocks[1].register_forward_hook(lambda module, inputs, output: output * nan)
+        return step(state, *arguments)
 
     monkeypatch.setattr(train, "train_step", poisoned)
     with pytest.raises(
-        NotFiniteError, match=r"step 9: the loss is nan.*last good checkpoint: .*step_0000008"
+        NotFiniteError,
+        match=r"step 9: the loss is nan.*first in blocks\.1; last good checkpoint: .*step_0000008",
     ):
         start(
             tmp_path / "run",

@@ -111,6 +111,8 @@ class TrainerConfig(Section):
     limit_batches: int | None = option(
         "steps an epoch and batches an evaluation, for trials; null: all", low=1
     )
+    timeout_s: float = option("seconds that a rank waits for the others before the run ends", above=0)
+    requeue: bool = option("after a stop signal, ask SLURM to queue the job again (scontrol requeue)")
     max_scaler_skips: int = option("consecutive overflows that fp16's loss scaler may skip", low=0)
 
     @classmethod
