@@ -27,6 +27,7 @@ from deepvit_train.error import CheckpointError, OutputError, nearest
 FORMAT = 1
 MANIFEST = "manifest.json"
 STATE = "state.json"
+WEIGHT_FILES = {"live": "model", "ema": "ema"}  # stems of the files of a checkpoint that hold a whole model
 DESCRIPTION = "deepvit_train"  # the key of the safetensors header that holds the model's description as JSON
 TEMPORARY = ".partial-"
 
@@ -139,16 +140,31 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{file}: can't be read ({error})") from None
 
 
-def read_description(file: Path) -> dict[str, Any]:
-    """The model's description in a weights file's header. Raises CheckpointError where there is none."""
+def read_calibrated(checkpoint: Path) -> dict[str, dict[str, Tensor]]:
+    """The calibrated statistics of a checkpoint folder, for live and ema weights; empty where it has none."""
+    file = checkpoint / "calibrated.safetensors"
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, value in (read_tensors(file) if file.exists() else {}).items():
+        name, _, buffer = key.partition(".")
+        found.setdefault(name, {})[buffer] = value
+    return found
+
+
+def read_description(file: Path) -> dict[str, Any] | None:
+    """The model's description in a safetensors file's header; None in a file of another program.
+
+    Raises CheckpointError.
+    """
     try:
         with safe_open(file, framework="pt") as opened:
             header = opened.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{file}: not a weights file that can be read ({error})") from None
+    if DESCRIPTION not in header:
+        return None
     try:
         description = json.loads(header[DESCRIPTION])
-    except (KeyError, ValueError):
+    except ValueError:
         raise CheckpointError(f"{file}: its header does not describe a model of deepvit-train") from None
     if not isinstance(description, dict):
         raise CheckpointError(f"{file}: its header does not describe a model of deepvit-train")
@@ -158,7 +174,8 @@ def read_description(file: Path) -> dict[str, Any]:
 def find(path: str) -> Path:
     """What `checkpoint=PATH` means: a verified checkpoint folder, or a weights file.
 
-    A run folder stands for its best checkpoint, else its newest. Raises CheckpointError.
+    A run folder stands for its best checkpoint, else its newest; a folder of deepvit-convert for its weights
+    file. Raises CheckpointError.
     """
     given = Path(path).expanduser()
     if given.is_file():
@@ -169,6 +186,8 @@ def find(path: str) -> Path:
     if (given / MANIFEST).exists() or (given / STATE).exists():
         verify(given)
         return given
+    if (converted := given / f"{WEIGHT_FILES['live']}.safetensors").is_file():
+        return converted
     folder = given if given.name == "checkpoints" else given / "checkpoints"
     if (folder / "best").exists():
         best = (folder / "best").resolve()
@@ -181,6 +200,36 @@ def find(path: str) -> Path:
             problems[0] if problems else f"checkpoint={path}: holds no checkpoint (looked in {folder})"
         )
     return newest
+
+
+def find_weights(path: str, weights: str = "auto") -> Path:
+    """The weights file that a path means: itself, or the one of the checkpoint that `find` finds.
+
+    Args:
+        weights: 'live', 'ema', or 'auto' for the averaged weights where a checkpoint has both.
+    """
+    found = find(path)
+    if found.is_file():
+        return found
+    present = {
+        name: file for name, stem in WEIGHT_FILES.items() if (file := found / f"{stem}.safetensors").exists()
+    }
+    kind = ("ema" if "ema" in present else "live") if weights == "auto" else weights
+    if kind not in present:
+        raise CheckpointError(f"{found}: holds no {kind} weights; nearest: weights=auto")
+    return present[kind]
+
+
+def kind_of(file: Path) -> str:
+    """Whether a safetensors file of a checkpoint holds 'live' or 'ema' weights, by its name."""
+    return "ema" if file.stem == WEIGHT_FILES["ema"] else "live"
+
+
+def calibrated_beside(file: Path) -> dict[str, Tensor] | None:
+    """The calibrated statistics of a checkpoint's weights file; None where it is on its own or has none."""
+    if not (file.parent / MANIFEST).exists():
+        return None
+    return read_calibrated(file.parent).get(kind_of(file))
 
 
 def _digest(path: Path, flush: bool = False) -> str:

@@ -2,6 +2,7 @@
 
 deepvit-train KEY=VALUE ...          python -m deepvit_train.cli train KEY=VALUE ...
 deepvit-eval checkpoint=PATH ...     python -m deepvit_train.cli eval checkpoint=PATH ...
+deepvit-convert source=FILE out=FOLDER   python -m deepvit_train.cli convert source=FILE out=FOLDER
 deepvit-data demo out=FOLDER         python -m deepvit_train.cli data demo out=FOLDER
 """
 
@@ -32,6 +33,7 @@ from deepvit_train.failure import explain
 MODULES = {
     "train": "deepvit_train.train",
     "eval": "deepvit_train.evaluate",
+    "convert": "deepvit_train.convert",
     "data-demo": "deepvit_train.data_folder",
     "data-fashion-mnist": "deepvit_train.data_folder",
 }
@@ -45,6 +47,11 @@ def train() -> NoReturn:
 def evaluate() -> NoReturn:
     """Entry point of deepvit-eval."""
     main(["eval", *sys.argv[1:]])
+
+
+def convert() -> NoReturn:
+    """Entry point of deepvit-convert."""
+    main(["convert", *sys.argv[1:]])
 
 
 def data() -> NoReturn:

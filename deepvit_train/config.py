@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from deepvit_train.error import ConfigError, nearest
 from deepvit_train.schema.data import AugmentConfig, DataConfig
-from deepvit_train.schema.model import AttentionConfig, ModelConfig, Pool, check_architecture
+from deepvit_train.schema.model import AttentionConfig, Interpolation, ModelConfig, Pool, check_architecture
 from deepvit_train.schema.option import Choice, Section, option
 from deepvit_train.schema.preset import choices, config_dir
 from deepvit_train.schema.recipe import (
@@ -86,6 +86,19 @@ class ForeignKeys(Section):
         "model.residual_scale of a foreign weights file; null: as preset", above=0, high=100
     )
     pool: Pool | None = option("model.pool of a foreign weights file; null: as preset, else cls")
+    mean: list[float] | None = option("model.mean for a foreign weights file; null: as preset, else 0.5")
+    std: list[float] | None = option("model.std for a foreign weights file; null: as preset, else 0.5")
+    crop_pct: float | None = option(
+        "model.crop_pct for a foreign weights file; null: as preset, else 0.9", above=0, high=1
+    )
+    interpolation: Interpolation | None = option(
+        "model.interpolation for a foreign weights file; null: as preset, else bicubic"
+    )
+
+    def said(self) -> dict[str, Any]:
+        """What is given, besides the preset."""
+        names = {key.name for key in fields(ForeignKeys)} - {"preset"}
+        return {name: value for name in sorted(names) if (value := getattr(self, name)) is not None}
 
     def check(self) -> None:
         known = choices("model")
@@ -113,6 +126,15 @@ class EvalConfig(ForeignKeys):
 
 
 @dataclass(kw_only=True, slots=True)
+class ConvertConfig(ForeignKeys):
+    """Everything that `deepvit-convert` can be told."""
+
+    source: str = option("weights file of any known layout, or a checkpoint or run of this project")
+    out: str = option("new folder that model.safetensors is written into")
+    weights: Weights = option("which weights to take; auto: the averaged ones where there are any")
+
+
+@dataclass(kw_only=True, slots=True)
 class DataDemoConfig(Section):
     """Everything that `deepvit-data demo` can be told."""
 
@@ -132,6 +154,7 @@ class DataFashionMnistConfig(Section):
 COMMANDS: dict[str, type[Section]] = {
     "train": TrainConfig,
     "eval": EvalConfig,
+    "convert": ConvertConfig,
     "data-demo": DataDemoConfig,
     "data-fashion-mnist": DataFashionMnistConfig,
 }

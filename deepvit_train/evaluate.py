@@ -14,11 +14,11 @@ from timm.data import ImageNetInfo
 from deepvit_train import distributed
 from deepvit_train.calibration import calibrate, using
 from deepvit_train.config import EvalConfig
-from deepvit_train.data.index import check_classes, data_root, scan_split
+from deepvit_train.data.index import ImageIndex, check_classes, data_root, scan_split
 from deepvit_train.data.split import calibration_loader, eval_loader, loader_options
 from deepvit_train.data.transform import eval_transform
 from deepvit_train.engine import EvalResult, evaluate
-from deepvit_train.error import CheckpointError, DataError
+from deepvit_train.error import CheckpointError, ConfigError, DataError
 from deepvit_train.schema.data import DataConfig
 from deepvit_train.tracking import console
 from deepvit_train.weights import LoadedModel, load, result_file
@@ -33,8 +33,8 @@ def run(config: EvalConfig) -> dict[str, Any]:
         torch.set_num_threads(config.threads)
     say = console.print if world.is_main else lambda line: None
 
-    # The model and its preprocessing, from the checkpoint alone.
-    loaded = load(config.checkpoint, config.weights.value)
+    # The model and its preprocessing, from the checkpoint alone, unless it is another project's.
+    loaded = load(config.checkpoint, config.weights.value, config.preset, **config.said())
     model, transform = loaded.model.to(world.device), eval_transform(loaded.architecture.model)
     say(f"{loaded.file}: {loaded.weights} weights")
 
@@ -42,7 +42,7 @@ def run(config: EvalConfig) -> dict[str, Any]:
     data = _data(config.data, loaded)
     root, options = data_root(data), loader_options(data.workers, world)
     index = scan_split(root, data.split)
-    check_classes(index, loaded.classes)
+    classes = _check_classes(loaded, index)
 
     # Calibrate where the checkpoint was saved between two evaluations, then evaluate.
     statistics = loaded.statistics
@@ -63,11 +63,11 @@ def run(config: EvalConfig) -> dict[str, Any]:
         statistics = calibrate(model, batches, config.precision, world)
     batches = eval_loader(index, transform, config.batch_size, world, options, config.limit_batches)
     with using(model, statistics):
-        result = evaluate(model, batches, world, config.precision, len(loaded.classes))
+        result = evaluate(model, batches, world, config.precision, len(classes))
 
     report = _report(loaded, data, config, result)
     if world.is_main:
-        _tell(loaded, data, result, report)
+        _tell(loaded, data, classes, result, report)
     distributed.stop()
     return report
 
@@ -76,13 +76,29 @@ def _data(given: DataConfig, trained: LoadedModel) -> DataConfig:
     """The run's own data, with what was given instead of it. Raises ConfigError for a folder not known."""
     if given.name is not None:
         return given
+    if trained.data is None:
+        raise ConfigError(
+            f"data is not given, and {trained.file} does not say: add data=imagefolder data.root="
+        )
     return replace(given, name=trained.data, root=given.root or trained.data_root)
+
+
+def _check_classes(loaded: LoadedModel, index: ImageIndex) -> list[str]:
+    """The class names. Raises DataError where the data has others than the model, or another number."""
+    if loaded.classes is not None:
+        check_classes(index, loaded.classes)
+    elif len(index.classes) != loaded.model.num_classes:
+        raise DataError(
+            f"{index.folder}: {len(index.classes)} classes, but the model of {loaded.file} has "
+            f"{loaded.model.num_classes}"
+        )
+    return index.classes
 
 
 def _training_images(loaded: LoadedModel, data: DataConfig) -> Any:
     try:
         index = scan_split(data_root(data), "train")
-        check_classes(index, loaded.classes)
+        check_classes(index, loaded.classes or index.classes)
     except DataError as error:
         raise CheckpointError(
             f"{loaded.file}: holds no calibrated statistics, and there are no training images to measure "
@@ -107,9 +123,11 @@ def _report(loaded: LoadedModel, data: DataConfig, config: EvalConfig, result: E
     }
 
 
-def _tell(loaded: LoadedModel, data: DataConfig, result: EvalResult, report: dict[str, Any]) -> None:
+def _tell(
+    loaded: LoadedModel, data: DataConfig, classes: list[str], result: EvalResult, report: dict[str, Any]
+) -> None:
     table = Table("class", "top-1", "images", title=f"{data.split}: {result.images} images")
-    per_class = sorted(zip(result.class_accuracy, loaded.classes, result.class_images, strict=True))
+    per_class = sorted(zip(result.class_accuracy, classes, result.class_images, strict=True))
     for accuracy, name, images in per_class[:WORST_CLASSES]:
         table.add_row(readable(name), f"{accuracy:.4f}", str(images))
     if len(per_class) > WORST_CLASSES:
@@ -120,13 +138,13 @@ def _tell(loaded: LoadedModel, data: DataConfig, result: EvalResult, report: dic
     table.add_row("loss", f"{result.loss:.4f}", "")
     table.add_row("images/s", f"{result.images_per_s:.0f}", "")
     console.print(table)
-    classes = {
+    by_class = {
         name: {"name": readable(name), "top1": accuracy, "images": images}
         for accuracy, name, images in per_class
     }
     file = result_file(loaded, data.split)
     try:
-        file.write_text(json.dumps({**report, "classes": classes}, indent=1) + "\n")
+        file.write_text(json.dumps({**report, "classes": by_class}, indent=1) + "\n")
         console.print(f"written: {file}")
     except OSError as error:
         console.print(f"not written: {file} ({error.strerror})")

@@ -15,7 +15,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor
 
 from deepvit_train.calibration import Statistics
-from deepvit_train.checkpoint import TensorFile, read_state, read_tensors
+from deepvit_train.checkpoint import WEIGHT_FILES, TensorFile, read_calibrated, read_state, read_tensors
 from deepvit_train.error import CheckpointError
 from deepvit_train.models import DeepViT
 
@@ -84,19 +84,6 @@ class TrainState:
         self.bad_files = state["bad_files"]
         self.calibrated = read_calibrated(checkpoint)
         self.schedule.step_update(self.step)
-
-
-WEIGHT_FILES = {"live": "model", "ema": "ema"}
-
-
-def read_calibrated(checkpoint: Path) -> dict[str, Statistics]:
-    """The calibrated statistics of a checkpoint folder, for live and ema weights; empty where it has none."""
-    file = checkpoint / "calibrated.safetensors"
-    found: dict[str, Statistics] = {}
-    for key, value in (read_tensors(file) if file.exists() else {}).items():
-        name, _, buffer = key.partition(".")
-        found.setdefault(name, {})[buffer] = value
-    return found
 
 
 def load_weights(model: DeepViT, file: Path) -> None:

@@ -9,11 +9,11 @@ from typing import Any
 from deepvit_train import checkpoint
 from deepvit_train.calibration import Statistics, reattention_norms
 from deepvit_train.error import CheckpointError, ConfigError
-from deepvit_train.models import DeepViT, build_model
+from deepvit_train.models import DeepViT
+from deepvit_train.models.importer import import_model
 from deepvit_train.schema.data import DataConfig, DataName
 from deepvit_train.schema.model import AttentionConfig, ModelConfig
-from deepvit_train.schema.preset import Architecture, plain_from, section_from
-from deepvit_train.state import WEIGHT_FILES, load_weights, read_calibrated
+from deepvit_train.schema.preset import Architecture, plain_from
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class LoadedModel:
     weights: str  # 'live' or 'ema'
     model: DeepViT
     architecture: Architecture
-    classes: list[str]
-    data: DataName
+    classes: list[str] | None  # by number; None where the file doesn't say, and neither where its data is
+    data: DataName | None
     data_root: str | None  # where the data set was in training; unknown for a weights file on its own
     seed: int
     calibrate_images: int
@@ -37,58 +37,39 @@ class LoadedModel:
         return self.statistics is None and self.calibrate_images > 0 and bool(reattention_norms(self.model))
 
 
-def load(path: str, weights: str) -> LoadedModel:
-    """The model of a run, checkpoint folder or weights file. Raises CheckpointError.
+def load(path: str, weights: str, preset: str | None = None, **said: Any) -> LoadedModel:
+    """The model of a run, checkpoint folder or weights file, of this project or another.
 
     Args:
         path: what `checkpoint=` was given.
         weights: 'live', 'ema', or 'auto' for the averaged weights where there are any.
+        preset, said: what the tensors of another project's file do not show, as `models.load_model` takes it.
+
+    Raises:
+        CheckpointError: where it is missing, damaged or does not fit; as `models.load_model`.
     """
-    found = checkpoint.find(path)
-    file, weights = (found, _kind_of(found)) if found.is_file() else _file_in(found, weights)
-    description = checkpoint.read_description(file)
+    file = checkpoint.find_weights(path, weights)
+    imported = import_model(file, preset, weights, said)
+    description = imported.source.description or {}
     try:
-        architecture = Architecture(
-            section_from(ModelConfig, description["model"]),
-            section_from(AttentionConfig, description["attn"]),
-        )
-        loaded = LoadedModel(
+        return LoadedModel(
             file=file,
-            weights=weights,
-            model=build_model(architecture, len(description["classes"])),
-            architecture=architecture,
-            classes=[str(name) for name in description["classes"]],
-            data=DataName(description["data"]),
+            weights=imported.source.weights,
+            model=imported.model.float(),
+            architecture=imported.architecture,
+            classes=[str(name) for name in description.get("classes") or []] or None,
+            data=DataName(description["data"]) if description.get("data") else None,
             data_root=_data_root_beside(file),
-            seed=int(description["seed"]),
-            calibrate_images=int(description["calibrate_images"]),
-            statistics=_statistics_beside(file, weights),
+            seed=int(description.get("seed", 0)),
+            calibrate_images=int(description.get("calibrate_images", 0)),
+            statistics=checkpoint.calibrated_beside(file),
         )
-    except (ConfigError, KeyError, TypeError, ValueError) as error:
+    except (ConfigError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file}: its description can't be used ({error})") from None
-    load_weights(loaded.model, file)
-    return loaded
-
-
-def _file_in(folder: Path, weights: str) -> tuple[Path, str]:
-    present = {name: folder / f"{stem}.safetensors" for name, stem in WEIGHT_FILES.items()}
-    if weights == "auto":
-        weights = "ema" if present["ema"].exists() else "live"
-    if not present[weights].exists():
-        raise CheckpointError(f"{folder}: holds no {weights} weights; nearest: weights=auto")
-    return present[weights], weights
-
-
-def _kind_of(file: Path) -> str:
-    return "ema" if file.stem == WEIGHT_FILES["ema"] else "live"
 
 
 def _in_checkpoint(file: Path) -> bool:
     return (file.parent / checkpoint.MANIFEST).exists()
-
-
-def _statistics_beside(file: Path, weights: str) -> Statistics | None:
-    return read_calibrated(file.parent).get(weights) if _in_checkpoint(file) else None
 
 
 def _data_root_beside(file: Path) -> str | None:
@@ -115,7 +96,7 @@ def description_of(
     """
     return {
         "format": checkpoint.FORMAT,
-        "model": plain_from(model),
+        "model": plain_from(model) | {"weights": None},
         "attn": plain_from(attn),
         "classes": classes,
         "data": str(data.name),

@@ -2,6 +2,7 @@
 
 from deepvit_train.models.attention import Attention, ReAttention, TalkingHeads
 from deepvit_train.models.deepvit import DeepViT, build_model
+from deepvit_train.models.importer import load_model
 from deepvit_train.models.record import BlockRecord, record_maps
 
 __all__ = [
@@ -11,5 +12,6 @@ __all__ = [
     "ReAttention",
     "TalkingHeads",
     "build_model",
+    "load_model",
     "record_maps",
 ]

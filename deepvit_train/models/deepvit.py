@@ -150,7 +150,7 @@ class DeepViT(nn.Module):
     def embed(self, images: Tensor) -> Tensor:
         """The tokens before the first block (B, N, D): class token, registers, patches."""
         patches = self.patch_embed(images)
-        batch = len(patches)
+        batch = patches.shape[0]  # len() would fix the batch size in an exported graph
         x = torch.cat([self.cls_token.expand(batch, -1, -1), patches], dim=1) + self.pos_embed
         if self.reg_token is not None:
             x = torch.cat([x[:, :1], self.reg_token.expand(batch, -1, -1), x[:, 1:]], dim=1)

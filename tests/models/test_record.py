@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from deepvit_train.error import ConfigError
-from deepvit_train.models import DeepViT, ReAttention, record_maps
+from deepvit_train.models import DeepViT, record_maps
 
 SHAPE = {
     "image_size": 16,
@@ -106,18 +106,3 @@ def test_maps_with_gradients_change_neither_logits_nor_gradients(attn: str, chec
     for other in gradients[1:]:
         for left, right in zip(gradients[0], other, strict=True):
             torch.testing.assert_close(left, right, rtol=1e-8, atol=1e-10)
-
-
-def test_one_theta_can_serve_all_blocks() -> None:
-    from dataclasses import replace
-
-    from deepvit_train.schema.preset import attention_preset
-
-    shared = replace(attention_preset("reattention"), theta_shared=True, from_block=1)
-    model = DeepViT(**SHAPE, attn=shared)
-    names = [name for name, _ in model.named_parameters() if "theta" in name]
-    assert names == ["blocks.1.attn.theta", "blocks.1.attn.theta_bias"]
-    assert [name for name in model.state_dict() if "theta" in name] == names
-    mixing = [module for module in model.modules() if isinstance(module, ReAttention)]
-    assert {id(module.mixer.theta) for module in mixing} == {id(model.blocks[1].attn.theta)}
-    assert len({id(module.norm) for module in mixing}) == 3

@@ -1,0 +1,158 @@
+"""Tensors out of anybody's weights file: nothing in it is executed, and no size in it is believed.
+
+Reads safetensors, and what torch.save wrote: its zip format, and the format before torch 1.6.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deepvit_train import checkpoint
+from deepvit_train.error import CheckpointError
+
+# Where training programs keep the tensors inside what they save, averaged weights first.
+WRAPPERS = {"ema": ("state_dict_ema", "model_ema"), "live": ("state_dict", "model")}
+# What wrappers of modules put before every name: data parallel, torch.compile.
+PREFIXES = ("module.", "_orig_mod.")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file's tensors under the names they have there, and this project's description if it has one."""
+
+    file: Path
+    weights: str  # 'live' or 'ema'
+    tensors: dict[str, Tensor]
+    description: dict[str, Any] | None
+
+
+def read_source(file: Path, weights: str = "auto") -> Source:
+    """Read a weights file. Raises CheckpointError.
+
+    Args:
+        weights: 'live', 'ema', or 'auto' for the averaged weights where the file holds both.
+    """
+    try:
+        with file.open("rb") as opened:
+            start = opened.read(9)
+        if start[8:9] == b"{":
+            tensors, description = checkpoint.read_tensors(file), checkpoint.read_description(file)
+            return Source(file, checkpoint.kind_of(file), _stripped(file, tensors), description)
+        content = _load_zip(file) if start[:2] == b"PK" else _load_legacy(file)
+    except CheckpointError:
+        raise
+    except pickle.UnpicklingError as error:
+        what = re.search(r"(?:GLOBAL|Unsupported (?:class|global)|global) ?:?\s*([\w.]+)", str(error))
+        raise CheckpointError(
+            f"{file}: holds more than tensors{f' ({what[1]})' if what else ''}, and nothing of it was "
+            "executed; save its state_dict alone"
+        ) from None
+    except OSError as error:
+        raise CheckpointError(f"{file}: can't be read ({error.strerror or error})") from None
+    except Exception as error:  # torch's readers raise anything for a damaged file
+        reason = str(error).strip().splitlines()
+        raise CheckpointError(
+            f"{file}: not a weights file, or a damaged one ({reason[0] if reason else type(error).__name__})"
+        ) from None
+    kind, tensors = _unwrapped(file, content, weights)
+    return Source(file, kind, _stripped(file, tensors), None)
+
+
+def _load_zip(file: Path) -> Any:
+    """torch.save's format since 1.6. The tensors stay on the disk until they are copied."""
+    with zipfile.ZipFile(file) as archive:
+        claimed = sum(entry.file_size for entry in archive.infolist())
+    if claimed > file.stat().st_size:
+        raise CheckpointError(f"{file}: claims {claimed:,} bytes of content in {file.stat().st_size:,}")
+    return _load(file, mmap=True)
+
+
+def _load_legacy(file: Path) -> Any:
+    """torch.save's format before 1.6. Loading takes the memory that a file claims, so that comes first."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        claimed = sum(tensor.nbytes for tensor in _tensors_in(_load(file)))
+    if claimed > 2 * file.stat().st_size:  # tied tensors are counted twice
+        raise CheckpointError(f"{file}: claims {claimed:,} bytes of tensors in {file.stat().st_size:,}")
+    return _load(file)
+
+
+def _load(file: Path, **options: Any) -> Any:
+    # Training scripts save their parsed arguments too; a Namespace runs no code.
+    allowed = torch.serialization.safe_globals([argparse.Namespace])
+    with allowed, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the old format
+        return torch.load(file, map_location="cpu", weights_only=True, **options)
+
+
+def _tensors_in(content: Any) -> list[Tensor]:
+    if isinstance(content, Tensor):
+        return [content]
+    values = content.values() if isinstance(content, Mapping) else content
+    return [tensor for each in values for tensor in _tensors_in(each)] if _is_container(content) else []
+
+
+def _is_container(content: Any) -> bool:
+    return isinstance(content, (Mapping, list, tuple))
+
+
+def _unwrapped(file: Path, content: Any, weights: str) -> tuple[str, dict[str, Any]]:
+    """The state dict inside a saved object, and whether it is of live or averaged weights."""
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{file}: holds a {type(content).__name__}, not named tensors")
+    wrapped = {
+        kind: content[key]
+        for kind, keys in WRAPPERS.items()
+        for key in keys
+        if isinstance(content.get(key), Mapping)
+    }
+    if not wrapped:
+        wrapped = {"live": content}
+    kind = next(iter(wrapped)) if weights == "auto" else weights
+    if kind not in wrapped:
+        raise CheckpointError(f"{file}: holds no {weights} weights; nearest: weights=auto")
+    return kind, dict(wrapped[kind])
+
+
+def _stripped(file: Path, tensors: dict[str, Any]) -> dict[str, Tensor]:
+    """The tensors without the prefixes of wrappers, each checked to be what its size says."""
+    strangers = [str(name) for name, value in tensors.items() if not _is_plain(name, value)]
+    if not tensors or strangers:
+        raise CheckpointError(
+            f"{file}: {listed('not named, dense tensors', strangers) or 'holds no tensors'}"
+        )
+    for prefix in PREFIXES * 2:
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    return tensors
+
+
+def _is_plain(name: Any, value: Any) -> bool:
+    return (
+        isinstance(name, str)
+        and isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not value.is_quantized
+        and value.nbytes <= value.untyped_storage().nbytes()  # a view may claim any size without holding it
+    )
+
+
+def listed(what: str, names: list[str], shown: int = 8) -> str:
+    """'what: a, b, ... 3 more', or nothing where there are no names."""
+    if not names:
+        return ""
+    more = f", ... {len(names) - shown} more" if len(names) > shown else ""
+    return f"{what}: {', '.join(names[:shown])}{more}"

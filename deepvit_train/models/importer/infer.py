@@ -1,0 +1,230 @@
+"""The architecture that tensors show, with what no tensor shows from a preset or from the caller.
+
+Works on own names. Shapes: D dim, H heads, K head_dim, C colour channels, P patch size.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import replace
+from typing import Any
+
+from deepvit_train.error import CheckpointError, ConfigError, nearest
+from deepvit_train.models.importer.layout import Tensors
+from deepvit_train.schema.model import (
+    AttentionConfig,
+    AttentionKind,
+    Init,
+    Interpolation,
+    Pool,
+    Stem,
+    ThetaNorm,
+)
+from deepvit_train.schema.preset import Architecture, attention_preset, model_preset
+
+# What a caller may say, because no tensor shows it; heads only where there is no Theta.
+CHOICES = {
+    "heads": int,
+    "transform_scale": bool,
+    "residual_scale": float,
+    "pool": Pool,
+    "norm_eps": float,
+    "dropout": float,
+    "emb_dropout": float,
+    "drop_path": float,
+    "mean": list,
+    "std": list,
+    "crop_pct": float,
+    "interpolation": Interpolation,
+}
+
+
+def checked_choices(overrides: dict[str, Any]) -> dict[str, Any]:
+    """The overrides as the schema holds them, without those that are None. Raises ConfigError."""
+    for name in overrides:
+        if name not in CHOICES:
+            raise ConfigError(
+                f"{name}: not something one can say of a weights file{nearest(name, list(CHOICES))} "
+                f"(choices: {', '.join(CHOICES)}; the tensors show the rest)"
+            )
+    return {name: CHOICES[name](value) for name, value in overrides.items() if value is not None}
+
+
+def infer_architecture(
+    tensors: Tensors, norm_eps: float | None, preset: str | None, choices: dict[str, Any]
+) -> Architecture:
+    """The architecture of tensors with own names.
+
+    Args:
+        norm_eps: of the LayerNorms, where neither preset nor choices say; None: what is usual for the stem.
+        preset: the preset that gives what no tensor shows; sizes always come from the tensors.
+        choices: what the caller says, checked; before the preset.
+
+    Raises:
+        CheckpointError: what is missing, of a shape that fits no architecture, or needs a word of the caller.
+        ConfigError: an unknown preset, or values out of bounds.
+    """
+    attn = _attention(tensors, preset, choices)
+    stem = _stem(tensors)
+    base = model_preset(preset or "deepvit_16b").model
+    if preset is None:
+        base = replace(base, drop_path=0.0, norm_eps=norm_eps or (1e-5 if stem == Stem.rearrange else 1e-6))
+        if stem == Stem.cnn and "residual_scale" not in choices:
+            raise CheckpointError(
+                "the convolutional stem is DeepViT-S's and -L's, which scale residuals, and no tensor shows "
+                "how; give preset=deepvit_s, or residual_scale= and transform_scale="
+            )
+    said = {name: value for name, value in choices.items() if name not in ("heads", "transform_scale")}
+    model = replace(base, **_sizes(tensors, stem, preset, choices), **said)
+    return Architecture(model, attn)
+
+
+def _sizes(tensors: Tensors, stem: Stem, preset: str | None, choices: dict[str, Any]) -> dict[str, Any]:
+    patch_size = _patch_size(tensors, stem)
+    _, positions, dim = _shape(tensors, "pos_embed", 3)
+    grid = math.isqrt(max(0, positions - 1))
+    if not grid or grid**2 != positions - 1:
+        raise CheckpointError(
+            f"pos_embed has {positions} positions, not a class token's and a square of patches"
+        )
+    hidden = _shape(tensors, "blocks.0.mlp.fc1.weight", 2)[0]
+    width = _shape(tensors, "blocks.0.attn.qkv.weight", 2)[0]
+    heads = _heads(tensors, preset, choices)
+    if width % (3 * heads):
+        raise CheckpointError(f"blocks.0.attn.qkv.weight has {width} rows, not 3 x {heads} heads x head_dim")
+    head_dim = width // 3 // heads
+    gamma = tensors.get("blocks.0.ls1.gamma")
+    return {
+        "image_size": grid * patch_size,
+        "patch_size": patch_size,
+        "stem": stem,
+        "dim": dim,
+        "depth": depth_of(tensors),
+        "heads": heads,
+        "head_dim": None if heads * head_dim == dim else head_dim,
+        "mlp_ratio": _ratio(hidden, dim),
+        "qkv_bias": "blocks.0.attn.qkv.bias" in tensors,
+        # Its learned factors are loaded; the value says only that there are some.
+        "layer_scale": None if gamma is None else 1.0,
+        "registers": _shape(tensors, "reg_token", 3)[1] if "reg_token" in tensors else 0,
+        "init": Init.seed if stem == Stem.rearrange else Init.vit,
+        "weights": None,
+    }
+
+
+def _attention(tensors: Tensors, preset: str | None, choices: dict[str, Any]) -> AttentionConfig:
+    depth = depth_of(tensors)
+    mixing = [index for index in range(depth) if any(_of_theta(name, index) for name in tensors)]
+    if not mixing:
+        return attention_preset("self")
+    first = mixing[0]
+    if mixing != list(range(first, depth)):
+        raise CheckpointError(
+            f"blocks {mixing} mix their heads; those built here mix from one block on to the last"
+        )
+    if f"blocks.{first}.attn.logit_theta" in tensors:
+        kind = AttentionKind.talking_heads
+    elif f"blocks.{first}.attn.theta_bias" in tensors:
+        kind = AttentionKind.reattention
+    else:
+        kind = AttentionKind.reattention_seed
+    if "transform_scale" in choices:
+        scale = choices["transform_scale"]
+    elif preset is not None:
+        scale = model_preset(preset).attn.transform_scale
+    elif _stem(tensors) == Stem.cnn:
+        raise CheckpointError(
+            "re-attention after a convolutional stem may scale its maps (DeepViT-S) or not (-L), and no "
+            "tensor shows which; give preset=deepvit_s, preset=deepvit_l or transform_scale="
+        )
+    else:
+        scale = False
+    return replace(
+        attention_preset(kind.value),
+        from_block=first,
+        norm=_theta_norm(tensors, first),
+        theta_shared=sum(name.endswith(".attn.theta") for name in tensors) < len(mixing),
+        transform_scale=scale,
+    )
+
+
+def _of_theta(name: str, block: int) -> bool:
+    return name.startswith((f"blocks.{block}.attn.theta", f"blocks.{block}.attn.norm."))
+
+
+def _theta_norm(tensors: Tensors, block: int) -> ThetaNorm:
+    if f"blocks.{block}.attn.norm.running_mean" in tensors:
+        return ThetaNorm.batch
+    return ThetaNorm.layer if f"blocks.{block}.attn.norm.weight" in tensors else ThetaNorm.none
+
+
+def _heads(tensors: Tensors, preset: str | None, choices: dict[str, Any]) -> int:
+    thetas = [name for name in tensors if name.endswith(".attn.theta")]
+    if thetas:
+        heads = _shape(tensors, thetas[0], 2)[0]
+        if choices.get("heads", heads) != heads:
+            raise CheckpointError(f"heads={choices['heads']}, but {thetas[0]} is of {heads} heads")
+        return heads
+    if "heads" in choices:
+        return choices["heads"]
+    if preset is not None:
+        return model_preset(preset).model.heads
+    raise CheckpointError("plain attention does not show its number of heads; give heads= or preset=")
+
+
+def depth_of(tensors: Tensors) -> int:
+    """The number of blocks. Raises CheckpointError where some are missing."""
+    found = {int(match[1]) for name in tensors if (match := re.match(r"blocks\.(\d{1,9})\.", name))}
+    if found != set(range(len(found))) or not found:
+        raise CheckpointError(f"the blocks {sorted(found)[:8]} are not all there from 0 on")
+    return len(found)
+
+
+def _stem(tensors: Tensors) -> Stem:
+    if "patch_embed.conv1.weight" in tensors:
+        return Stem.cnn
+    return Stem.rearrange if "patch_embed.norm1.weight" in tensors else Stem.conv
+
+
+def _patch_size(tensors: Tensors, stem: Stem) -> int:
+    if stem == Stem.rearrange:
+        pixels = _shape(tensors, "patch_embed.norm1.weight", 1)[0]
+        return math.isqrt(pixels // channels_of(tensors))
+    _, _, height, width = _shape(tensors, "patch_embed.proj.weight", 4)
+    if height != width:
+        raise CheckpointError(
+            f"patch_embed.proj.weight has patches of {height} x {width}; square ones can be loaded"
+        )
+    return 2 * width if stem == Stem.cnn else width
+
+
+def channels_of(tensors: Tensors) -> int:
+    """C: the colour channels of images; where patches are flattened, 3, or 1 if 3 don't fit."""
+    stem = _stem(tensors)
+    if stem != Stem.rearrange:
+        return _shape(
+            tensors, "patch_embed.conv1.weight" if stem == Stem.cnn else "patch_embed.proj.weight", 4
+        )[1]
+    pixels = _shape(tensors, "patch_embed.norm1.weight", 1)[0]
+    for channels in (3, 1):
+        if channels * math.isqrt(pixels // channels) ** 2 == pixels:
+            return channels
+    raise CheckpointError(
+        f"patch_embed.norm1.weight is of {pixels} values, which is no square of 3 or 1 channels"
+    )
+
+
+def _ratio(hidden: int, dim: int) -> float:
+    """mlp_ratio, so that int(dim * mlp_ratio) is the hidden width again."""
+    ratio = hidden / dim
+    return ratio if int(dim * ratio) == hidden else math.nextafter(ratio, math.inf)
+
+
+def _shape(tensors: Tensors, name: str, dimensions: int) -> tuple[int, ...]:
+    if name not in tensors:
+        raise CheckpointError(f"lacks {name}")
+    shape = tuple(tensors[name].shape)
+    if len(shape) != dimensions or not all(shape):
+        raise CheckpointError(f"{name} is of shape {shape}, not of {dimensions} dimensions")
+    return shape

@@ -1,0 +1,45 @@
+"""timm's VisionTransformer, and DeiT, which has the same names.
+
+cls_token, reg_token, pos_embed, patch_embed.proj.*, blocks.i.{norm1, norm2}.*, blocks.i.attn.{qkv, proj}.*,
+blocks.i.{ls1, ls2}.gamma, blocks.i.mlp.{fc1, fc2}.*, norm.*, head.*
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from deepvit_train.models.importer.layout import Layout, Tensors
+
+RULES = (
+    (r"(cls_token|reg_token|pos_embed)", r"\1"),
+    (r"patch_embed\.proj\.(weight|bias)", r"patch_embed.proj.\1"),
+    (r"blocks\.(\d+)\.(norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)\.(\w+)", r"blocks.\1.\2.\3"),
+    (r"blocks\.(\d+)\.(ls[12])\.gamma", r"blocks.\1.\2.gamma"),
+    (r"(norm|head)\.(weight|bias)", r"\1.\2"),
+)
+
+
+def _with_own_positions(tensors: Tensors) -> Tensors:
+    """Positions of class token and patches: timm also has them for patches alone, or for registers too."""
+    positions, registers = tensors.get("pos_embed"), tensors.get("reg_token")
+    if positions is None or positions.ndim != 3:
+        return tensors
+    count, extra = positions.shape[1], 0 if registers is None else registers.shape[1]
+    if _is_square(count - 1):
+        return tensors
+    if _is_square(count):
+        nothing = torch.zeros_like(positions[:, :1])
+        return tensors | {"pos_embed": torch.cat([nothing, positions], dim=1)}
+    if registers is not None and _is_square(count - 1 - extra):
+        cls, own, patches = positions.split([1, extra, count - 1 - extra], dim=1)
+        return tensors | {"pos_embed": torch.cat([cls, patches], dim=1), "reg_token": registers + own}
+    return tensors
+
+
+def _is_square(number: int) -> bool:
+    return number > 0 and math.isqrt(number) ** 2 == number
+
+
+LAYOUT = Layout("timm", r"^blocks\.\d+\.attn\.qkv\.weight$", RULES, 1e-6, _with_own_positions)

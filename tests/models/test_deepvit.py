@@ -1,0 +1,268 @@
+"""The model against vit-pytorch, timm, and the formula; its sizes, its options, compiled and exported."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import timm
+import torch
+from timm.models.cait import TalkingHeadAttn
+from torch import Tensor
+from vit_pytorch.deepvit import DeepViT as VitPytorchDeepViT
+
+from deepvit_train.models import DeepViT, ReAttention, TalkingHeads, build_model
+from deepvit_train.models.importer import vit_pytorch
+from deepvit_train.models.importer.authors import LAYOUT as AUTHORS
+from deepvit_train.models.summary import count_parameters
+from deepvit_train.schema.model import AttentionConfig, ThetaInit, ThetaNorm
+from deepvit_train.schema.preset import Architecture, attention_preset, choices, model_preset
+from tests.models.reference import authors_logits, authors_state
+
+SHAPE = {"image_size": 16, "patch_size": 4, "num_classes": 5}
+SHAPE |= {"dim": 24, "depth": 3, "heads": 3, "mlp_dim": 40}
+FORMS = ["self", "reattention", "reattention_seed", "talking_heads"]
+# Parameters with 1000 classes, counted on the authors' code; the plain ViTs lack H * H + H + 2 H a block.
+PARAMETERS = {
+    "deepvit_16b": 24_426_664,
+    "deepvit_24b": 36_261_448,
+    "deepvit_32b": 48_096_232,
+    "deepvit_s": 27_312_632,
+    "deepvit_l": 58_883_708,
+    "deepvit_l_384": 59_043_308,
+    "vit_16b": 24_426_664 - 16 * 180,
+    "vit_24b": 36_261_448 - 24 * 180,
+    "vit_32b": 48_096_232 - 32 * 180,
+}
+
+
+def images_of(size: int = 16, count: int = 2, seed: int = 1, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(count, 3, size, size, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def attention(name: str, **changes: object) -> AttentionConfig:
+    return replace(attention_preset(name), **changes)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_presets_have_the_parameters_of_the_authors_code(name: str) -> None:
+    with torch.device("meta"):
+        assert count_parameters(build_model(model_preset(name), num_classes=1000)) == PARAMETERS[name]
+
+
+def test_every_shipped_preset_is_counted() -> None:
+    assert set(choices("model")) == {*PARAMETERS, "digits"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {},
+        {"dim_head": 8, "depth": 1, "heads": 1},
+        {"image_size": 24, "patch_size": 8, "dim": 20, "heads": 4, "dim_head": 7, "mlp_dim": 31},
+        {"channels": 1, "depth": 5},
+    ],
+)
+def test_the_seed_form_is_vit_pytorchs(shape: dict[str, int], pool: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    theirs = VitPytorchDeepViT(**{**SHAPE, **shape}, pool=pool).to(dtype)
+    ours = DeepViT(**{**SHAPE, **shape}, pool=pool).to(dtype)
+    state, unread = vit_pytorch.LAYOUT.translate(theirs.state_dict())
+    assert not unread
+    ours.load_state_dict(state)
+    size, channels = shape.get("image_size", 16), shape.get("channels", 3)
+    images = torch.randn(3, channels, size, size, dtype=dtype)
+    tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 1e-10, "atol": 1e-10}
+    logits, expected = ours(images), theirs(images)
+    torch.testing.assert_close(logits, expected, **tolerance)
+    weights = torch.randn_like(logits)
+    (logits * weights).sum().backward()
+    (expected * weights).sum().backward()
+    gradients, _ = vit_pytorch.LAYOUT.translate(
+        {name: parameter.grad for name, parameter in theirs.named_parameters()}
+    )
+    largest = max(gradient.abs().max() for gradient in gradients.values())
+    for name, parameter in ours.named_parameters():
+        # A LayerNorm across one head leaves no gradient but rounding to what comes before it.
+        scale = gradients[name].abs().max().clamp(min=1e-3 * largest)
+        torch.testing.assert_close(parameter.grad / scale, gradients[name] / scale, **tolerance)
+
+
+def test_the_seed_form_starts_as_vit_pytorchs() -> None:
+    ours = DeepViT(**{**SHAPE, "dim": 128, "heads": 16})
+    theirs = VitPytorchDeepViT(**{**SHAPE, "dim": 128, "heads": 16})
+    expected, _ = vit_pytorch.LAYOUT.translate(theirs.state_dict())
+    for name, value in ours.state_dict().items():
+        assert value.shape == expected[name].shape
+        if value.numel() > 1000:
+            assert value.std().item() == pytest.approx(expected[name].std().item(), rel=0.15), name
+        elif value.numel() == 256:  # Theta
+            assert 0.8 < value.std().item() < 1.2
+
+
+@pytest.mark.parametrize("options", [{}, {"qkv_bias": False, "init_values": 0.3}])
+def test_the_plain_form_is_timms(options: dict[str, object]) -> None:
+    torch.manual_seed(0)
+    shape = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 3, "num_heads": 3, "num_classes": 5}
+    theirs = timm.create_model("vit_tiny_patch16_224", **shape, **options).eval()
+    ours = DeepViT(
+        **{**SHAPE, "mlp_dim": 96, "dim_head": 8},
+        attn="self",
+        stem="conv",
+        init="vit",
+        qkv_bias=bool(options.get("qkv_bias", True)),
+        layer_scale=options.get("init_values"),
+        norm_eps=1e-6,
+    ).eval()
+    ours.load_state_dict(theirs.state_dict())
+    torch.testing.assert_close(ours(images_of()), theirs(images_of()), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        ours.forward_features(images_of()), theirs.forward_features(images_of()), rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("from_block", [0, 1])
+@pytest.mark.parametrize("transform_scale", [False, True])
+def test_the_paper_form_trains_by_its_batch_statistics(from_block: int, transform_scale: bool) -> None:
+    state = authors_state(from_block=from_block)
+    attn = attention("reattention", from_block=from_block, transform_scale=transform_scale)
+    model = DeepViT(
+        **{**SHAPE, "mlp_dim": 72, "dim_head": 8}, attn=attn, stem="conv", qkv_bias=True, norm_eps=1e-6
+    ).double()  # fmt: skip
+    tensors, _ = AUTHORS.translate(state)
+    model.load_state_dict(tensors)
+    images = images_of(count=4, dtype=torch.float64)
+    options = {"heads": 3, "transform_scale": transform_scale}
+    torch.testing.assert_close(model.eval()(images), authors_logits(state, images, **options))
+
+    noted: dict[str, tuple[Tensor, Tensor]] = {}
+    leaves = {name: value.requires_grad_(value.is_floating_point()) for name, value in state.items()}
+    expected = authors_logits(leaves, images, batch_statistics=noted, **options)
+    logits = model.train()(images)
+    torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-9)
+    logits.square().sum().backward()
+    expected.square().sum().backward()
+    gradients, _ = AUTHORS.translate({n: v.grad for n, v in leaves.items() if v.grad is not None})
+    largest = max(gradient.abs().max() for gradient in gradients.values())
+    for name, parameter in model.named_parameters():
+        # The norm takes Theta's bias out again, which leaves it rounding for a gradient.
+        scale = gradients[name].abs().max().clamp(min=1e-6 * largest)
+        torch.testing.assert_close(parameter.grad / scale, gradients[name] / scale, rtol=1e-6, atol=1e-6)
+
+    count = 4 * 17 * 17
+    for index in range(from_block, 3):
+        mean, variance = (value.detach() for value in noted[f"blocks.{index}"])
+        before = {
+            what: state[f"blocks.{index}.attn.var_norm.running_{what}"].detach() for what in ("mean", "var")
+        }
+        norm = model.blocks[index].attn.norm
+        torch.testing.assert_close(norm.running_mean, 0.9 * before["mean"] + 0.1 * mean)
+        unbiased = variance * count / (count - 1)
+        torch.testing.assert_close(norm.running_var, 0.9 * before["var"] + 0.1 * unbiased)
+
+
+def test_talking_heads_are_caits() -> None:
+    torch.manual_seed(0)
+    theirs = TalkingHeadAttn(24, num_heads=3, qkv_bias=True)
+    ours = TalkingHeads(
+        24, 3, 8, attn=attention("talking_heads"), qkv_bias=True, attn_dropout=0.0, dropout=0.0
+    )  # fmt: skip
+    assert (ours.logit_theta.abs().max(), ours.theta.abs().max()) < (0.1, 0.1)
+    with torch.no_grad():
+        for linear in (theirs.proj_l, theirs.proj_w):
+            linear.weight.add_(torch.eye(3))
+    shared = {name: value for name, value in theirs.state_dict().items() if not name.startswith("proj_")}
+    ours.load_state_dict(
+        {
+            **shared,
+            "proj.weight": theirs.proj.weight,
+            "proj.bias": theirs.proj.bias,
+            "logit_theta": theirs.proj_l.weight.t(),
+            "logit_bias": theirs.proj_l.bias,
+            "theta": theirs.proj_w.weight.t(),
+            "theta_bias": theirs.proj_w.bias,
+        }
+    )
+    x = torch.randn(2, 7, 24)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("form", ["reattention", "reattention_seed", "talking_heads"])
+def test_an_identity_theta_without_norm_is_the_plain_vit(form: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    plain = DeepViT(**SHAPE, attn="self").to(dtype).eval()
+    attn = attention(form, norm=ThetaNorm.none, theta_init=ThetaInit.identity)
+    mixing = DeepViT(**SHAPE, attn=attn).to(dtype).eval()
+    fresh = mixing.load_state_dict(plain.state_dict(), strict=False)
+    assert not fresh.unexpected_keys
+    assert all("theta" in name or "logit_bias" in name for name in fresh.missing_keys)
+    tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 1e-10, "atol": 1e-10}
+    torch.testing.assert_close(mixing(images_of(dtype=dtype)), plain(images_of(dtype=dtype)), **tolerance)
+
+
+def test_registers_are_read_by_no_head() -> None:
+    torch.manual_seed(0)
+    for pool in ("cls", "mean"):
+        model = DeepViT(**SHAPE, registers=3, pool=pool).eval()
+        tokens = model.forward_features(images_of())
+        assert tokens.shape == (2, 20, 24)
+        logits = model.forward_head(tokens)
+        tokens[:, 1:4] = 7.0
+        assert torch.equal(model.forward_head(tokens), logits)
+        tokens[:, 0] = 7.0
+        assert not torch.allclose(model.forward_head(tokens), logits)
+
+
+def test_one_theta_can_serve_all_blocks() -> None:
+    shared = attention("reattention", theta_shared=True, from_block=1)
+    model = DeepViT(**SHAPE, attn=shared)
+    names = [name for name, _ in model.named_parameters() if "theta" in name]
+    assert names == ["blocks.1.attn.theta", "blocks.1.attn.theta_bias"]
+    assert [name for name in model.state_dict() if "theta" in name] == names
+    mixing = [module for module in model.modules() if isinstance(module, ReAttention)]
+    assert {id(module.mixer.theta) for module in mixing} == {id(model.blocks[1].attn.theta)}
+    assert len({id(module.norm) for module in mixing}) == 2
+
+
+@pytest.mark.parametrize(("form", "stem"), zip(FORMS, ["conv", "cnn", "rearrange", "conv"], strict=True))
+def test_each_form_exports(form: str, stem: str) -> None:
+    torch.manual_seed(0)
+    shared = attention(form, theta_shared=stem == "cnn", from_block=1)
+    model = DeepViT(**SHAPE, attn=shared, stem=stem, init="vit", registers=1, layer_scale=0.1).eval()
+    batch = torch.export.Dim("batch", min=2, max=64)
+    exported = torch.export.export(model, (images_of(),), dynamic_shapes={"images": {0: batch}})
+    images = images_of(count=5)
+    torch.testing.assert_close(exported.module()(images), model(images), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "form", [*FORMS[:2], *(pytest.param(form, marks=pytest.mark.slow) for form in FORMS[2:])]
+)
+def test_each_form_compiles_whole(form: str) -> None:
+    torch.manual_seed(0)
+    model = DeepViT(**{**SHAPE, "depth": 2}, attn=form, stem="conv", init="vit").train()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    expected = model(images_of())
+    logits = compiled(images_of())
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-6)
+    logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", choices("model"))
+def test_each_preset_compiles_whole_and_exports(name: str) -> None:
+    architecture = model_preset(name)
+    small = replace(architecture.model, depth=architecture.attn.from_block + 2, drop_path=0.0)
+    torch.manual_seed(0)
+    model = build_model(Architecture(small, architecture.attn), num_classes=10).eval()
+    images = images_of(small.image_size, count=1)
+    with torch.no_grad():
+        expected = model(images)
+        compiled = torch.compile(model, fullgraph=True)
+        torch.testing.assert_close(compiled(images), expected, rtol=1e-3, atol=1e-4)
+        exported = torch.export.export(model, (images,)).module()
+        torch.testing.assert_close(exported(images), expected, rtol=1e-3, atol=1e-4)
