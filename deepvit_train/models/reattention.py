@@ -95,7 +95,7 @@ def reattention(
     """
     if norm is not None and type(norm) not in (nn.BatchNorm2d, nn.LayerNorm):
         return plain_reattention(q, k, v, theta, theta_bias, norm, scale=scale, dropout=dropout)
-    full, count = torch.promote_types(v.dtype, torch.float32), len(q) * q.shape[2] ** 2
+    full, count = torch.promote_types(v.dtype, torch.float32), q.shape[0] * q.shape[2] ** 2
     theta, bias = theta.to(full), None if theta_bias is None else theta_bias.to(full)
     weight, shift = (scale * each for each in _affine(norm, theta))
     mode = "none"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
 import timm
 import torch
 from timm.models.cait import TalkingHeadAttn
-from torch import Tensor
+from torch import Tensor, nn
 from vit_pytorch.deepvit import DeepViT as VitPytorchDeepViT
 
 from deepvit_train.models import DeepViT, ReAttention, TalkingHeads, build_model
@@ -54,40 +55,60 @@ def test_every_shipped_preset_is_counted() -> None:
     assert set(choices("model")) == {*PARAMETERS, "digits"}
 
 
+SEED_SHAPES = [
+    {},
+    {"dim_head": 8, "depth": 1, "heads": 1},
+    {"image_size": 24, "patch_size": 8, "dim": 20, "heads": 4, "dim_head": 7, "mlp_dim": 31},
+    {"channels": 1, "depth": 5},
+]
+
+
+def outcome(model: nn.Module, images: Tensor, weights: Tensor) -> dict[str, Tensor]:
+    """Logits, and the gradient of their weighted sum by parameter, under their own names; in float64."""
+    logits = model(images)
+    (logits * weights).sum().backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    if not isinstance(model, DeepViT):
+        gradients, _ = vit_pytorch.LAYOUT.translate(gradients)
+    return {name: value.detach().double() for name, value in {"logits": logits, **gradients}.items()}
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("pool", ["cls", "mean"])
-@pytest.mark.parametrize(
-    "shape",
-    [
-        {},
-        {"dim_head": 8, "depth": 1, "heads": 1},
-        {"image_size": 24, "patch_size": 8, "dim": 20, "heads": 4, "dim_head": 7, "mlp_dim": 31},
-        {"channels": 1, "depth": 5},
-    ],
-)
+@pytest.mark.parametrize("shape", SEED_SHAPES)
 def test_the_seed_form_is_vit_pytorchs(shape: dict[str, int], pool: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     theirs = VitPytorchDeepViT(**{**SHAPE, **shape}, pool=pool).to(dtype)
     ours = DeepViT(**{**SHAPE, **shape}, pool=pool).to(dtype)
+    exact = copy.deepcopy(theirs).double()
     state, unread = vit_pytorch.LAYOUT.translate(theirs.state_dict())
     assert not unread
     ours.load_state_dict(state)
     size, channels = shape.get("image_size", 16), shape.get("channels", 3)
-    images = torch.randn(3, channels, size, size, dtype=dtype)
-    tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 1e-10, "atol": 1e-10}
-    logits, expected = ours(images), theirs(images)
-    torch.testing.assert_close(logits, expected, **tolerance)
-    weights = torch.randn_like(logits)
-    (logits * weights).sum().backward()
-    (expected * weights).sum().backward()
-    gradients, _ = vit_pytorch.LAYOUT.translate(
-        {name: parameter.grad for name, parameter in theirs.named_parameters()}
-    )
-    largest = max(gradient.abs().max() for gradient in gradients.values())
-    for name, parameter in ours.named_parameters():
-        # A LayerNorm across one head leaves no gradient but rounding to what comes before it.
-        scale = gradients[name].abs().max().clamp(min=1e-3 * largest)
-        torch.testing.assert_close(parameter.grad / scale, gradients[name] / scale, **tolerance)
+    inputs = torch.randn(3, channels, size, size, dtype=dtype), torch.randn(3, 5, dtype=dtype)
+    found, expected = outcome(ours, *inputs), outcome(theirs, *inputs)
+    truth = outcome(exact, *(each.double() for each in inputs))
+    assert found.keys() == expected.keys()
+    largest = max(value.abs().max() for value in truth.values())
+    for name, value in found.items():
+        # A gradient that is zero but for rounding is compared on the scale of the others.
+        scale = truth[name].abs().max().clamp(min=1e-3 * largest)
+        apart, own_error, their_error = (
+            ((left - right).abs().max() / scale).item()
+            for left, right in (
+                (value, expected[name]),
+                (value, truth[name]),
+                (expected[name], truth[name]),
+            )
+        )
+        if dtype == torch.float64:
+            assert apart < 1e-10, name
+        elif name == "logits":
+            assert apart < 1e-5
+        else:
+            # Theta's gradient is a small difference of large sums: vit-pytorch's own is off by up to 5e-5 in
+            # single precision. So: as near to it as 1e-5, or as near to the truth as it is.
+            assert apart < 1e-5 or own_error < 1.5 * their_error, (name, apart, own_error, their_error)
 
 
 def test_the_seed_form_starts_as_vit_pytorchs() -> None:
@@ -227,7 +248,9 @@ def test_one_theta_can_serve_all_blocks() -> None:
     assert len({id(module.norm) for module in mixing}) == 2
 
 
-@pytest.mark.parametrize(("form", "stem"), zip(FORMS, ["conv", "cnn", "rearrange", "conv"], strict=True))
+@pytest.mark.parametrize(
+    ("form", "stem"), list(zip(FORMS, ["conv", "cnn", "rearrange", "conv"], strict=True))
+)
 def test_each_form_exports(form: str, stem: str) -> None:
     torch.manual_seed(0)
     shared = attention(form, theta_shared=stem == "cnn", from_block=1)
