@@ -6,7 +6,7 @@ PYTEST := $(BIN)/python -m pytest
 PIP_OPTIONS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint type format clean
+.PHONY: help demo test test-slow lint type format audit sbom clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -42,6 +42,15 @@ type: .venv/.installed-dev ## check types
 format: .venv/.installed-dev ## format the code
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+audit: .venv/.installed-dev ## look the installed packages up in PyPI's advisory database (needs the network)
+	$(BIN)/python -m pip install --quiet $(PIP_OPTIONS) pip-audit
+	$(BIN)/pip-audit --skip-editable
+
+sbom: .venv/.installed-dev ## write a CycloneDX list of the installed packages to dist/sbom.json
+	$(BIN)/python -m pip install --quiet $(PIP_OPTIONS) cyclonedx-bom
+	mkdir -p dist
+	$(BIN)/cyclonedx-py environment --output-file dist/sbom.json .venv/bin/python
 
 clean: ## remove what was made here, runs/ excepted
 	rm -rf .venv dist build *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis

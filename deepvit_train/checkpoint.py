@@ -109,9 +109,13 @@ def prune(folder: Path, keep_last: int, keep: set[str]) -> None:
 
 def verify(path: Path) -> None:
     """Raise CheckpointError, naming the file, unless every file has the digest that the manifest says."""
-    digests = _read_json(path / MANIFEST).get("sha256")
-    if not isinstance(digests, dict) or STATE not in digests:
-        raise CheckpointError(f"{path / MANIFEST}: not a manifest")
+    manifest = _read_json(path / MANIFEST)
+    digests = manifest.get("sha256")
+    if not isinstance(digests, dict) or STATE not in digests or manifest.get("format") != FORMAT:
+        raise CheckpointError(f"{path / MANIFEST}: not a manifest of format {FORMAT}")
+    # Nothing vouches for the manifest but its own text, which is written in one way only.
+    if (path / MANIFEST).read_text() != _as_json(manifest):
+        raise CheckpointError(f"{path / MANIFEST}: damaged checkpoint (not as it was written)")
     for name, digest in digests.items():
         file = path / name
         if Path(name).name != name or file.is_symlink():
@@ -250,8 +254,12 @@ def _flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def _as_json(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=1, sort_keys=True) + "\n"
+
+
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+    path.write_text(_as_json(content))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

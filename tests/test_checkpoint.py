@@ -41,16 +41,14 @@ def test_every_flipped_bit_and_every_cut_is_seen(tmp_path: Path) -> None:
     rng = random.Random(0)
     for file in sorted(written.iterdir()):
         whole = file.read_bytes()
-        for _ in range(40):
+        for _ in range(50):
             place = rng.randrange(len(whole))
             file.write_bytes(
                 whole[:place] + bytes([whole[place] ^ 1 << rng.randrange(8)]) + whole[place + 1 :]
             )
-            if file.name == checkpoint.MANIFEST and _same_manifest(file, whole):
-                continue  # a flip between two kinds of white space changes nothing
             with pytest.raises(CheckpointError, match="step_0000001"):
                 checkpoint.verify(written)
-        for length in (0, 1, len(whole) // 2, len(whole) - 2):
+        for length in (0, 1, 8, len(whole) // 3, len(whole) // 2, len(whole) - 2, len(whole) - 1):
             file.write_bytes(whole[:length])
             with pytest.raises(CheckpointError):
                 checkpoint.verify(written)
@@ -61,19 +59,12 @@ def test_every_flipped_bit_and_every_cut_is_seen(tmp_path: Path) -> None:
     checkpoint.verify(written)
 
 
-def _same_manifest(file: Path, whole: bytes) -> bool:
-    try:
-        return json.loads(file.read_bytes())["sha256"] == json.loads(whole)["sha256"]
-    except (ValueError, KeyError):
-        return False
-
-
 @pytest.mark.parametrize("name", ["../state.json", "/etc/passwd", "sub/state.json"])
 def test_a_manifest_names_files_of_its_folder_only(tmp_path: Path, name: str) -> None:
     written = write(tmp_path, 1)
     manifest = json.loads((written / checkpoint.MANIFEST).read_text())
     manifest["sha256"][name] = "0"
-    (written / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+    (written / checkpoint.MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
     with pytest.raises(CheckpointError, match="not a file of the checkpoint"):
         checkpoint.verify(written)
 

@@ -69,7 +69,10 @@ def lines_logged(folder: Path) -> int:
 def outcome(folder: Path) -> dict[str, str]:
     """SHA-256 of all that the last checkpoint holds."""
     last = folder / "checkpoints" / "last"
-    return {name: hashlib.sha256((last / f"{name}.safetensors").read_bytes()).hexdigest() for name in FILES}
+    files = {name: last / f"{name}.safetensors" for name in FILES}
+    return {
+        name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items() if file.exists()
+    }
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:
