@@ -18,23 +18,31 @@ def derive_seed(purpose: str, *numbers: int) -> int:
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed Python's, NumPy's and torch's CPU generators inside, and put back their states after.
-
-    Augmentations of timm and torchvision draw from all three.
-    """
+def generators_kept() -> Iterator[None]:
+    """Put Python's, NumPy's and torch's CPU generators back after as they were before."""
     # Only torch's CPU generator: a forked loader process must not touch CUDA.
-    generator = torch.default_generator
-    states = random.getstate(), np.random.get_state(), generator.get_state()  # noqa: NPY002
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - timm draws from the global generator
-    generator.manual_seed(seed)
+    states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()  # noqa: NPY002
     try:
         yield
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])  # noqa: NPY002
-        generator.set_state(states[2])
+        torch.default_generator.set_state(states[2])
+
+
+def seed_generators(seed: int) -> None:
+    """Seed the three global generators: augmentations of timm and torchvision draw from all of them."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - timm draws from the global generator
+    torch.default_generator.manual_seed(seed)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the global CPU generators inside, and put them back after."""
+    with generators_kept():
+        seed_generators(seed)
+        yield
 
 
 def permutation(count: int, seed: int) -> np.ndarray:

@@ -42,6 +42,14 @@ class World:
         dist.all_reduce(largest, op=dist.ReduceOp.MAX)
         return [int(number) for number in largest]
 
+    def union(self, lines: set[str]) -> set[str]:
+        """The lines of all ranks, on every rank."""
+        if not self.any(len(lines)) or self.size == 1:
+            return set(lines)
+        gathered: list[set[str]] = [set()] * self.size
+        dist.all_gather_object(gathered, lines)
+        return set().union(*gathered)
+
     def barrier(self) -> None:
         """Wait until every rank is here."""
         self.any(0)

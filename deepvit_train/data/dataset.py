@@ -1,67 +1,103 @@
-"""Images as tensors, by (epoch, index); the order of training; loaders.
+"""Batches of pixels, by (epoch, image); the order of training.
 
-Shapes: B batch, C colour channels.
+Shapes: B batch, S the model's image size.
 """
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
-from deepvit_train.data.decode import BadImageError, load_image
+from deepvit_train.data.decode import BadImageError, Limits, open_picture
 from deepvit_train.data.index import ImageIndex
-from deepvit_train.data.transform import Transform
-from deepvit_train.determinism import derive_seed, permutation, seeded
+from deepvit_train.data.transform import NOTHING_ERASED, Erasure, Transform
+from deepvit_train.determinism import derive_seed, generators_kept, permutation
 
 
 class Key(NamedTuple):
-    """Which image, in which epoch: together with the run's seed it decides every random draw of a sample."""
+    """Which image, in which epoch, for which time in it.
+
+    Together with the run's seed it decides every random draw of a sample.
+    """
 
     epoch: int
     image: int
+    repeat: int = 0
 
 
 class Batch(NamedTuple):
-    """A batch: images (B, C, height, width), targets (B,), and a line for each file that couldn't be read."""
+    """A batch on the device: images (B, 3, S, S) float, targets (B,), a line for each file that is bad."""
 
     images: Tensor
     targets: Tensor
     bad: list[str]
 
 
-class ImageDataset(Dataset):
-    """Decoded, transformed images. A file that can't be read is reported and replaced by the next one."""
+class RawBatch(NamedTuple):
+    """A batch as it leaves a loader process: pixels (B, 3, S, S) uint8, targets (B,), and what is still to be
+    erased: an Erasure's numbers a row, (B, 5) int64, always on the CPU.
+    """
 
-    def __init__(self, index: ImageIndex, transform: Transform, seed: int) -> None:
+    pixels: Tensor
+    targets: Tensor
+    erase: Tensor
+    bad: list[str]
+
+
+class ImageDataset(Dataset[RawBatch]):
+    """Decoded, transformed images, a batch at a time.
+
+    A bad file is reported and replaced by the next one in the index, at most so many times in a row. After
+    that the image stays black, for the run to stop at: with no replacements every bad file is an error.
+    """
+
+    def __init__(
+        self, index: ImageIndex, transform: Transform, seed: int, limits: Limits, replacements: int
+    ) -> None:
         self.index = index
         self.transform = transform
         self.seed = seed
+        self.limits = limits
+        self.replacements = replacements
 
-    def __getitem__(self, key: Key) -> Batch:
+    def __getitems__(self, keys: Sequence[Key]) -> RawBatch:
+        size = self.transform.size
+        pixels = np.empty((len(keys), size, size, 3), np.uint8)
+        targets = torch.empty(len(keys), dtype=torch.int64)
+        erase = torch.empty(len(keys), len(Erasure._fields), dtype=torch.int64)
         bad: list[str] = []
-        with seeded(derive_seed("sample", self.seed, key.epoch, key.image)):
-            for step in range(len(self.index)):
-                place = (key.image + step) % len(self.index)
-                try:
-                    image = self.transform(load_image(self.index.path(place)))
-                except BadImageError as error:
-                    bad.append(str(error))
-                else:
-                    return Batch(image, torch.tensor(int(self.index.targets[place])), bad)
-        raise RuntimeError(f"{self.index.folder}: not one of {len(self.index)} images can be read")
+        with generators_kept():
+            for place, key in enumerate(keys):
+                pixels[place], targets[place], erasure = self._sample(key, bad)
+                erase[place] = torch.tensor(erasure)
+        return RawBatch(torch.from_numpy(pixels).permute(0, 3, 1, 2), targets, erase, bad)
+
+    def _sample(self, key: Key, bad: list[str]) -> tuple[np.ndarray | int, int, Erasure]:
+        seed = derive_seed("sample", self.seed, *key)
+        for step in range(min(len(self.index), self.replacements + 1)):
+            image = (key.image + step) % len(self.index)
+            try:
+                picture = open_picture(self.index.path(image), self.limits)
+                pixels, erasure = self.transform(picture, seed)
+            except BadImageError as error:
+                bad.append(str(error))
+            else:
+                return pixels, int(self.index.targets[image]), erasure
+        return 0, int(self.index.targets[key.image]), NOTHING_ERASED
 
 
 class TrainOrder(Sampler[list[Key]]):
     """The micro-batches of one rank, from one optimizer step to another, across epochs.
 
-    Step s of the run takes images s * batch_size .. (s + 1) * batch_size of its epoch's permutation, whatever
-    the number of ranks and micro-batches; the rest of an epoch that fills no batch is left out.
+    Step s of the run takes images s * batch_size .. (s + 1) * batch_size of its epoch's order, whatever the
+    number of ranks and micro-batches; the rest of an epoch that fills no batch is left out. The order is a
+    permutation of the images; with repeats each image follows itself so many times, and the epoch ends after as
+    many samples as without (repeated augmentation: Hoffer et al., arXiv 1901.09335).
     """
 
     def __init__(
@@ -73,6 +109,7 @@ class TrainOrder(Sampler[list[Key]]):
         steps_per_epoch: int,
         steps: range,
         seed: int,
+        repeats: int = 1,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -82,6 +119,7 @@ class TrainOrder(Sampler[list[Key]]):
         self.steps_per_epoch = steps_per_epoch
         self.steps = steps
         self.seed = seed
+        self.repeats = repeats
         self.rank = rank
         self.world_size = world_size
 
@@ -89,58 +127,40 @@ class TrainOrder(Sampler[list[Key]]):
         return len(self.steps) * self.accumulate
 
     def __iter__(self) -> Iterator[list[Key]]:
-        epoch_of_order, order = -1, None
+        epoch_of_order, order = -1, np.empty(0)
         for step in self.steps:
             epoch, place = divmod(step, self.steps_per_epoch)
-            if order is None or epoch != epoch_of_order:
-                epoch_of_order, order = (
-                    epoch,
-                    permutation(self.images, derive_seed("order", self.seed, epoch)),
-                )
-            batch = order[place * self.batch_size : (place + 1) * self.batch_size]
-            for micro in batch.reshape(self.accumulate, self.world_size, -1):
-                yield [Key(epoch, int(image)) for image in micro[self.rank]]
+            if epoch != epoch_of_order:
+                epoch_of_order = epoch
+                order = permutation(self.images, derive_seed("order", self.seed, epoch))
+            places = np.arange(place * self.batch_size, (place + 1) * self.batch_size)
+            for micro in places.reshape(self.accumulate, self.world_size, -1):
+                images, repeats = np.divmod(micro[self.rank], self.repeats)
+                yield [
+                    Key(epoch, image, repeat)
+                    for image, repeat in zip(order[images].tolist(), repeats.tolist(), strict=True)
+                ]
 
 
-def eval_batches(indices: Sequence[int], batch_size: int, rank: int, world_size: int) -> list[list[Key]]:
-    """The batches of one rank when every image counts exactly once: whole batches are dealt out in turn."""
-    batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
-    return [[Key(0, int(image)) for image in batch] for batch in batches[rank::world_size]]
+class EvalOrder(Sampler[list[Key]]):
+    """The batches of one rank when every chosen image counts exactly once: whole batches are dealt in turn."""
 
+    def __init__(
+        self,
+        images: np.ndarray,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        limit_batches: int | None = None,
+    ) -> None:
+        self.images = images
+        self.batch_size = batch_size
+        starts = range(rank * batch_size, len(images), world_size * batch_size)
+        self.starts = starts[:limit_batches]
 
-@dataclass(frozen=True)
-class LoaderOptions:
-    """What a loader needs besides data and order; none of it changes a batch."""
+    def __len__(self) -> int:
+        return len(self.starts)
 
-    workers: int
-    pin_memory: bool
-
-
-def build_loader(
-    dataset: ImageDataset, order: Sampler[list[Key]] | list[list[Key]], options: LoaderOptions
-) -> DataLoader:
-    """A loader of Batches in the given order."""
-    return DataLoader(
-        dataset,
-        batch_sampler=order,
-        num_workers=options.workers,
-        collate_fn=_collate,
-        pin_memory=options.pin_memory,
-        worker_init_fn=_leave_signals_to_the_main_process,
-        # Its own generator: taking the loader's base seed from torch's would change the draws that follow.
-        generator=torch.Generator(),
-    )
-
-
-def _collate(samples: list[Batch]) -> Batch:
-    return Batch(
-        torch.stack([sample.images for sample in samples]),
-        torch.stack([sample.targets for sample in samples]),
-        [line for sample in samples for line in sample.bad],
-    )
-
-
-def _leave_signals_to_the_main_process(worker: int) -> None:
-    # A stop signal to the whole process group must not kill the loaders before the main process has saved.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+    def __iter__(self) -> Iterator[list[Key]]:
+        for start in self.starts:
+            yield [Key(0, image) for image in self.images[start : start + self.batch_size].tolist()]

@@ -1,35 +1,215 @@
-"""From a file to an RGB image, whatever its kind."""
+"""From a file to upright RGB pixels, whatever its kind. A file is judged by its content, never by its name.
+
+JPEGs are decoded by libjpeg-turbo through simplejpeg, everything else and every odd JPEG by Pillow. Both give
+the same pixels (docs/decisions/0009-image-decoding.md).
+
+Shapes: H height, W width.
+"""
 
 from __future__ import annotations
 
+import io
+import os
+import re
+import stat
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+import simplejpeg
+from PIL import ExifTags, Image
+
+# Pillow's own limit, a constant, would stand in the way of a higher data.max_pixels.
+Image.MAX_IMAGE_PIXELS = None
+
+# What may hide in a file. Formats that run other programs (EPS) or read other files are left out.
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA")
 
 
 class BadImageError(Exception):
     """A file that can't be read as an image; the message names it and says why."""
 
+    def __init__(self, path: Path | str, reason: object) -> None:
+        # Without the addresses of objects: the same file gives the same line in every process.
+        plain = re.sub(r"<.* object at 0x\w+>", "the file", str(reason).strip() or type(reason).__name__)
+        super().__init__(printable(f"{path}: {plain}"))
 
-def load_image(path: Path) -> Image.Image:
-    """The image as 8-bit RGB, turned upright by its EXIF tag. Raises BadImageError."""
+
+def printable(text: str) -> str:
+    """Text that is safe to print and to write as UTF-8: control characters and raw bytes become escapes."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text
+    )
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a file may demand, checked before it is decoded."""
+
+    max_bytes: int
+    max_pixels: int
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image whose size is known and whose pixels are not decoded yet.
+
+    `decode(n)` gives (H, W, 3) uint8 and the factor that it is really shrunk by, n or 1.
+    """
+
+    path: Path
+    width: int
+    height: int
+    decode: Callable[[int], tuple[np.ndarray, int]]
+
+    def pixels(self, shrink: int = 1) -> tuple[np.ndarray, int]:
+        """The upright pixels, (ceil(height / n), ceil(width / n), 3), and n: `shrink`, or 1.
+
+        JPEGs are shrunk by 1, 2, 4 or 8 while they are decoded, which saves most of the time. Raises
+        BadImageError.
+        """
+        try:
+            return self.decode(shrink)
+        except MemoryError:
+            raise
+        except Exception as error:
+            # Pillow's decoders raise nearly every kind of exception on broken files; each means the same.
+            raise BadImageError(self.path, error) from None
+
+
+def open_picture(path: Path, limits: Limits) -> Picture:
+    """Read a file and look at its head. Raises BadImageError for what is no image or more than the limits."""
+    data = _read(path, limits.max_bytes)
     try:
-        with Image.open(path) as image:
-            return _as_rgb(ImageOps.exif_transpose(image))
+        picture = (data.startswith(b"\xff\xd8\xff") and _jpeg(path, data)) or _general(path, data)
     except MemoryError:
         raise
     except Exception as error:
-        # Pillow's decoders raise nearly every kind of exception on broken files; each means the same here.
-        raise BadImageError(f"{path}: {error or type(error).__name__}") from None
+        raise BadImageError(path, error) from None
+    if picture.width * picture.height > limits.max_pixels:
+        size = f"{picture.width} x {picture.height} pixels"
+        raise BadImageError(path, f"{size}, more than data.max_pixels={limits.max_pixels}")
+    return picture
 
 
-def _as_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        # Pillow's own conversion clips 16-bit grey values at 255.
-        values = np.asarray(image, dtype=np.float32)
-        depth = 65535.0 if values.max(initial=0.0) > 255 else 255.0
-        image = Image.fromarray((values * (255.0 / depth)).clip(0, 255).astype(np.uint8))
-    elif image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")
+def _read(path: Path, max_bytes: int) -> bytes:
+    try:
+        # Not blocking: opening a pipe would wait for its writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(descriptor, "rb", buffering=0) as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise BadImageError(path, "not a regular file")
+            if status.st_size > max_bytes:
+                raise BadImageError(path, f"{status.st_size} bytes, more than data.max_bytes={max_bytes}")
+            data = file.read()
+    except OSError as error:
+        raise BadImageError(path, error.strerror or error) from None
+    if not data:
+        raise BadImageError(path, "an empty file")
+    return data
+
+
+def _jpeg(path: Path, data: bytes) -> Picture | None:
+    """A JPEG that simplejpeg reads as Pillow does, or None for the odd ones."""
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    if colours not in ("YCbCr", "Gray"):
+        return None
+    turned = _orientation(_open(data)) if _has_metadata(data) else 1
+
+    def decode(shrink: int) -> tuple[np.ndarray, int]:
+        try:
+            pixels = simplejpeg.decode_jpeg(
+                data, min_factor=shrink, min_height=-(-height // shrink), min_width=-(-width // shrink)
+            )
+        except ValueError:
+            # Damaged. Pillow decides whether enough is left of it.
+            return upright(_rgb(_open(data)), turned), 1
+        return upright(pixels, turned), shrink
+
+    return Picture(path, *((height, width) if turned > 4 else (width, height)), decode)
+
+
+def _general(path: Path, data: bytes) -> Picture:
+    image = _open(data)
+    turned = _orientation(image)
+
+    def decode(shrink: int) -> tuple[np.ndarray, int]:
+        return upright(_rgb(image), turned), 1
+
+    return Picture(path, *(image.size[::-1] if turned > 4 else image.size), decode)
+
+
+def _open(data: bytes) -> Image.Image:
+    with warnings.catch_warnings():
+        # Pillow warns of oddities in metadata, file by file; what matters is whether the pixels can be read.
+        warnings.simplefilter("ignore")
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+
+
+def _has_metadata(data: bytes) -> bool:
+    """Whether a JPEG has an APP1 segment, where an orientation would be."""
+    place = 2
+    while data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] not in (b"\xda", b""):
+        if data[place + 1] == 0xE1:
+            return True
+        # A marker may be padded with 0xff.
+        length = int.from_bytes(data[place + 2 : place + 4])
+        place += 1 if data[place + 1] == 0xFF else 2 + max(2, length)
+    return False
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's orientation, 1 to 8; 1 where there is none or the metadata is damaged."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            value = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:
+        return 1
+    return value if value in range(1, 9) else 1
+
+
+def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn (H, W, 3) as EXIF's orientation says."""
+    if orientation > 4:
+        pixels = pixels.transpose(1, 0, 2)
+    # Seen after the transposition: orientations mirrored left to right, and top to bottom.
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    """Decode the first frame to (H, W, 3) uint8; alpha is dropped, as timm and torchvision drop it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if image.mode.startswith("I") or image.mode == "F":
+            image = Image.fromarray(_eight_bits(image))
+        elif image.mode == "P" and "transparency" in image.info:
+            image = image.convert("RGBA")
+        return np.array(image.convert("RGB"))  # a copy: Pillow's own array can't be written
+
+
+def _eight_bits(image: Image.Image) -> np.ndarray:
+    """Grey values of more than 8 bits as uint8; Pillow's own conversion clips them at 255.
+
+    16-bit images span 0..65535. 32-bit ones say nothing of their range: up to 1, 255 or 65535, the least that
+    holds their values.
+    """
+    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+    top = values.max(initial=0.0)
+    if image.mode.startswith("I;16"):
+        top = 65535.0
+    elif image.mode == "F" and top <= 1:
+        top = 1.0
+    else:
+        top = 255.0 if top <= 255 else 65535.0
+    return (values * (255.0 / top)).clip(0, 255).astype(np.uint8)

@@ -10,6 +10,7 @@ import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from deepvit_train.data.digits import digits_root
+from deepvit_train.data.folder import Walk
 from deepvit_train.error import DataError
 from deepvit_train.schema.data import DataConfig, DataName
 
@@ -18,21 +19,23 @@ from deepvit_train.schema.data import DataConfig, DataName
 class ImageIndex:
     """The images of one split, sorted by class and path.
 
-    `paths` is an array of bytes, relative to `folder`: loader processes share it instead of copying it, as
-    they would copy a list of str by counting references.
+    All paths, relative to `folder`, are one array of bytes, and `ends` says where each ends: loader processes
+    share such arrays instead of copying them, as they would copy a list of str by counting references.
     """
 
     folder: Path
     classes: list[str]
     paths: np.ndarray
+    ends: np.ndarray
     targets: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.ends)
 
-    def path(self, index: int) -> Path:
+    def path(self, image: int) -> Path:
         """The file of an image."""
-        return self.folder / os.fsdecode(bytes(self.paths[index]))
+        start = self.ends[image - 1] if image else 0
+        return self.folder / os.fsdecode(self.paths[start : self.ends[image]].tobytes())
 
 
 def data_root(data: DataConfig) -> Path:
@@ -45,25 +48,26 @@ def data_root(data: DataConfig) -> Path:
     return folder
 
 
-def scan_split(root: Path, split: str) -> ImageIndex:
-    """Index root/split/CLASS/**/*.{jpg,png,...}. Raises DataError naming what is missing or empty."""
-    folder = root / split
-    if not folder.is_dir():
-        present = sorted(entry.name for entry in root.iterdir() if entry.is_dir())[:5]
-        raise DataError(f"{folder}: no such folder; {root} holds {', '.join(present) or 'no folders'}")
-    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-    if not classes:
-        raise DataError(f"{folder}: holds no class folders (expected {folder}/CLASS/IMAGE.jpg)")
-    files = [_files(folder, name) for name in classes]
-    if empty := [name for name, found in zip(classes, files, strict=True) if not found]:
+def scan_split(root: Path, split: str, follow_links: bool) -> ImageIndex:
+    """Index root/split/CLASS/**/*.{jpg,png,...}. Raises DataError naming what is missing, empty or led away."""
+    walk = Walk(root, split, follow_links)
+    classes = walk.classes()
+    blocks: list[bytes] = []
+    lengths: list[np.ndarray] = []
+    for name in classes:
+        files = [os.fsencode(path) for path in walk.images(name)]
+        blocks.append(b"".join(files))
+        lengths.append(np.array([len(path) for path in files], dtype=np.int64))
+    if empty := [name for name, found in zip(classes, lengths, strict=True) if not len(found)]:
         raise DataError(
-            f"{folder}: no image in class {', '.join(empty[:5])} (looked for {', '.join(IMG_EXTENSIONS)})"
+            f"{root / split}: no image in class {', '.join(empty[:5])} (looked for {', '.join(IMG_EXTENSIONS)})"
         )
     return ImageIndex(
-        folder=folder,
+        folder=root / split,
         classes=classes,
-        paths=np.array([os.fsencode(path) for found in files for path in found]),
-        targets=np.repeat(np.arange(len(classes)), [len(found) for found in files]),
+        paths=np.frombuffer(b"".join(blocks), dtype=np.uint8),
+        ends=np.concatenate(lengths).cumsum(),
+        targets=np.repeat(np.arange(len(classes), dtype=np.int32), [len(found) for found in lengths]),
     )
 
 
@@ -75,12 +79,3 @@ def check_classes(index: ImageIndex, expected: list[str]) -> None:
         parts = [f"unknown to the model: {', '.join(unknown[:5])}"] if unknown else []
         parts += [f"missing: {', '.join(missing[:5])}"] if missing else []
         raise DataError(f"{index.folder}: other classes than the model's ({'; '.join(parts)})")
-
-
-def _files(folder: Path, class_name: str) -> list[str]:
-    found = []
-    for where, folders, names in os.walk(folder / class_name, followlinks=True):
-        folders.sort()
-        inside = os.path.relpath(where, folder)
-        found += [f"{inside}/{name}" for name in sorted(names) if name.lower().endswith(IMG_EXTENSIONS)]
-    return found

@@ -3,55 +3,72 @@
 from __future__ import annotations
 
 import os
-from itertools import islice
 
-from torch.utils.data import DataLoader
+import numpy as np
 
-from deepvit_train.data.dataset import ImageDataset, LoaderOptions, TrainOrder, build_loader, eval_batches
+from deepvit_train.data.dataset import EvalOrder, ImageDataset, TrainOrder
+from deepvit_train.data.decode import Limits
 from deepvit_train.data.index import ImageIndex
-from deepvit_train.data.transform import Transform
+from deepvit_train.data.loader import Loader, LoaderOptions
+from deepvit_train.data.transform import eval_transform, train_transform
 from deepvit_train.determinism import derive_seed, permutation
 from deepvit_train.distributed import World
-
-
-def loader_options(workers: int | None, world: World) -> LoaderOptions:
-    """Loader processes of this rank: as asked for, or this machine's cores shared by its ranks."""
-    if workers is None:
-        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        workers = min(16, max(1, len(os.sched_getaffinity(0)) // ranks_here))
-    return LoaderOptions(workers, pin_memory=world.device.type == "cuda")
+from deepvit_train.schema.data import AugmentConfig, DataConfig
+from deepvit_train.schema.model import ModelConfig
 
 
 def train_loader(
-    index: ImageIndex, transform: Transform, order: TrainOrder, seed: int, options: LoaderOptions
-) -> DataLoader:
-    """Training images in the given order."""
-    return build_loader(ImageDataset(index, transform, seed), order, options)
+    index: ImageIndex,
+    model: ModelConfig,
+    augment: AugmentConfig,
+    data: DataConfig,
+    order: TrainOrder,
+    world: World,
+) -> Loader:
+    """Training images in the given order, each varied by draws from the order's seed."""
+    dataset = ImageDataset(index, train_transform(model, augment), order.seed, limits(data), data.max_bad)
+    return Loader(dataset, order, loader_options(data, world), model.mean, model.std)
 
 
 def eval_loader(
     index: ImageIndex,
-    transform: Transform,
+    model: ModelConfig,
+    data: DataConfig,
     batch_size: int,
     world: World,
-    options: LoaderOptions,
     limit_batches: int | None = None,
-) -> DataLoader:
-    """Every image of a split once, over all ranks; or the first batches only."""
-    batches = eval_batches(range(len(index)), batch_size, world.rank, world.size)
-    return build_loader(ImageDataset(index, transform, seed=0), list(islice(batches, limit_batches)), options)
+) -> Loader:
+    """Every image of a split once, over all ranks; or the first batches only. No image is replaced."""
+    dataset = ImageDataset(index, eval_transform(model), seed=0, limits=limits(data), replacements=0)
+    order = EvalOrder(np.arange(len(index)), batch_size, world.rank, world.size, limit_batches)
+    return Loader(dataset, order, loader_options(data, world), model.mean, model.std)
 
 
 def calibration_loader(
     index: ImageIndex,
-    transform: Transform,
+    model: ModelConfig,
+    data: DataConfig,
     images: int,
     batch_size: int,
     seed: int,
     world: World,
-    options: LoaderOptions,
-) -> DataLoader:
+) -> Loader:
     """A fixed choice of training images, drawn over all classes, as they are seen in evaluation."""
-    chosen = permutation(len(index), derive_seed("calibration", seed))[:images].tolist()
-    batches = eval_batches(chosen, batch_size, world.rank, world.size)
-    return build_loader(ImageDataset(index, transform, seed), batches, options)
+    dataset = ImageDataset(index, eval_transform(model), seed, limits(data), data.max_bad)
+    chosen = permutation(len(index), derive_seed("calibration", seed))[:images]
+    order = EvalOrder(chosen, batch_size, world.rank, world.size)
+    return Loader(dataset, order, loader_options(data, world), model.mean, model.std)
+
+
+def loader_options(data: DataConfig, world: World) -> LoaderOptions:
+    """Loader processes of this rank: as asked for, or this machine's cores shared by its ranks."""
+    workers = data.workers
+    if workers is None:
+        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        workers = min(16, max(1, len(os.sched_getaffinity(0)) // ranks_here))
+    return LoaderOptions(workers, world.device)
+
+
+def limits(data: DataConfig) -> Limits:
+    """What a file may demand."""
+    return Limits(max_bytes=data.max_bytes, max_pixels=data.max_pixels)

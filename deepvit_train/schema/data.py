@@ -23,7 +23,10 @@ class DataConfig(Section):
     workers: int | None = option(
         "loader processes of each rank; null: one a core, at most 16", low=0, high=1024
     )
-    max_bad: int = option("unreadable training images to replace before the run stops", low=0)
+    follow_links: bool = option("whether links may lead out of the data set; train/ and val/ always may")
+    max_bad: int = option("bad training images to replace, distinct files, before the run stops", low=0)
+    max_bytes: int = option("largest file to read, bytes; a larger one is bad", low=1, high=2**40)
+    max_pixels: int = option("largest image to decode, pixels; a larger one is bad", low=1, high=2**32)
 
     @classmethod
     def prefix(cls) -> str:
@@ -51,6 +54,8 @@ class AugmentConfig(Section):
     erase: float = option("probability of erasing a box with noise", low=0, high=1)
     mixup: float = option("mixup alpha; 0: off", low=0, high=100)
     cutmix: float = option("cutmix alpha; 0: off", low=0, high=100)
+
+    repeats: int = option("times an image follows itself in an epoch, varied each time", low=1, high=1000)
 
     @classmethod
     def prefix(cls) -> str:

@@ -1,0 +1,88 @@
+"""The images under a folder of class folders, in ImageFolder's layout; where links may lead."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from deepvit_train.data.decode import printable
+from deepvit_train.error import DataError
+
+
+@dataclass
+class Walk:
+    """Lists the files of one split. `folders` are all folders that were read, for telling later changes."""
+
+    root: Path
+    split: str
+    follow_links: bool
+    folders: list[str] = field(default_factory=list)
+
+    def classes(self) -> list[str]:
+        """The names of the class folders, sorted. Raises DataError."""
+        folder = self.root / self.split
+        if not folder.is_dir():
+            present = sorted(entry.name for entry in self.root.iterdir() if entry.is_dir())[:5]
+            raise DataError(
+                f"{folder}: no such folder; {self.root} holds {', '.join(present) or 'no folders'}"
+            )
+        classes = [entry.name for entry in self._entries(str(folder)) if entry.is_dir()]
+        if not classes:
+            raise DataError(f"{folder}: holds no class folders (expected {folder}/CLASS/IMAGE.jpg)")
+        for name in classes:
+            if printable(name) != name:
+                raise DataError(f"{folder}: the class folder {printable(name)!r} has a name that can't be shown")
+        return classes
+
+    def images(self, class_name: str) -> list[str]:
+        """The images of a class, relative to the split's folder: its own, then those of each subfolder."""
+        folder = os.path.join(self.root, self.split)
+        return [
+            os.path.relpath(path, folder)
+            for path in self._images(os.path.join(folder, class_name), [os.path.realpath(folder)])
+        ]
+
+    def _images(self, folder: str, above: list[str]) -> list[str]:
+        """`above` holds the real paths of the folders that this one lies in."""
+        real = self._checked(folder)
+        if real in above:
+            raise DataError(f"{printable(folder)}: a link that leads back to a folder it lies in")
+        files, folders = [], []
+        for entry in self._entries(folder):
+            if entry.is_dir():
+                folders.append(entry.path)
+            elif entry.name.lower().endswith(IMG_EXTENSIONS):
+                if entry.is_symlink():
+                    self._checked(entry.path)
+                files.append(entry.path)
+        for inner in folders:
+            files += self._images(inner, [*above, real])
+        return files
+
+    def _entries(self, folder: str) -> list[os.DirEntry[str]]:
+        """What a folder holds, by name; hidden names are left out, as tools leave them everywhere."""
+        self.folders.append(folder)
+        try:
+            with os.scandir(folder) as entries:
+                return sorted(
+                    (entry for entry in entries if not entry.name.startswith(".")),
+                    key=lambda entry: entry.name,
+                )
+        except OSError as error:
+            raise DataError(f"{printable(folder)}: can't be listed ({error.strerror})") from None
+
+    def _checked(self, path: str) -> str:
+        """The real path. Raises DataError for a link that leads out of the data set."""
+        real = os.path.realpath(path)
+        if not self.follow_links:
+            # The split's folder may itself be a link: what it leads to belongs to the data set.
+            inside = (os.path.realpath(self.root), os.path.realpath(self.root / self.split))
+            if not any(real == folder or real.startswith(folder + os.sep) for folder in inside):
+                raise DataError(
+                    f"{printable(path)}: a link that leads out of {self.root}, to {printable(real)}; "
+                    "data.follow_links=true allows it"
+                )
+        return real

@@ -1,0 +1,103 @@
+"""Loader processes, and what is done to a batch on the device: normalise, erase, a batch ahead.
+
+Shapes: B batch, S the model's image size.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from deepvit_train.data.dataset import Batch, ImageDataset, Key, RawBatch
+from deepvit_train.data.transform import normalise
+
+
+@dataclass(frozen=True)
+class LoaderOptions:
+    """What a loader needs besides data and order; none of it changes a batch."""
+
+    workers: int
+    device: torch.device
+
+
+class Loader:
+    """Batches on the device, in a given order; can be iterated over again.
+
+    On CUDA the next batch is copied and normalised on a stream of its own while the model works on this one.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        order: Sampler[list[Key]],
+        options: LoaderOptions,
+        mean: list[float],
+        std: list[float],
+    ) -> None:
+        self.device = options.device
+        self.mean, self.std = torch.tensor(mean, device=self.device), torch.tensor(std, device=self.device)
+        self.noise = torch.Generator(self.device)
+        self.raw: DataLoader[RawBatch] = DataLoader(
+            dataset,
+            batch_sampler=order,
+            num_workers=options.workers,
+            collate_fn=_as_it_is,
+            pin_memory=self.device.type == "cuda",
+            persistent_workers=options.workers > 0,
+            # Forked processes share the index and the modules instead of copying them
+            # (docs/decisions/0010-loader-processes.md).
+            multiprocessing_context="fork" if options.workers else None,
+            worker_init_fn=_leave_signals_to_the_main_process,
+            # Its own generator: taking the loader's base seed from torch's would change the draws that follow.
+            generator=torch.Generator(),
+        )
+
+    def __len__(self) -> int:
+        return len(self.raw)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self._ahead() if self.device.type == "cuda" else map(self.prepare, self.raw)
+
+    def prepare(self, raw: RawBatch) -> Batch:
+        """Copy to the device, normalise, erase. Noise comes from each sample's own seed."""
+        images = normalise(raw.pixels.to(self.device, non_blocking=True), self.mean, self.std)
+        for image, (top, left, height, width, seed) in zip(images, raw.erase.tolist(), strict=True):
+            if height:
+                self.noise.manual_seed(seed)
+                image[:, top : top + height, left : left + width].normal_(generator=self.noise)
+        return Batch(images, raw.targets.to(self.device, non_blocking=True), raw.bad)
+
+    def _ahead(self) -> Iterator[Batch]:
+        stream = torch.cuda.Stream(self.device)
+        waiting: tuple[Batch, torch.cuda.Event] | None = None
+        for raw in self.raw:
+            with torch.cuda.stream(stream):
+                following = self.prepare(raw), stream.record_event()
+            if waiting:
+                yield _received(*waiting)
+            waiting = following
+        if waiting:
+            yield _received(*waiting)
+
+
+def _received(batch: Batch, ready: torch.cuda.Event) -> Batch:
+    """A batch prepared on another stream, for the current one: its memory is not reused before both are done."""
+    current = torch.cuda.current_stream(batch.images.device)
+    current.wait_event(ready)
+    batch.images.record_stream(current)
+    batch.targets.record_stream(current)
+    return batch
+
+
+def _as_it_is(batch: RawBatch) -> RawBatch:
+    return batch
+
+
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    # A stop signal to the whole process group must not kill the loaders before the main process has saved.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
