@@ -207,7 +207,9 @@ def evaluate(
     bad: list[str] = []
     start = time.perf_counter()
     for batch in batches:
-        bad += batch.bad
+        if batch.bad:
+            bad = batch.bad
+            break
         images, targets = batch.images.to(world.device, non_blocking=True), batch.targets.to(world.device)
         with autocast(world.device, precision):
             logits = model(images)

@@ -14,9 +14,9 @@ from timm.data import ImageNetInfo
 from deepvit_train import distributed
 from deepvit_train.calibration import calibrate, using
 from deepvit_train.config import EvalConfig
+from deepvit_train.data.bad import BadFiles
 from deepvit_train.data.index import ImageIndex, check_classes, data_root, scan_split
-from deepvit_train.data.split import calibration_loader, eval_loader, loader_options
-from deepvit_train.data.transform import eval_transform
+from deepvit_train.data.split import calibration_loader, eval_loader
 from deepvit_train.engine import EvalResult, evaluate
 from deepvit_train.error import CheckpointError, ConfigError, DataError
 from deepvit_train.schema.data import DataConfig
@@ -35,13 +35,12 @@ def run(config: EvalConfig) -> dict[str, Any]:
 
     # The model and its preprocessing, from the checkpoint alone, unless it is another project's.
     loaded = load(config.checkpoint, config.weights.value, config.preset, **config.said())
-    model, transform = loaded.model.to(world.device), eval_transform(loaded.architecture.model)
+    model, preprocessing = loaded.model.to(world.device), loaded.architecture.model
     say(f"{loaded.file}: {loaded.weights} weights")
 
     # The data: the run's own unless told otherwise.
     data = _data(config.data, loaded)
-    root, options = data_root(data), loader_options(data.workers, world)
-    index = scan_split(root, data.split)
+    index = scan_split(data_root(data), data.split, data.follow_links)
     classes = _check_classes(loaded, index)
 
     # Calibrate where the checkpoint was saved between two evaluations, then evaluate.
@@ -51,17 +50,19 @@ def run(config: EvalConfig) -> dict[str, Any]:
             f"no calibrated statistics for these weights: calibrating on {loaded.calibrate_images} "
             "training images"
         )
+        bad = BadFiles([], data.max_bad, world, say)
         batches = calibration_loader(
             _training_images(loaded, data),
-            transform,
+            preprocessing,
+            data,
             loaded.calibrate_images,
             config.batch_size,
             loaded.seed,
             world,
-            options,
         )
-        statistics = calibrate(model, batches, config.precision, world)
-    batches = eval_loader(index, transform, config.batch_size, world, options, config.limit_batches)
+        statistics = calibrate(model, bad.watch(batches), config.precision, world)
+        bad.settle()
+    batches = eval_loader(index, preprocessing, data, config.batch_size, world, config.limit_batches)
     with using(model, statistics):
         result = evaluate(model, batches, world, config.precision, len(classes))
 
@@ -97,7 +98,7 @@ def _check_classes(loaded: LoadedModel, index: ImageIndex) -> list[str]:
 
 def _training_images(loaded: LoadedModel, data: DataConfig) -> Any:
     try:
-        index = scan_split(data_root(data), "train")
+        index = scan_split(data_root(data), "train", data.follow_links)
         check_classes(index, loaded.classes or index.classes)
     except DataError as error:
         raise CheckpointError(

@@ -16,13 +16,14 @@ from torch.nn.parallel import DistributedDataParallel
 from deepvit_train import checkpoint, distributed, slurm
 from deepvit_train.calibration import reattention_norms
 from deepvit_train.config import TrainConfig, as_yaml, plain
+from deepvit_train.data.bad import BadFiles
 from deepvit_train.data.dataset import Batch, TrainOrder
 from deepvit_train.data.index import ImageIndex, check_classes, data_root, scan_split
-from deepvit_train.data.split import calibration_loader, eval_loader, loader_options, train_loader
-from deepvit_train.data.transform import denormalise, eval_transform, train_transform
+from deepvit_train.data.split import calibration_loader, eval_loader, train_loader
+from deepvit_train.data.transform import denormalise
 from deepvit_train.distributed import World
 from deepvit_train.engine import FiniteGuard, StepOptions, first_non_finite, train_step
-from deepvit_train.error import DataError, Interrupted, NotFiniteError
+from deepvit_train.error import Interrupted, NotFiniteError
 from deepvit_train.interruption import EvaluationStopped, StopSignals, interrupted
 from deepvit_train.models import DeepViT, build_model
 from deepvit_train.models.summary import count_flops, count_parameters
@@ -59,7 +60,9 @@ def run(config: TrainConfig) -> dict[str, Any]:
         # Data. An explicit checkpoint is looked at first: without it there is nothing to read data for.
         source = None if config.resume in ("auto", "never") else checkpoint.find(config.resume)
         root = data_root(config.data)
-        train_index, val_index = scan_split(root, "train"), scan_split(root, config.data.split)
+        train_index, val_index = (
+            scan_split(root, split, config.data.follow_links) for split in ("train", config.data.split)
+        )
         check_classes(val_index, train_index.classes)
         plan = build_plan(config.trainer, config.schedule, len(train_index), world.size)
 
@@ -96,7 +99,8 @@ def run(config: TrainConfig) -> dict[str, Any]:
             return {"run_dir": str(folder.path), **state.metrics}
 
         # Loaders, and what is told at the start.
-        batches, validation = _loaders(config, world, plan, state, train_index, val_index, signals)
+        bad = BadFiles(state.bad_files, config.data.max_bad, world, say)
+        batches, validation = _loaders(config, world, plan, state, train_index, val_index, bad, signals)
         tracker = Tracker(folder.path if world.is_main else None, state.step)
         stack.callback(tracker.close)
         folder.note_environment(describe_environment(str(world.device), torch.get_num_threads(), world.size))
@@ -115,7 +119,9 @@ def run(config: TrainConfig) -> dict[str, Any]:
         writer = CheckpointWriter(folder.checkpoints, config.trainer.keep_last) if world.is_main else None
         if writer is not None:
             stack.callback(writer.close)
-        trainer = _Trainer(config, world, plan, writer, state, validation, tracker, signals, description, say)
+        trainer = _Trainer(
+            config, world, plan, writer, state, validation, bad, tracker, signals, description, say
+        )
         trainer.fit(batches)
         if writer is not None:
             writer.wait()
@@ -140,6 +146,7 @@ class _Trainer:
     writer: CheckpointWriter | None  # the first rank's alone
     state: TrainState
     validation: Validation
+    bad: BadFiles
     tracker: Tracker
     signals: StopSignals
     description: dict[str, Any]
@@ -176,6 +183,8 @@ class _Trainer:
                     save = bool(asked_to_save or stop) or plan.saves(state.step)
                     if plan.logs(state.step) or save:
                         guard.check()
+                    if plan.logs(state.step) or save or self.world.size == 1:
+                        self._settle_bad_files()
                 except NotFiniteError as error:
                     where = first_non_finite(state.model, micro_batches, self.world, options.precision)
                     raise NotFiniteError(
@@ -194,19 +203,16 @@ class _Trainer:
                     raise self._interrupted()
 
     def _look_at(self, batches: list[Batch]) -> None:
-        """Show the first images; count files that can't be read, and stop at too many."""
+        """Show the first images, and note the bad files of every batch."""
         if self.state.step == 0:
             shown = denormalise(batches[0].images[:GRID_IMAGES], self.config.model)
             self.tracker.images("train/images", shown, step=0)
-        for line in sorted({line for batch in batches for line in batch.bad} - set(self.state.bad_files)):
-            self.state.bad_files.append(line)
-            self.say(f"unreadable image, replaced by the next one: {line}")
+        for batch in batches:
+            self.bad.note(batch.bad)
+
+    def _settle_bad_files(self) -> None:
+        if self.bad.settle():
             self.tracker.scalars(self.state.step, {"train/bad_files": len(self.state.bad_files)})
-        if len(self.state.bad_files) > self.config.data.max_bad:
-            raise DataError(
-                f"{len(self.state.bad_files)} unreadable training images, more than data.max_bad="
-                f"{self.config.data.max_bad}; the last: {self.state.bad_files[-1]}"
-            )
 
     def _log(self, scalars: dict[str, float]) -> None:
         step, plan = self.state.step, self.plan
@@ -224,6 +230,7 @@ class _Trainer:
             # Saved without metrics; the resumed run begins with this evaluation.
             self._save(best=False)
             raise self._interrupted() from None
+        self._settle_bad_files()
         self.tracker.scalars(self.state.step, self.state.metrics)
         self.say(f"step {self.state.step}: {_phrase(self.state.metrics)}{' (best)' if best else ''}")
         self._save(best)
@@ -252,10 +259,10 @@ def _loaders(
     state: TrainState,
     train_index: ImageIndex,
     val_index: ImageIndex,
+    bad: BadFiles,
     signals: StopSignals,
 ) -> tuple[Iterator[Batch], Validation]:
     """Training batches from the state's step on, and the evaluation with its calibration images."""
-    options = loader_options(config.data.workers, world)
     order = TrainOrder(
         len(train_index),
         batch_size=config.trainer.batch_size,
@@ -263,20 +270,18 @@ def _loaders(
         steps_per_epoch=plan.steps_per_epoch,
         steps=range(state.step, plan.total_steps),
         seed=config.seed,
+        repeats=config.augment.repeats,
         rank=world.rank,
         world_size=world.size,
     )
-    train = train_loader(
-        train_index, train_transform(config.model, config.augment), order, config.seed, options
-    )
-    unchanged = eval_transform(config.model)
+    train = train_loader(train_index, config.model, config.augment, config.data, order, world)
     batch_size, limit = config.trainer.eval_batch_size, config.trainer.limit_batches
-    val = eval_loader(val_index, unchanged, batch_size, world, options, limit)
+    val = eval_loader(val_index, config.model, config.data, batch_size, world, limit)
     calibration = None
     if config.trainer.calibrate_images and reattention_norms(state.model):
         images = config.trainer.calibrate_images
-        calibration = calibration_loader(
-            train_index, unchanged, images, batch_size, config.seed, world, options
+        calibration = bad.watch(
+            calibration_loader(train_index, config.model, config.data, images, batch_size, config.seed, world)
         )
     validation = Validation(
         images=signals.watch(val, world),

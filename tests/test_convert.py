@@ -12,9 +12,9 @@ from vit_pytorch.deepvit import DeepViT as VitPytorchDeepViT
 from deepvit_train import convert, evaluate, train
 from deepvit_train.cli import main
 from deepvit_train.config import compose_command
-from deepvit_train.data.decode import load_image
 from deepvit_train.data.index import scan_split
-from deepvit_train.data.transform import eval_transform
+from deepvit_train.data.split import eval_loader
+from deepvit_train.distributed import World
 from deepvit_train.error import CheckpointError, ConfigError, DataError, OutputError
 from deepvit_train.models import load_model
 from deepvit_train.schema.preset import model_preset
@@ -107,9 +107,10 @@ def test_mistakes_on_the_command_line(
 def test_a_foreign_file_is_evaluated_as_its_preset_says(tmp_path: Path, image_folder: Path) -> None:
     state = authors_state(**CNN)
     file = saved(tmp_path, {"state_dict": state})
-    index = scan_split(image_folder, "val")
-    transform = eval_transform(compose_command("train", ["model=deepvit_s", "model.image_size=32"]).model)
-    images = torch.stack([transform(load_image(index.path(place))) for place in range(len(index))])
+    index = scan_split(image_folder, "val", follow_links=False)
+    config = compose_command("train", ["model=deepvit_s", "model.image_size=32", "data.workers=0"])
+    (batch,) = eval_loader(index, config.model, config.data, len(index), World(0, 1, torch.device("cpu")))
+    images = batch.images
     logits = authors_logits(state, images.double(), heads=3, residual_scale=0.5, transform_scale=True)
     hits = (logits.argmax(1) == torch.as_tensor(index.targets[:])).double().mean().item()
     loss = torch.nn.functional.cross_entropy(logits, torch.as_tensor(index.targets[:]).long()).item()

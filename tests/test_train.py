@@ -301,7 +301,7 @@ def test_unreadable_images_are_counted_and_too_many_stop_the_run(
     broken.write_bytes(b"")
     overrides = ["data=imagefolder", f"data.root={image_folder}", "trainer.batch_size=8", "data.workers=0"]
     start(tmp_path / "run", *overrides)
-    assert capsys.readouterr().out.count(f"unreadable image, replaced by the next one: {broken}") == 1
+    assert capsys.readouterr().out.count(f"bad image, replaced by the next one: {broken}") == 1
     assert steps_logged(tmp_path / "run", "train/bad_files")
     with pytest.raises(DataError, match=r"more than data\.max_bad=0; the last: .*bee/3\.png"):
         start(tmp_path / "strict", *overrides, "data.max_bad=0")

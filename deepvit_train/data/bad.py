@@ -15,9 +15,7 @@ class BadFiles:
     `known` are those of the run so far, one line each; new ones are added to it.
     """
 
-    def __init__(
-        self, known: list[str], max_bad: int, world: World, say: Callable[[str], None]
-    ) -> None:
+    def __init__(self, known: list[str], max_bad: int, world: World, say: Callable[[str], None]) -> None:
         self.known = known
         self.max_bad = max_bad
         self.world = world

@@ -68,14 +68,14 @@ class ImageDataset(Dataset[RawBatch]):
     def __getitems__(self, keys: Sequence[Key]) -> RawBatch:
         size = self.transform.size
         pixels = np.empty((len(keys), size, size, 3), np.uint8)
-        targets = torch.empty(len(keys), dtype=torch.int64)
-        erase = torch.empty(len(keys), len(Erasure._fields), dtype=torch.int64)
+        targets = np.empty(len(keys), np.int64)
+        erase = np.empty((len(keys), len(Erasure._fields)), np.int64)
         bad: list[str] = []
         with generators_kept():
             for place, key in enumerate(keys):
-                pixels[place], targets[place], erasure = self._sample(key, bad)
-                erase[place] = torch.tensor(erasure)
-        return RawBatch(torch.from_numpy(pixels).permute(0, 3, 1, 2), targets, erase, bad)
+                pixels[place], targets[place], erase[place] = self._sample(key, bad)
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+        return RawBatch(images, torch.from_numpy(targets), torch.from_numpy(erase), bad)
 
     def _sample(self, key: Key, bad: list[str]) -> tuple[np.ndarray | int, int, Erasure]:
         seed = derive_seed("sample", self.seed, *key)
@@ -96,8 +96,8 @@ class TrainOrder(Sampler[list[Key]]):
 
     Step s of the run takes images s * batch_size .. (s + 1) * batch_size of its epoch's order, whatever the
     number of ranks and micro-batches; the rest of an epoch that fills no batch is left out. The order is a
-    permutation of the images; with repeats each image follows itself so many times, and the epoch ends after as
-    many samples as without (repeated augmentation: Hoffer et al., arXiv 1901.09335).
+    permutation of the images; with repeats each image follows itself so many times, and the epoch ends after
+    as many samples as without (repeated augmentation: Hoffer et al., arXiv 1901.09335).
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class TrainOrder(Sampler[list[Key]]):
 
 
 class EvalOrder(Sampler[list[Key]]):
-    """The batches of one rank when every chosen image counts exactly once: whole batches are dealt in turn."""
+    """The batches of one rank; each chosen image counts exactly once, whole batches are dealt in turn."""
 
     def __init__(
         self,

@@ -24,8 +24,11 @@ from PIL import ExifTags, Image
 # Pillow's own limit, a constant, would stand in the way of a higher data.max_pixels.
 Image.MAX_IMAGE_PIXELS = None
 
-# What may hide in a file. Formats that run other programs (EPS) or read other files are left out.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA")
+# What a file may hold, as far as this Pillow reads it. Left out are formats that run other programs (EPS) and
+# those that nobody keeps photographs in.
+Image.init()
+_WANTED = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA")
+FORMATS = [name for name in _WANTED if name in Image.OPEN]
 
 
 class BadImageError(Exception):
@@ -44,6 +47,10 @@ def printable(text: str) -> str:
     )
 
 
+# Gives (H, W, 3) uint8, upright, for a factor to shrink by; and the factor it is really shrunk by, that or 1.
+Decode = Callable[[int], tuple[np.ndarray, int]]
+
+
 @dataclass(frozen=True)
 class Limits:
     """What a file may demand, checked before it is decoded."""
@@ -54,15 +61,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image whose size is known and whose pixels are not decoded yet.
-
-    `decode(n)` gives (H, W, 3) uint8 and the factor that it is really shrunk by, n or 1.
-    """
+    """An image whose size is known and whose pixels are not decoded yet."""
 
     path: Path
     width: int
     height: int
-    decode: Callable[[int], tuple[np.ndarray, int]]
+    decode: Decode
 
     def pixels(self, shrink: int = 1) -> tuple[np.ndarray, int]:
         """The upright pixels, (ceil(height / n), ceil(width / n), 3), and n: `shrink`, or 1.
@@ -98,7 +102,7 @@ def _read(path: Path, max_bytes: int) -> bytes:
     try:
         # Not blocking: opening a pipe would wait for its writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with open(descriptor, "rb", buffering=0) as file:
+        with io.FileIO(descriptor) as file:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise BadImageError(path, "not a regular file")
@@ -115,9 +119,10 @@ def _read(path: Path, max_bytes: int) -> bytes:
 def _jpeg(path: Path, data: bytes) -> Picture | None:
     """A JPEG that simplejpeg reads as Pillow does, or None for the odd ones."""
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        head: tuple[int, int, str, str] = simplejpeg.decode_jpeg_header(data)  # pyright: ignore[reportAssignmentType]
     except ValueError:
         return None
+    height, width, colours, _ = head
     if colours not in ("YCbCr", "Gray"):
         return None
     turned = _orientation(_open(data)) if _has_metadata(data) else 1
@@ -132,7 +137,7 @@ def _jpeg(path: Path, data: bytes) -> Picture | None:
             return upright(_rgb(_open(data)), turned), 1
         return upright(pixels, turned), shrink
 
-    return Picture(path, *((height, width) if turned > 4 else (width, height)), decode)
+    return _picture(path, (width, height), turned, decode)
 
 
 def _general(path: Path, data: bytes) -> Picture:
@@ -142,7 +147,12 @@ def _general(path: Path, data: bytes) -> Picture:
     def decode(shrink: int) -> tuple[np.ndarray, int]:
         return upright(_rgb(image), turned), 1
 
-    return Picture(path, *(image.size[::-1] if turned > 4 else image.size), decode)
+    return _picture(path, image.size, turned, decode)
+
+
+def _picture(path: Path, size: tuple[int, int], turned: int, decode: Decode) -> Picture:
+    width, height = reversed(size) if turned > 4 else size
+    return Picture(path, width, height, decode)
 
 
 def _open(data: bytes) -> Image.Image:
@@ -159,7 +169,7 @@ def _has_metadata(data: bytes) -> bool:
         if data[place + 1] == 0xE1:
             return True
         # A marker may be padded with 0xff.
-        length = int.from_bytes(data[place + 2 : place + 4])
+        length = int.from_bytes(data[place + 2 : place + 4], "big")
         place += 1 if data[place + 1] == 0xFF else 2 + max(2, length)
     return False
 
@@ -172,7 +182,7 @@ def _orientation(image: Image.Image) -> int:
             value = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:
         return 1
-    return value if value in range(1, 9) else 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:

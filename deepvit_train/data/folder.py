@@ -34,16 +34,16 @@ class Walk:
             raise DataError(f"{folder}: holds no class folders (expected {folder}/CLASS/IMAGE.jpg)")
         for name in classes:
             if printable(name) != name:
-                raise DataError(f"{folder}: the class folder {printable(name)!r} has a name that can't be shown")
+                raise DataError(
+                    f"{folder}: the class folder {printable(name)!r} has a name that can't be shown"
+                )
         return classes
 
     def images(self, class_name: str) -> list[str]:
         """The images of a class, relative to the split's folder: its own, then those of each subfolder."""
-        folder = os.path.join(self.root, self.split)
-        return [
-            os.path.relpath(path, folder)
-            for path in self._images(os.path.join(folder, class_name), [os.path.realpath(folder)])
-        ]
+        folder = f"{self.root / self.split}"
+        found = self._images(f"{folder}/{class_name}", [os.path.realpath(folder)])
+        return [path[len(folder) + 1 :] for path in found]
 
     def _images(self, folder: str, above: list[str]) -> list[str]:
         """`above` holds the real paths of the folders that this one lies in."""

@@ -49,7 +49,7 @@ def data_root(data: DataConfig) -> Path:
 
 
 def scan_split(root: Path, split: str, follow_links: bool) -> ImageIndex:
-    """Index root/split/CLASS/**/*.{jpg,png,...}. Raises DataError naming what is missing, empty or led away."""
+    """Index root/split/CLASS/**/*.{jpg,png,...}. Raises DataError naming what is missing or empty."""
     walk = Walk(root, split, follow_links)
     classes = walk.classes()
     blocks: list[bytes] = []
@@ -60,7 +60,8 @@ def scan_split(root: Path, split: str, follow_links: bool) -> ImageIndex:
         lengths.append(np.array([len(path) for path in files], dtype=np.int64))
     if empty := [name for name, found in zip(classes, lengths, strict=True) if not len(found)]:
         raise DataError(
-            f"{root / split}: no image in class {', '.join(empty[:5])} (looked for {', '.join(IMG_EXTENSIONS)})"
+            f"{root / split}: no image in class {', '.join(empty[:5])} "
+            f"(looked for {', '.join(IMG_EXTENSIONS)})"
         )
     return ImageIndex(
         folder=root / split,

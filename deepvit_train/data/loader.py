@@ -5,7 +5,9 @@ Shapes: B batch, S the model's image size.
 
 from __future__ import annotations
 
+import atexit
 import signal
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -22,6 +24,9 @@ class LoaderOptions:
 
     workers: int
     device: torch.device
+
+
+_open: weakref.WeakSet[Loader] = weakref.WeakSet()
 
 
 class Loader:
@@ -45,16 +50,22 @@ class Loader:
             dataset,
             batch_sampler=order,
             num_workers=options.workers,
-            collate_fn=_as_it_is,
+            collate_fn=_as_it_is,  # pyright: ignore[reportArgumentType] - the dataset gives whole batches
             pin_memory=self.device.type == "cuda",
             persistent_workers=options.workers > 0,
             # Forked processes share the index and the modules instead of copying them
             # (docs/decisions/0010-loader-processes.md).
             multiprocessing_context="fork" if options.workers else None,
             worker_init_fn=_leave_signals_to_the_main_process,
-            # Its own generator: taking the loader's base seed from torch's would change the draws that follow.
+            # Its own generator: a base seed drawn from torch's would change the draws that follow.
             generator=torch.Generator(),
         )
+        _open.add(self)
+
+    def close(self) -> None:
+        """End the loader processes."""
+        if self.raw._iterator is not None:
+            self.raw._iterator._shutdown_workers()  # pyright: ignore[reportAttributeAccessIssue]
 
     def __len__(self) -> int:
         return len(self.raw)
@@ -68,12 +79,13 @@ class Loader:
         for image, (top, left, height, width, seed) in zip(images, raw.erase.tolist(), strict=True):
             if height:
                 self.noise.manual_seed(seed)
-                image[:, top : top + height, left : left + width].normal_(generator=self.noise)
+                noise = torch.randn(3, height, width, generator=self.noise, device=self.device)
+                image[:, top : top + height, left : left + width] = noise
         return Batch(images, raw.targets.to(self.device, non_blocking=True), raw.bad)
 
     def _ahead(self) -> Iterator[Batch]:
         stream = torch.cuda.Stream(self.device)
-        waiting: tuple[Batch, torch.cuda.Event] | None = None
+        waiting: tuple[Batch, torch.Event] | None = None
         for raw in self.raw:
             with torch.cuda.stream(stream):
                 following = self.prepare(raw), stream.record_event()
@@ -84,8 +96,8 @@ class Loader:
             yield _received(*waiting)
 
 
-def _received(batch: Batch, ready: torch.cuda.Event) -> Batch:
-    """A batch prepared on another stream, for the current one: its memory is not reused before both are done."""
+def _received(batch: Batch, ready: torch.Event) -> Batch:
+    """A batch prepared on another stream, for use on the current one; its memory waits for both."""
     current = torch.cuda.current_stream(batch.images.device)
     current.wait_event(ready)
     batch.images.record_stream(current)
@@ -101,3 +113,10 @@ def _leave_signals_to_the_main_process(worker: int) -> None:
     # A stop signal to the whole process group must not kill the loaders before the main process has saved.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+
+
+@atexit.register
+def _close_all() -> None:
+    # Python ends by asking its child processes to stop, by SIGTERM, which these ignore, and waits for them.
+    for loader in list(_open):
+        loader.close()

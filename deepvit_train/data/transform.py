@@ -25,11 +25,11 @@ from deepvit_train.error import ConfigError
 from deepvit_train.schema.data import AugmentConfig
 from deepvit_train.schema.model import Interpolation, ModelConfig
 
-# A JPEG is shrunk while it is decoded only where the crop is still so many times the size wanted: below that the
-# result would visibly differ from that of the whole picture (docs/decisions/0009-image-decoding.md).
+# A JPEG is shrunk while it is decoded only where the crop is still so many times the size wanted: below that
+# the result would differ from that of the whole picture (docs/decisions/0009-image-decoding.md).
 SPARE_PIXELS = 2
-# A picture longer than so many times its width loses its ends before it is resized: they lie outside the centre
-# crop, and resizing a picture of 1 x 100,000 pixels by its shorter side would need gigabytes.
+# A picture longer than so many times its width loses its ends before it is resized: they lie outside the
+# centre crop, and resizing one of 1 x 100,000 pixels by its shorter side would need gigabytes.
 LONGEST = 8
 
 
@@ -70,7 +70,7 @@ class EvalTransform:
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """A random crop, resized, flipped and varied by the steps; which box to erase. Draws from the seed alone."""
+    """A random crop, resized, flipped, varied by the steps; which box to erase. Draws from the seed alone."""
 
     size: int
     resized: int  # for the evaluation crop, where there is no random one
@@ -242,9 +242,9 @@ def _posterize(image: Image.Image, bits: int, **options: object) -> Image.Image:
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """(B, 3, S, S) uint8 to float32: values in 0..1 less the mean, by the standard deviation."""
-    scale = 1 / (255 * std).view(3, 1, 1)
     floats = images.to(torch.float32, memory_format=torch.contiguous_format)
-    return torch.addcmul((-mean / std).view(3, 1, 1), floats, scale)
+    # In place: on the CPU a second array of this size costs more than both operations.
+    return floats.sub_(255 * mean.view(3, 1, 1)).div_(255 * std.view(3, 1, 1))
 
 
 def denormalise(images: Tensor, model: ModelConfig) -> Tensor:

@@ -1,0 +1,193 @@
+"""Images/s of the data pipeline beside timm's create_loader, and of JPEG decoders; `make bench-data`.
+
+Both loaders read the same photographs, crop and resize them by bicubic interpolation to 224 pixels, and give
+normalised (and, for DeiT, erased) float batches. They take turns, pass by pass, so that a busy machine slows
+both; the figures are medians over the passes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import io
+import json
+import statistics
+import tempfile
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from timm.data import ImageDataset, auto_augment, create_loader
+
+from deepvit_train.config import compose_command
+from deepvit_train.data.dataset import TrainOrder
+from deepvit_train.data.index import scan_split
+from deepvit_train.data.split import train_loader
+from deepvit_train.distributed import World
+from scripts.photographs import write_photographs
+
+BATCH = 50
+CPU = torch.device("cpu")
+RECIPES = {"crop + flip": "basic", "DeiT": "deit"}
+DEIT = {"auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.25, "re_mode": "pixel"}
+
+
+def ours(root: Path, augment: str, workers: int) -> Iterable[object]:
+    """This project's training loader over one epoch."""
+    config = compose_command(
+        "train",
+        [
+            "model=deepvit_s",
+            f"augment={augment}",
+            "data=imagefolder",
+            f"data.root={root}",
+            f"data.workers={workers}",
+        ],
+    )
+    index = scan_split(root, "train", follow_links=False)
+    steps = len(index) // BATCH
+    order = TrainOrder(
+        len(index), batch_size=BATCH, accumulate=1, steps_per_epoch=steps, steps=range(steps), seed=0
+    )
+    return train_loader(index, config.model, config.augment, config.data, order, World(0, 1, CPU))
+
+
+def timms(root: Path, augment: str, workers: int) -> Iterable[object]:
+    """timm's training loader with the same settings."""
+    return create_loader(
+        ImageDataset(str(root / "train")),
+        input_size=(3, 224, 224),
+        batch_size=BATCH,
+        is_training=True,
+        interpolation="bicubic",
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=False,
+        device=CPU,
+        color_jitter=None,  # pyright: ignore[reportArgumentType] - none, where 0.0 draws all the same
+        **(DEIT if augment == "deit" else {}),
+    )
+
+
+def medians(passes: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median seconds of each pass, after a first one that isn't counted; they take turns."""
+    taken: dict[str, list[float]] = {name: [] for name in passes}
+    for _ in range(rounds + 1):
+        for name, once in passes.items():
+            start = time.perf_counter()
+            once()
+            taken[name].append(time.perf_counter() - start)
+    return {name: statistics.median(times[1:]) for name, times in taken.items()}
+
+
+def compare_loaders(root: Path, images: int, rounds: int, workers: list[int]) -> list[dict[str, object]]:
+    """A row for each recipe and number of workers."""
+    rows = []
+    for count in workers:
+        for name, augment in RECIPES.items():
+            loaders = {"ours": ours(root, augment, count), "timm": timms(root, augment, count)}
+            seconds = medians({who: partial(deque, loader, 0) for who, loader in loaders.items()}, rounds)
+            rows.append(
+                {
+                    "recipe": name,
+                    "workers": count,
+                    "images_per_s": {who: round(images / taken, 1) for who, taken in seconds.items()},
+                    "ratio": round(seconds["timm"] / seconds["ours"], 2),
+                }
+            )
+    return rows
+
+
+def decoders(files: list[bytes]) -> dict[str, Callable[[], object]]:
+    """A pass over the files with each decoder that is installed."""
+    tensors = [torch.frombuffer(bytearray(data), dtype=torch.uint8) for data in files]
+    found: dict[str, Callable[[], object]] = {
+        "simplejpeg": lambda: [simplejpeg.decode_jpeg(data) for data in files],
+        "simplejpeg, fast upsampling": lambda: [
+            simplejpeg.decode_jpeg(data, fastupsample=True) for data in files
+        ],
+        "Pillow": lambda: [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in files],
+    }
+    for name, module, each in (
+        ("torchcodec", "torchcodec.decoders", lambda codec: [codec.decode_jpeg(data) for data in tensors]),
+        ("torchvision", "torchvision.io", lambda codec: [codec.decode_jpeg(data) for data in tensors]),
+        ("SPDL", "spdl.io", lambda codec: [codec.to_numpy(codec.load_image(data)) for data in files[:1]]),
+        ("PyTurboJPEG", "turbojpeg", lambda codec: [codec.TurboJPEG().decode(data) for data in files]),
+    ):
+        try:
+            codec = importlib.import_module(module)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                each(codec)
+        except Exception as error:
+            print(f"{name}: not measured ({str(error).strip().splitlines()[0][:90]})")
+        else:
+            found[name] = lambda each=each, codec=codec: each(codec)
+    return found
+
+
+def main() -> None:
+    """Measure, print two tables, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=400)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--workers", type=int, nargs="*", default=[0, 2])
+    parser.add_argument("--decoders", action="store_true", help="also compare JPEG decoders")
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    _mend_timm()
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        write_photographs(root / "train", options.images)
+        report: dict[str, object] = {"images": options.images, "rounds": options.rounds}
+        if options.decoders:
+            files = [file.read_bytes() for file in sorted(root.rglob("*.jpg"))[:100]]
+            seconds = medians(decoders(files), options.rounds)
+            report["decoders"] = {name: round(len(files) / taken) for name, taken in seconds.items()}
+        report["loaders"] = compare_loaders(root, options.images, options.rounds, options.workers)
+    _print(report)
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def _mend_timm() -> None:
+    # With Pillow 13 timm's RandAugment fails where it asks for 0 bits; the image was black before.
+    posterize = auto_augment.posterize
+
+    def mended(image: Image.Image, bits: int, **_: object) -> Image.Image:
+        return posterize(image, bits) if bits else Image.new(image.mode, image.size)
+
+    auto_augment.NAME_TO_OP["PosterizeIncreasing"] = mended
+
+
+def _print(report: dict[str, object]) -> None:
+    console = Console()
+    if "decoders" in report:
+        table = Table("decoder", "images/s")
+        for name, rate in report["decoders"].items():  # pyright: ignore[reportAttributeAccessIssue]
+            table.add_row(name, str(rate))
+        console.print(table)
+    table = Table("recipe", "workers", "images/s", "timm", "ratio")
+    for row in report["loaders"]:  # pyright: ignore[reportGeneralTypeIssues]
+        rates = row["images_per_s"]
+        table.add_row(
+            row["recipe"], str(row["workers"]), str(rates["ours"]), str(rates["timm"]), f"{row['ratio']:.2f}"
+        )
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

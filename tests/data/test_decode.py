@@ -1,0 +1,203 @@
+"""Every kind of image becomes upright RGB; what is none is named; nothing is decoded past the limits."""
+
+from __future__ import annotations
+
+import io
+import os
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from deepvit_train.data.decode import BadImageError, Limits, open_picture, upright
+from scripts.photographs import photographs
+
+LIMITS = Limits(max_bytes=10**8, max_pixels=10**8)
+
+
+def pixels_of(path: Path, shrink: int = 1) -> np.ndarray:
+    picture = open_picture(path, LIMITS)
+    pixels, factor = picture.pixels(shrink)
+    assert pixels.shape == (-(-picture.height // factor), -(-picture.width // factor), 3)
+    assert pixels.dtype == np.uint8
+    return pixels
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F"])
+def test_every_kind_of_pixel_becomes_rgb(tmp_path: Path, mode: str) -> None:
+    grey = np.linspace(0, 255, 64, dtype=np.uint8).reshape(8, 8)
+    if mode == "I;16":
+        image = Image.fromarray(grey.astype(np.uint16) * 257)
+    elif mode in ("I", "F"):
+        image = Image.fromarray(grey.astype({"I": np.int32, "F": np.float32}[mode]))
+    else:
+        image = Image.fromarray(grey).convert(mode)
+    file = tmp_path / "image.png"
+    image.save(file, "PNG" if mode == "I;16" else "TIFF")
+    loaded = pixels_of(file)
+    assert loaded.shape == (8, 8, 3)
+    if mode not in ("1", "P"):
+        assert np.abs(loaded[:, :, 0].astype(int) - grey).max() <= 2
+
+
+def test_deep_grey_keeps_its_range(tmp_path: Path) -> None:
+    ramp = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    for values, expected in (
+        (ramp, ramp // 257),  # a dark 16-bit image stays dark
+        (ramp * 256, ramp),
+        ((ramp / 255).astype(np.float32), ramp),
+        (ramp.astype(np.int32) * 257, ramp),
+        (np.full((16, 16), np.nan, np.float32), ramp * 0),
+    ):
+        Image.fromarray(values).save(tmp_path / "deep.tiff")
+        found = pixels_of(tmp_path / "deep.tiff")[:, :, 1].astype(int)
+        assert np.abs(found - expected).max() <= 1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "CMYK"])
+def test_an_image_is_turned_upright(tmp_path: Path, orientation: int, kind: str) -> None:
+    photograph = next(photographs(1)).resize((60, 40))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = tmp_path / "turned.jpg"
+    photograph.convert("CMYK" if kind == "CMYK" else "RGB").save(
+        file, "PNG" if kind == "PNG" else "JPEG", exif=exif
+    )
+    expected = ImageOps.exif_transpose(Image.open(file)).convert("RGB")
+    picture = open_picture(file, LIMITS)
+    assert (picture.width, picture.height) == expected.size
+    assert np.array_equal(pixels_of(file), np.asarray(expected))
+
+
+def test_damaged_metadata_turns_nothing() -> None:
+    pixels = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    assert np.array_equal(upright(pixels, 1), pixels)
+
+
+@pytest.mark.parametrize(
+    "exif", [b"", b"\xff\xd8", b"MM\x00*\x00\x00\x00\x08\xff\xff", b"II*\x00" + bytes(40)]
+)
+def test_an_image_with_damaged_metadata_is_good(tmp_path: Path, exif: bytes) -> None:
+    file = tmp_path / "image.jpg"
+    Image.new("RGB", (6, 4)).save(file, exif=b"Exif\x00\x00" + exif)
+    assert pixels_of(file).shape == (4, 6, 3)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"subsampling": 0}, {"keep_rgb": True}, {"optimize": True}]
+)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_jpegs_are_decoded_as_pillow_decodes_them(
+    tmp_path: Path, mode: str, options: dict[str, bool]
+) -> None:
+    for number, photograph in enumerate(photographs(5)):
+        file = tmp_path / f"{number}.jpg"
+        photograph.convert(mode).save(file, quality=80, **options)
+        assert np.array_equal(pixels_of(file), np.asarray(Image.open(file).convert("RGB")))
+
+
+@pytest.mark.parametrize("shrink", [2, 4, 8])
+@pytest.mark.parametrize("size", [(640, 480), (641, 481), (7, 1000), (1, 1), (8, 9)])
+def test_a_jpeg_is_shrunk_while_it_is_decoded(tmp_path: Path, size: tuple[int, int], shrink: int) -> None:
+    file = tmp_path / "image.jpg"
+    photograph = next(photographs(1)).resize(size)
+    photograph.save(file, quality=95)
+    shrunk = open_picture(file, LIMITS).pixels(shrink)
+    assert shrunk[1] == shrink
+    expected = np.asarray(Image.open(file).reduce(shrink)).astype(int)
+    if min(size) > 8 * shrink:
+        assert np.abs(pixels_of(file, shrink) - expected).mean() < 2
+
+
+def test_an_image_is_known_by_its_content(tmp_path: Path) -> None:
+    photograph = next(photographs(1)).resize((40, 30))
+    for kind, name in (
+        ("JPEG", "a.png"),
+        ("PNG", "b.jpg"),
+        ("GIF", "c.jpeg"),
+        ("WEBP", "d.bmp"),
+        ("BMP", "e.tif"),
+    ):
+        photograph.save(tmp_path / name, kind)
+        assert pixels_of(tmp_path / name).shape == (30, 40, 3)
+
+
+def test_of_an_animation_the_first_frame_counts(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (5, 5), (40 * number, 0, 0)) for number in range(1, 4)]
+    for kind in ("GIF", "PNG", "WEBP", "TIFF"):
+        options = {"lossless": True} if kind == "WEBP" else {}
+        frames[0].save(tmp_path / "moving.gif", kind, save_all=True, append_images=frames[1:], **options)
+        assert np.array_equal(pixels_of(tmp_path / "moving.gif"), np.asarray(frames[0]))
+
+
+def bad(path: Path, limits: Limits = LIMITS) -> str:
+    with pytest.raises(BadImageError) as error:
+        open_picture(path, limits).pixels()
+    line = str(error.value)
+    assert line.startswith(str(path))
+    assert "0x" not in line
+    return line
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"no image", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"\xff\xd8\xff", b"\xff\xd8\xff\xe1" + b"\xff" * 99],
+)
+def test_what_is_no_image_is_bad(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "bad.png").write_bytes(content)
+    bad(tmp_path / "bad.png")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
+def test_a_truncated_file_is_bad(tmp_path: Path, kind: str) -> None:
+    buffer = io.BytesIO()
+    next(photographs(1)).resize((64, 48)).save(buffer, kind)
+    whole = buffer.getvalue()
+    (tmp_path / "whole").write_bytes(whole)
+    assert pixels_of(tmp_path / "whole").shape == (48, 64, 3)
+    for share in (0.02, 0.3, 0.5, 0.9, 0.97):
+        (tmp_path / "cut").write_bytes(whole[: int(share * len(whole))])
+        bad(tmp_path / "cut")
+
+
+def test_a_file_is_looked_at_before_it_is_read_or_decoded(tmp_path: Path) -> None:
+    Image.new("RGB", (100, 100)).save(tmp_path / "image.png")
+    size = (tmp_path / "image.png").stat().st_size
+    assert f"{size} bytes, more than data.max_bytes=10" in bad(tmp_path / "image.png", Limits(10, 10**6))
+    assert "100 x 100 pixels, more than data.max_pixels=9999" in bad(
+        tmp_path / "image.png", Limits(10**6, 9999)
+    )
+    # A file of 3 kB that would fill 30 GB.
+    bomb = bytearray((tmp_path / "image.png").read_bytes())
+    bomb[16:24] = (100_000).to_bytes(4) + (100_000).to_bytes(4)
+    bomb[29:33] = zlib.crc32(bomb[12:29]).to_bytes(4)
+    (tmp_path / "bomb.png").write_bytes(bomb)
+    assert "100000 x 100000 pixels" in bad(tmp_path / "bomb.png")
+
+
+def test_what_is_no_regular_file_is_bad(tmp_path: Path) -> None:
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    assert "an empty file" in bad(tmp_path / "empty.jpg")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    assert "not a regular file" in bad(tmp_path / "pipe.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    bad(tmp_path / "folder.jpg")
+    (tmp_path / "nowhere.jpg").symlink_to(tmp_path / "gone")
+    assert "No such file" in bad(tmp_path / "nowhere.jpg")
+
+
+def test_a_program_is_never_run_for_an_image(tmp_path: Path) -> None:
+    (tmp_path / "script.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n")
+    assert "cannot identify" in bad(tmp_path / "script.jpg")
+
+
+def test_a_name_can_not_write_to_the_terminal(tmp_path: Path) -> None:
+    file = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\x1b[31m\n\xff.png"))
+    file.write_bytes(b"")
+    with pytest.raises(BadImageError) as error:
+        open_picture(file, LIMITS)
+    assert str(error.value).isprintable()
+    assert "\\x1b[31m\\n\\udcff.png: an empty file" in str(error.value)

@@ -1,0 +1,107 @@
+"""The index of a folder: sorted, compact, and only of what belongs to the data set."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+from torchvision.datasets import ImageFolder
+
+from deepvit_train.data.digits import write_digits
+from deepvit_train.data.index import check_classes, scan_split
+from deepvit_train.error import DataError
+
+
+def files_of(root: Path, split: str = "train", follow_links: bool = False) -> list[str]:
+    index = scan_split(root, split, follow_links)
+    return [str(index.path(image)) for image in range(len(index))]
+
+
+def test_the_digits_are_always_split_the_same(tmp_path: Path) -> None:
+    write_digits(tmp_path)
+    files = sorted(file.relative_to(tmp_path) for file in tmp_path.rglob("*.png"))
+    assert len(files) == 1797
+    assert sum(file.parts[0] == "val" for file in files) == 364
+    assert hashlib.sha256("".join(map(str, files)).encode()).hexdigest()[:16] == "a2790dae83f388be"
+
+
+def test_an_index_is_that_of_torchvision(image_folder: Path) -> None:
+    for name in ("bee/deep/er/z.JPG", "bee/deep/a.webp", "bee/note.txt", "ant/ü.png"):
+        (image_folder / "train" / name).parent.mkdir(parents=True, exist_ok=True)
+        (image_folder / "train" / name).write_bytes(b"")
+    index = scan_split(image_folder, "train", False)
+    theirs = ImageFolder(str(image_folder / "train"))
+    assert index.classes == theirs.classes
+    ours = [(str(index.path(image)), int(index.targets[image])) for image in range(len(index))]
+    assert ours == theirs.samples
+    assert len(ours) == 27
+
+
+def test_hidden_files_and_folders_are_left_out(image_folder: Path) -> None:
+    before = files_of(image_folder)
+    (image_folder / "train" / ".ipynb_checkpoints").mkdir()
+    (image_folder / "train" / "ant" / "._0.png").write_bytes(b"")
+    assert files_of(image_folder) == before
+
+
+def test_what_is_wrong_with_a_folder_is_named(image_folder: Path) -> None:
+    with pytest.raises(DataError, match=r"holds train, val"):
+        scan_split(image_folder, "test", False)
+    (image_folder / "val" / "dog").mkdir()
+    with pytest.raises(DataError, match="no image in class dog"):
+        scan_split(image_folder, "val", False)
+    with pytest.raises(DataError, match=r"unknown to the model: cat; missing: dog"):
+        check_classes(scan_split(image_folder, "train", False), ["ant", "bee", "dog"])
+
+
+def test_a_class_name_that_can_not_be_shown_is_refused(image_folder: Path) -> None:
+    os.mkdir(os.fsencode(image_folder / "train") + b"/b\xffd")  # noqa: PTH102 - a name that is not UTF-8
+    with pytest.raises(DataError, match=r"b\\\\udcffd"):
+        scan_split(image_folder, "train", False)
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Path:
+    folder = tmp_path / "elsewhere" / "dog"
+    folder.mkdir(parents=True)
+    (folder / "x.png").write_bytes(b"")
+    return folder
+
+
+@pytest.mark.parametrize("what", ["dog", "dog/x.png"])
+def test_a_link_out_of_the_data_set_is_refused_unless_allowed(
+    image_folder: Path, elsewhere: Path, what: str
+) -> None:
+    link = image_folder / "train" / ("dog" if what == "dog" else "ant/x.png")
+    link.symlink_to(elsewhere.parent / what)
+    with pytest.raises(DataError, match=rf"{link}: a link that leads out of .*data\.follow_links=true"):
+        scan_split(image_folder, "train", False)
+    assert len(files_of(image_folder, follow_links=True)) == 25
+
+
+def test_links_inside_the_data_set_are_followed(image_folder: Path) -> None:
+    (image_folder / "train" / "wasp").symlink_to("bee")
+    (image_folder / "train" / "ant" / "x.png").symlink_to("../../val/ant/0.png")
+    assert len(files_of(image_folder)) == 24 + 8 + 1
+
+
+def test_the_root_and_its_splits_may_be_links(image_folder: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "train").symlink_to(image_folder / "train")
+    (tmp_path / "link").symlink_to(root)
+    assert len(files_of(tmp_path / "link")) == 24
+    # But from there no further.
+    (image_folder / "train" / "ant" / "x.png").symlink_to("../../val/ant/0.png")
+    with pytest.raises(DataError, match="leads out of"):
+        scan_split(root, "train", False)
+
+
+@pytest.mark.parametrize("target", ["..", "../ant", "../../train", "."])
+def test_a_circle_of_links_is_named(image_folder: Path, target: str) -> None:
+    (image_folder / "train" / "ant" / "again").symlink_to(target)
+    for follow_links in (False, True):
+        with pytest.raises(DataError, match=r"again: a link that leads back"):
+            scan_split(image_folder, "train", follow_links)

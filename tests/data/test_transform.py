@@ -1,0 +1,165 @@
+"""Crops, resizing and policies against Pillow, torchvision and timm."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.stats import ks_2samp
+from timm.data import auto_augment
+from timm.data.transforms_factory import create_transform
+from torchvision.transforms import RandomResizedCrop
+
+from deepvit_train.config import compose_command
+from deepvit_train.data.decode import Limits, Picture, open_picture
+from deepvit_train.data.transform import (
+    Box,
+    build_policy,
+    crop,
+    eval_transform,
+    random_box,
+    snapped,
+    train_transform,
+)
+from deepvit_train.error import ConfigError
+from deepvit_train.schema.model import Interpolation
+from scripts.photographs import write_photographs
+
+LIMITS = Limits(max_bytes=10**8, max_pixels=10**8)
+SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    root = tmp_path_factory.mktemp("photographs")
+    write_photographs(root, 200)
+    return sorted(root.rglob("*.jpg"))
+
+
+def boxes(files: list[Path], seed: int) -> Iterator[tuple[Picture, Box]]:
+    draws = random.Random(seed)
+    for file in files:
+        picture = open_picture(file, LIMITS)
+        yield picture, random_box(draws, picture.height, picture.width, SCALE, RATIO)
+
+
+@pytest.mark.parametrize("size", [224, 64, 32])
+def test_a_crop_is_pillows_bicubic_crop(photographs: list[Path], size: int) -> None:
+    shrunk, errors = 0, []
+    for picture, drawn in boxes(photographs, seed=size):
+        box, shrink = snapped(drawn, size)
+        shrunk += shrink > 1
+        ours = crop(picture, drawn, size, Interpolation.bicubic).astype(int)
+        edges = (box.left, box.top, box.left + box.width, box.top + box.height)
+        theirs = Image.open(picture.path).resize((size, size), Image.Resampling.BICUBIC, box=edges)
+        errors.append(np.abs(ours - np.asarray(theirs)).mean())
+    assert max(errors) < 2
+    assert np.mean(errors) < (0.1 if size == 224 else 1)
+    assert (shrunk > 20) == (size < 224)
+
+
+def test_a_shrunk_box_is_nearly_the_box_drawn() -> None:
+    draws = random.Random(0)
+    for _ in range(1000):
+        box = random_box(draws, 2001, 3003, SCALE, RATIO)
+        near, shrink = snapped(box, 224)
+        assert near.top + near.height <= 2001
+        assert near.left + near.width <= 3003
+        for ours, drawn in zip(near, box, strict=True):
+            assert ours % shrink == 0
+            assert 0 <= drawn - ours < max(1, min(box[2:]) / (2 * 224))
+
+
+@pytest.mark.parametrize("size", [(500, 375), (333, 500), (1000, 100), (30, 3000), (1, 1)])
+def test_boxes_are_distributed_as_random_resized_crops(size: tuple[int, int]) -> None:
+    width, height = size
+    draws = random.Random(1)
+    torch.manual_seed(1)
+    ours = np.array([random_box(draws, height, width, SCALE, RATIO) for _ in range(4000)])
+    blank = torch.empty(3, height, width)
+    theirs = np.array([RandomResizedCrop.get_params(blank, list(SCALE), list(RATIO)) for _ in range(4000)])
+    for measure in (
+        lambda box: box[:, 2] * box[:, 3],
+        lambda box: box[:, 3] / box[:, 2],
+        lambda box: box[:, 0],
+        lambda box: box[:, 1],
+    ):
+        assert ks_2samp(measure(ours), measure(theirs)).pvalue > 0.001
+
+
+def test_an_evaluation_sees_what_timm_shows(photographs: list[Path]) -> None:
+    for crop_pct in (0.875, 1.0):
+        model = compose_command("train", ["model.image_size=224", f"model.crop_pct={crop_pct}"]).model
+        ours = eval_transform(model)
+        theirs = create_transform(224, interpolation="bicubic", crop_pct=crop_pct, normalize=False)
+        for file in photographs[:30]:
+            pixels, erasure = ours(open_picture(file, LIMITS), seed=0)
+            assert not erasure.height
+            expected = np.asarray(theirs(Image.open(file))).transpose(1, 2, 0)
+            assert np.abs(pixels.astype(int) - expected).max() <= 2
+            assert np.abs(pixels.astype(int) - expected).mean() < 0.1
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 4000), (4000, 1), (3, 2), (17, 1000)])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_any_shape_of_picture_fills_the_input(tmp_path: Path, size: tuple[int, int], kind: str) -> None:
+    config = compose_command("train", ["augment=deit", "model.image_size=64", "model.crop_pct=0.9"])
+    Image.new("RGB", size, (200, 100, 50)).save(tmp_path / "image", kind)
+    picture = open_picture(tmp_path / "image", LIMITS)
+    for transform in (eval_transform(config.model), train_transform(config.model, config.augment)):
+        for seed in range(20):
+            pixels, _ = transform(picture, seed)
+            assert (pixels.shape, pixels.dtype) == ((64, 64, 3), np.uint8)
+    centre = eval_transform(config.model)(picture, 0)[0]
+    assert np.abs(centre.astype(int) - [200, 100, 50]).max() <= 3
+
+
+def test_half_of_the_pictures_are_flipped(photographs: list[Path]) -> None:
+    config = compose_command("train", ["augment=none", "augment.flip=0.5", "model.image_size=32"])
+    picture = open_picture(photographs[0], LIMITS)
+    plain = eval_transform(config.model)(picture, 0)[0]
+    transform = train_transform(config.model, config.augment)
+    seen = [transform(picture, seed)[0] for seed in range(400)]
+    flipped = sum(np.array_equal(pixels, plain[:, ::-1]) for pixels in seen)
+    assert flipped + sum(np.array_equal(pixels, plain) for pixels in seen) == 400
+    assert abs(flipped - 200) < 5 * 10
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "rand-m9-mstd0.5-inc1",
+        "rand-m9-mstd0.5",
+        "rand-m15-n3-mstd1.0-mmax15",
+        "3a",
+        "v0",
+        "original-mstd0.5",
+        "augmix-m5-w2-d1",
+    ],
+)
+def test_timms_policies_never_fail(name: str) -> None:
+    policy = build_policy(name, compose_command("train", []).model)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8))
+    random.seed(0)
+    for _ in range(1500):
+        assert policy(image).size == (16, 16)
+
+
+@pytest.mark.parametrize("operation", auto_augment._RAND_INCREASING_TRANSFORMS)
+def test_each_operation_takes_the_highest_magnitude(operation: str) -> None:
+    policy = build_policy("rand-m10-p1.0-inc1", compose_command("train", []).model)
+    (chosen,) = [one for one in policy.ops if one.name == operation]
+    random.seed(0)
+    for _ in range(5):
+        assert chosen(Image.new("RGB", (16, 16), (90, 60, 30))).size == (16, 16)
+
+
+def test_an_unknown_policy_is_a_configuration_error() -> None:
+    config = compose_command("train", ["augment.auto_augment=best"])
+    with pytest.raises(ConfigError, match=r"augment\.auto_augment=best"):
+        train_transform(config.model, config.augment)
