@@ -284,7 +284,7 @@ def _explained(command: str, overrides: Sequence[str], error: Exception) -> Conf
     types = {key.name: key.type for key in keys_of(COMMANDS[command])}
     name = getattr(error, "full_key", None) or getattr(cause, "full_key", None)
     if name not in types:
-        return ConfigError(str(cause).strip().splitlines()[0])
+        return ConfigError(f"{' '.join(overrides)}: {str(cause).strip().splitlines()[0]}")
     given = next((override for override in overrides if override.lstrip("+").startswith(f"{name}=")), name)
     return ConfigError(
         f"{given}: must be {types[name]}{nearest(given.partition('=')[2], types[name].split('|'))}"
