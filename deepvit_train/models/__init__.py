@@ -1,5 +1,6 @@
 """DeepViT and the plain ViT it is compared with."""
 
+from deepvit_train.models import registry
 from deepvit_train.models.attention import Attention, ReAttention, TalkingHeads
 from deepvit_train.models.deepvit import DeepViT, build_model
 from deepvit_train.models.importer import load_model
@@ -14,4 +15,5 @@ __all__ = [
     "build_model",
     "load_model",
     "record_maps",
+    "registry",
 ]

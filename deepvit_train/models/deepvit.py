@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from deepvit_train.models.block import build_blocks
+from deepvit_train.models.interface import TimmInterface, pool_named, pretrained_cfg_of
 from deepvit_train.models.stem import build_stem
 from deepvit_train.schema.model import AttentionConfig, Init, Pool, Stem, check_architecture
 from deepvit_train.schema.preset import Architecture, attention_preset, model_preset
 
 
-class DeepViT(nn.Module):
+class DeepViT(TimmInterface):
     """A vision transformer with plain attention, re-attention, or some blocks of each.
 
     With the keywords up to `emb_dropout` alone it is vit-pytorch's DeepViT, and takes the same keywords; the
@@ -78,13 +78,13 @@ class DeepViT(nn.Module):
             "depth": depth,
             "heads": heads,
         }
-        choices = {"head_dim": dim_head, "pool": Pool(pool), "stem": Stem(stem), "init": Init(init)}
+        choices = {"head_dim": dim_head, "pool": pool_named(pool), "stem": Stem(stem), "init": Init(init)}
         check_architecture(dataclasses.replace(model_preset("digits").model, **shape, **choices), attn)
         self.num_classes = num_classes
-        self.num_features = dim
+        self.num_features = self.head_hidden_size = self.embed_dim = dim
         self.num_prefix_tokens = 1 + registers
         self.attn = attn
-        self.pool = Pool(pool)
+        self.pool = pool_named(pool)
         self.grad_checkpointing = False
 
         self.patch_embed = build_stem(Stem(stem), patch_size, channels, dim)
@@ -108,6 +108,7 @@ class DeepViT(nn.Module):
             norm_eps=norm_eps,
         )
         self.norm = nn.LayerNorm(dim, eps=norm_eps)
+        self.head_drop = nn.Dropout(0.0)  # set by timm's drop_rate
         self.head = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
         self._init_weights(Init(init))
 
@@ -133,18 +134,18 @@ class DeepViT(nn.Module):
         maps: list[Tensor] = []
         for index, block in enumerate(self.blocks):
             if index < map_blocks:
-                x, _, after = self._call(block.forward_with_maps, x)
+                x, _, after = self.run_block(block, x, maps=True)
                 maps.append(after)
             else:
-                x = self._call(block, x)
+                x = self.run_block(block, x)
         logits = self.forward_head(self._normalised(x))
         return (logits, maps) if map_blocks else logits
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """The tokens after the last block: (B, N, D). Normalised where the class token is read."""
+        """The tokens after the last block: (B, N, D). Normalised unless their mean is what the head reads."""
         x = self.embed(images)
         for block in self.blocks:
-            x = self._call(block, x)
+            x = self.run_block(block, x)
         return self._normalised(x)
 
     def embed(self, images: Tensor) -> Tensor:
@@ -156,9 +157,13 @@ class DeepViT(nn.Module):
             x = torch.cat([x[:, :1], self.reg_token.expand(batch, -1, -1), x[:, 1:]], dim=1)
         return self.pos_drop(x)
 
-    def forward_head(self, tokens: Tensor) -> Tensor:
-        """Pool the tokens and classify them. (B, N, D) -> (B, classes)."""
-        return self.head(tokens[:, 0] if self.pool == Pool.cls else self.norm(self._mean(tokens)))
+    def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pool the tokens and classify them. (B, N, D) -> (B, classes), with `pre_logits` (B, D)."""
+        if self.pool == Pool.mean:
+            tokens = self.norm(self._mean(tokens))
+        elif self.pool == Pool.cls:
+            tokens = tokens[:, 0]
+        return self.head_drop(tokens) if pre_logits else self.head(self.head_drop(tokens))
 
     def _mean(self, tokens: Tensor) -> Tensor:
         if self.reg_token is not None:
@@ -166,26 +171,13 @@ class DeepViT(nn.Module):
         return tokens.mean(dim=1)
 
     def _normalised(self, tokens: Tensor) -> Tensor:
-        return self.norm(tokens) if self.pool == Pool.cls else tokens
-
-    def _call(self, block: Any, x: Tensor) -> Any:
-        if self.grad_checkpointing and self.training:
-            return checkpoint(block, x, use_reentrant=False)
-        return block(x)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass instead of keeping what it computed."""
-        self.grad_checkpointing = enable
-
-    def no_weight_decay(self) -> set[str]:
-        """Parameters of two or more dimensions that weight decay leaves out."""
-        return {"pos_embed", "cls_token", "reg_token"}
+        return tokens if self.pool == Pool.mean else self.norm(tokens)
 
 
 def build_model(architecture: Architecture, num_classes: int, channels: int = 3) -> DeepViT:
     """The model that a configuration describes, with fresh weights."""
     model = architecture.model
-    return DeepViT(
+    built = DeepViT(
         image_size=model.image_size,
         patch_size=model.patch_size,
         num_classes=num_classes,
@@ -208,3 +200,5 @@ def build_model(architecture: Architecture, num_classes: int, channels: int = 3)
         registers=model.registers,
         norm_eps=model.norm_eps,
     )
+    built.pretrained_cfg = built.default_cfg = pretrained_cfg_of(model, num_classes, channels)
+    return built

@@ -16,6 +16,7 @@ class ConvStem(nn.Module):
 
     def __init__(self, patch_size: int, channels: int, dim: int) -> None:
         super().__init__()
+        self.patch_size = patch_size
         self.proj = nn.Conv2d(channels, dim, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -27,6 +28,7 @@ class CnnStem(nn.Module):
 
     def __init__(self, patch_size: int, channels: int, dim: int) -> None:
         super().__init__()
+        self.patch_size = patch_size
         self.conv1 = nn.Conv2d(channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.conv2 = nn.Conv2d(64, 64, kernel_size=3, padding=1, bias=False)

@@ -1,0 +1,111 @@
+"""The presets in timm's registry: after `import deepvit_train.models`, timm.create_model('deepvit_s') works.
+
+Shapes come from configs/model/*.yaml; timm's keywords and this project's may change them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+
+from deepvit_train.error import ConfigError, nearest
+from deepvit_train.models.deepvit import DeepViT, build_model
+from deepvit_train.models.interface import pool_named, pretrained_cfg_of
+from deepvit_train.schema.model import AttentionConfig, ModelConfig
+from deepvit_train.schema.preset import (
+    Architecture,
+    attention_preset,
+    choices,
+    model_preset,
+    plain_from,
+    section_from,
+)
+
+PRESETS = [name for name in choices("model") if name.startswith(("deepvit_", "vit_"))]
+# timm's keywords, and what they are called here.
+KEYWORDS = {
+    "img_size": "image_size",
+    "embed_dim": "dim",
+    "num_heads": "heads",
+    "reg_tokens": "registers",
+    "init_values": "layer_scale",
+    "drop_path_rate": "drop_path",
+    "proj_drop_rate": "dropout",
+    "pos_drop_rate": "emb_dropout",
+}
+
+
+def _build(
+    preset: str,
+    num_classes: int = 1000,
+    in_chans: int = 3,
+    global_pool: str | None = None,
+    drop_rate: float = 0.0,
+    attn: str | None = None,
+    attn_drop_rate: float | None = None,
+    **changes: Any,
+) -> DeepViT:
+    """A preset's model with changes: timm's keywords, or keys of `model` and `attn` in the configuration.
+
+    Args:
+        global_pool: 'token', 'avg', or '' for all tokens; None: as the preset says.
+        drop_rate: dropout before the classifier.
+        attn: the name of another attention: 'self', 'talking_heads'.
+
+    Raises:
+        ConfigError (a ValueError): naming a keyword that does not exist, or a value out of bounds.
+    """
+    architecture = model_preset(preset)
+    chosen = architecture.attn if attn is None else attention_preset(attn)
+    sections = {"model": plain_from(architecture.model), "attn": plain_from(chosen)}
+    if attn_drop_rate is not None:
+        sections["attn"]["dropout"] = attn_drop_rate
+    for name, value in changes.items():
+        key = KEYWORDS.get(name, name)
+        section = next((keys for keys in sections.values() if key in keys), None)
+        if section is None:
+            known = [*KEYWORDS, *sections["model"], *sections["attn"]]
+            raise ConfigError(f"{preset}: no such keyword as {name}{nearest(name, known)}")
+        section[key] = _square(name, value) if key in ("image_size", "patch_size") else value
+    changed = Architecture(
+        section_from(ModelConfig, sections["model"]), section_from(AttentionConfig, sections["attn"])
+    )
+    model = build_model(changed, num_classes, in_chans)
+    model.head_drop.p = drop_rate
+    if global_pool is not None:
+        model.pool = pool_named(global_pool)
+    return model
+
+
+def _square(name: str, value: Any) -> int:
+    sides = set(value) if isinstance(value, (tuple, list)) else {value}
+    if len(sides) > 1:
+        raise ConfigError(f"{name}={tuple(value)}: must be square")
+    return sides.pop()
+
+
+def _entry_point(name: str) -> Callable[..., DeepViT]:
+    def create(pretrained: bool = False, **kwargs: Any) -> DeepViT:
+        if pretrained:
+            raise ConfigError(f"{name}: no weights are published; use load_model, or checkpoint_path=")
+        return build_model_with_cfg(
+            _build,
+            name,
+            pretrained,
+            preset=name,
+            feature_cfg={"out_indices": 3, "feature_cls": "getter"},
+            **kwargs,
+        )
+
+    create.__name__ = create.__qualname__ = name
+    create.__doc__ = f"configs/model/{name}.yaml"
+    return create
+
+
+default_cfgs = generate_default_cfgs(
+    {name: pretrained_cfg_of(model_preset(name).model, num_classes=1000) for name in PRESETS}
+)
+for _name in PRESETS:
+    register_model(_entry_point(_name))
