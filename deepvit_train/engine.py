@@ -153,7 +153,7 @@ def first_non_finite(model: DeepViT, batches: Sequence[Batch], world: World, pre
         return "the weights themselves, spoilt by the step before"
     found: list[str] = []
 
-    def look(name: str, output: Tensor) -> None:
+    def look(name: str, output: Any) -> None:
         if not output.isfinite().all():
             found.append(name)
 
