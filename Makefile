@@ -6,7 +6,7 @@ PYTEST := $(BIN)/python -m pytest
 PIP_OPTIONS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint type format audit sbom clean
+.PHONY: help demo test test-slow bench lint type format audit sbom clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -30,6 +30,9 @@ test: .venv/.installed-dev ## run the tests that take seconds
 
 test-slow: .venv/.installed-dev ## run all tests, those that take minutes too
 	$(PYTEST) -m "slow or not slow"
+
+bench: .venv/.installed-dev ## time plain and re-attention models side by side, with timm and vit-pytorch
+	$(BIN)/deepvit-bench
 
 lint: .venv/.installed-dev ## check style, formatting and the layers of imports
 	$(BIN)/ruff check

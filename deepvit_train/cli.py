@@ -3,6 +3,7 @@
 deepvit-train KEY=VALUE ...          python -m deepvit_train.cli train KEY=VALUE ...
 deepvit-eval checkpoint=PATH ...     python -m deepvit_train.cli eval checkpoint=PATH ...
 deepvit-convert source=FILE out=FOLDER   python -m deepvit_train.cli convert source=FILE out=FOLDER
+deepvit-bench KEY=VALUE ...          python -m deepvit_train.cli bench KEY=VALUE ...
 deepvit-data demo out=FOLDER         python -m deepvit_train.cli data demo out=FOLDER
 """
 
@@ -34,6 +35,7 @@ MODULES = {
     "train": "deepvit_train.train",
     "eval": "deepvit_train.evaluate",
     "convert": "deepvit_train.convert",
+    "bench": "deepvit_train.bench",
     "data-demo": "deepvit_train.data_folder",
     "data-fashion-mnist": "deepvit_train.data_folder",
 }
@@ -52,6 +54,11 @@ def evaluate() -> NoReturn:
 def convert() -> NoReturn:
     """Entry point of deepvit-convert."""
     main(["convert", *sys.argv[1:]])
+
+
+def bench() -> NoReturn:
+    """Entry point of deepvit-bench."""
+    main(["bench", *sys.argv[1:]])
 
 
 def data() -> NoReturn:

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from deepvit_train.error import ConfigError, nearest
+from deepvit_train.schema.bench import BenchConfig
 from deepvit_train.schema.data import AugmentConfig, DataConfig
 from deepvit_train.schema.model import AttentionConfig, Interpolation, ModelConfig, Pool, check_architecture
 from deepvit_train.schema.option import Choice, Section, option
@@ -155,6 +156,7 @@ COMMANDS: dict[str, type[Section]] = {
     "train": TrainConfig,
     "eval": EvalConfig,
     "convert": ConvertConfig,
+    "bench": BenchConfig,
     "data-demo": DataDemoConfig,
     "data-fashion-mnist": DataFashionMnistConfig,
 }

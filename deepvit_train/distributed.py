@@ -65,6 +65,15 @@ def launched_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def choose_device(device: str) -> torch.device:
+    """This process's device for 'auto', 'cpu' or 'cuda'; CUDA kernels go there from now on."""
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(chosen)
+    return chosen
+
+
 def start(device: str, timeout_s: float) -> World:
     """Join the other processes, if torchrun started any.
 
@@ -72,13 +81,10 @@ def start(device: str, timeout_s: float) -> World:
         device: 'auto', 'cpu' or 'cuda'.
         timeout_s: how long to wait for the others before they count as lost.
     """
-    use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
-    chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if use_cuda else torch.device("cpu")
-    if use_cuda:
-        torch.cuda.set_device(chosen)
+    chosen = choose_device(device)
     if launched_size() > 1 and not dist.is_initialized():
         # Tensors on a GPU go through NCCL, decisions about the run through gloo.
-        backend = "cpu:gloo,cuda:nccl" if use_cuda else "gloo"
+        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
     return World(launched_rank(), launched_size(), chosen)
 

@@ -117,7 +117,7 @@ def reattention(
     seed = torch.randint(2**62, (), device="cpu") if dropout else None
     over_heads = bias if mode == "layer" else None
     eps = 0.0 if norm is None else norm.eps
-    out, mean, var = operator(q, k, v, theta, over_heads, weight, shift, seed, mode, eps, dropout, chunk)
+    out, _, mean, var = operator(q, k, v, theta, over_heads, weight, shift, seed, mode, eps, dropout, chunk)
     if mode == "batch" and isinstance(norm, nn.BatchNorm2d) and norm.training:
         _update_running_statistics(norm, mean if bias is None else mean + bias, var, count)
     return out

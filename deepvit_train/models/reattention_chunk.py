@@ -1,19 +1,24 @@
 """The softmax maps of a few images or rows at a time, made the same way whenever they are needed.
 
-Shapes: B batch, N tokens, H heads, K head_dim; in a chunk C images and R rows (queries).
+Keys are padded to a multiple of 8, because products and exponentials of aligned rows are faster; every map
+is 0 there. Shapes: B batch, N tokens, P padded tokens, H heads, K head_dim; in a chunk C images, R queries.
 """
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # Bytes of one chunk's maps. On the CPU they should stay in the cache; elsewhere launches should be few.
 CPU_CHUNK_BYTES = 2 << 20
 CHUNK_BYTES = 64 << 20
+ALIGNMENT = 8
+# The logit of a padded key: its exponential is 0, in float32 too.
+NEVER = -1e30
 
 # Memory for a chunk's maps on the CPU, kept for the next call: to fill fresh pages takes as long as the sums.
 _kept = threading.local()
@@ -31,7 +36,8 @@ class Chunks:
     """
 
     def __init__(self, q: Tensor, full: torch.dtype, seed: Tensor | None, dropout: float, rows: int) -> None:
-        self.batch, self.heads, self.tokens, head_dim = q.shape
+        batch, self.heads, self.tokens, head_dim = q.shape
+        self.padded = -(-self.tokens // ALIGNMENT) * ALIGNMENT
         self.scale = head_dim**-0.5
         self.full = full
         self.device = q.device
@@ -41,42 +47,82 @@ class Chunks:
             self.generator = torch.Generator(q.device).manual_seed(int(seed))
         if not rows:
             budget = CPU_CHUNK_BYTES if q.device.type == "cpu" else CHUNK_BYTES
-            rows = budget // max(1, self.heads * self.tokens * full.itemsize)
-        self.images = _slices(self.batch, rows // self.tokens)
+            rows = budget // (self.heads * self.padded * full.itemsize)
+        self.images = _slices(batch, rows // self.tokens)
         self.rows = _slices(self.tokens, rows)
 
-    def load(self, images: slice, *tensors: Tensor) -> Iterator[Tensor]:
-        """These images' share of each tensor, contiguous: (B, H, N, K) -> (C, H, N, K)."""
-        for each in tensors:
-            yield each[images].to(self.full).contiguous()
+    def load(self, images: slice, tensor: Tensor) -> Tensor:
+        """These images' share, of the type to compute in: (B, H, N, K) -> (C, H, N, K)."""
+        return tensor[images].to(self.full)
+
+    def over_keys(self, per_head: Tensor) -> Tensor:
+        """(H,) -> (H, 1, P), to be added to maps: 0 at padded keys."""
+        return F.pad(per_head[:, None, None].expand(-1, 1, self.tokens), (0, self.padded - self.tokens))
+
+    def pad(self, tensor: Tensor) -> Tensor:
+        """(C, H, N, K) -> (C, H, P, K), 0 at padding."""
+        return F.pad(tensor, (0, 0, 0, self.padded - self.tokens))
+
+    def unpadded(self, maps: Tensor) -> Tensor:
+        """(C, H, R, P) -> (C, H, R, N), a view."""
+        return maps[..., : self.tokens]
+
+    def queries(self, q: Tensor, log_sums: Tensor | None = None) -> Tensor:
+        """What is multiplied with `keys`: (C, H, N, K) -> (C, H, N, K + 2). log_sums: (C, H, N)."""
+        queries = F.pad(q * (self.scale * math.log2(math.e)), (0, 2), value=1.0)
+        queries[..., -1] = 0.0 if log_sums is None else -log_sums
+        return queries
+
+    def keys(self, k: Tensor) -> Tensor:
+        """Padded keys, then a column that is NEVER at padding, and one of ones. -> (C, H, P, K + 2)."""
+        keys = F.pad(k, (0, 2, 0, self.padded - self.tokens), value=1.0)
+        keys[:, :, : self.tokens, -2] = 0.0
+        keys[:, :, self.tokens :, -2] = NEVER
+        return keys
 
     def buffers(self, count: int, images: slice, rows: slice) -> list[Tensor]:
-        """Uninitialised (C, H, R, N) tensors; those of the last call are overwritten."""
-        shape = (images.stop - images.start, self.heads, rows.stop - rows.start, self.tokens)
-        size = shape[0] * shape[1] * shape[2] * shape[3]
+        """Uninitialised (C, H, R, P) tensors; those of the last call are overwritten."""
+        shape = (images.stop - images.start, self.heads, rows.stop - rows.start, self.padded)
+        size = count * math.prod(shape)
         kept: Tensor | None = getattr(_kept, str(self.full), None)
         if self.device.type != "cpu":
-            memory = torch.empty(count, size, dtype=self.full, device=self.device)
-        elif kept is None or kept.numel() < count * size:
+            kept = torch.empty(size, dtype=self.full, device=self.device)
+        elif kept is None or kept.numel() < size:
             with torch.inference_mode(False):  # else it could not be written to outside inference mode
-                memory = torch.empty(count * size, dtype=self.full, device=self.device)
-            setattr(_kept, str(self.full), memory)
-        else:
-            memory = kept
-        return [each.view(shape) for each in memory.view(-1)[: count * size].split(size)]
+                kept = torch.empty(size, dtype=self.full, device=self.device)
+            setattr(_kept, str(self.full), kept)
+        return [each.view(shape) for each in kept[:size].chunk(count)]
 
-    def softmax_maps(self, q: Tensor, k: Tensor, out: Tensor) -> Tensor:
-        """softmax(q k^T) over keys, q scaled already. (C, H, R, K), (C, H, N, K) -> (C, H, R, N)."""
-        torch.bmm(q.flatten(0, 1), k.flatten(0, 1).mT, out=out.flatten(0, 1))
-        return torch.softmax(out, -1, out=out)
+    def first_maps(self, queries: Tensor, keys: Tensor, out: Tensor) -> Tensor:
+        """softmax(q k^T) over keys into out (C, H, R, P); returns the log2 of its rows' sums (C, H, R, 1)."""
+        product(queries, keys.mT, out)
+        most = out.amax(-1, keepdim=True)
+        total = out.sub_(most).exp2_().sum(-1, keepdim=True)
+        out.mul_(total.reciprocal())
+        return total.log2_().add_(most)
+
+    def again(self, queries: Tensor, keys: Tensor, out: Tensor) -> None:
+        """The same maps from queries that know the sums of their rows."""
+        product(queries, keys.mT, out)
+        out.exp2_()
 
     def draw_mask(self, out: Tensor) -> Tensor:
         """What dropout multiplies the next chunk's maps by: 0 or 1 / (1 - dropout)."""
         return out.bernoulli_(self.keep, generator=self.generator).mul_(1 / self.keep)
 
 
+def product(left: Tensor, right: Tensor, out: Tensor) -> None:
+    """out = left @ right for each image and head."""
+    torch.bmm(left.flatten(0, 1), right.flatten(0, 1), out=out.flatten(0, 1))
+
+
+def free_kept_memory() -> None:
+    """Give back what this thread keeps for the next call; the next call takes it anew."""
+    _kept.__dict__.clear()
+
+
 def _slices(total: int, most: int) -> list[slice]:
     """0..total in equal steps, the last one perhaps shorter, of `most` at most and 1 at least."""
     count = -(-total // max(1, most))
-    step = -(-total // max(1, count))
-    return [slice(start, min(start + step, total)) for start in range(0, total, max(1, step))]
+    step = max(1, -(-total // max(1, count)))
+    return [slice(start, min(start + step, total)) for start in range(0, total, step)]

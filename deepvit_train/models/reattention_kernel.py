@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deepvit_train.models.reattention_chunk import Chunks
+from deepvit_train.models.reattention_chunk import Chunks, product
 
 
 @dataclass(frozen=True)
@@ -44,26 +44,34 @@ class Mixing:
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing, chunks: Chunks) -> tuple[Tensor, Tensor, Tensor]:
-    """out (B, H, N, K), and with 'batch' the mean and variance of M, (H,) each; else two empty tensors."""
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, mixing: Mixing, chunks: Chunks
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """out (B, H, N, K), and what the backward pass wants to know besides.
+
+    That is, for each query the log2 of its softmax's sum, (B, H, N); and with 'batch' the mean and variance
+    of M, (H,) each, else two empty tensors.
+    """
     theta, batch = mixing.theta, mixing.norm == "batch"
     out = token_major(v, theta.dtype)
+    log_sums = theta.new_empty(q.shape[:3])
     center = theta.sum(0) / chunks.tokens
+    center_maps = chunks.over_keys(center)
     sums = torch.zeros(2, len(theta), dtype=torch.float64, device=q.device)  # of M - center and its square
     for images in chunks.images:
-        q_, k_, v_ = chunks.load(images, q, k, v)
-        q_ = q_ * chunks.scale
+        q_, k_, v_ = (chunks.load(images, each) for each in (q, k, v))
+        queries, keys = chunks.queries(q_), chunks.keys(k_)
         for rows in chunks.rows:
-            maps, x, *mask = chunks.buffers(3 if chunks.generator else 2, images, rows)
-            chunks.softmax_maps(q_[:, :, rows], k_, maps)
-            if mask:
-                maps.mul_(chunks.draw_mask(mask[0]))
+            maps, x = chunks.buffers(2, images, rows)
+            log_sums[images, :, rows] = chunks.first_maps(queries[:, :, rows], keys, maps)[..., 0]
+            if chunks.generator:
+                maps.mul_(chunks.draw_mask(x))
             _mix(theta, maps, x)
             if mixing.norm == "layer":
-                _normalise_heads(x, mixing)
+                _normalise_heads(x, mixing, chunks, maps)
             elif batch:
-                _add_sums(x.sub_(_per_head(center)), sums, with_mean=bool(mask))
-            out[images, :, rows] = torch.bmm(x.flatten(0, 1), v_.flatten(0, 1)).view(q_[:, :, rows].shape)
+                _add_sums(x.sub_(center_maps), sums, with_mean=chunks.generator is not None)
+            out[images, :, rows] = chunks.unpadded(x) @ v_
     slope, shift = mixing.weight, mixing.shift
     mean, var = theta.new_empty(0), theta.new_empty(0)
     if batch:
@@ -71,55 +79,62 @@ def forward(q: Tensor, k: Tensor, v: Tensor, mixing: Mixing, chunks: Chunks) -> 
         mean, var = center + rest, square - rest**2
         slope = slope * (var + mixing.eps).rsqrt()
         shift = shift - slope * rest
-    out.mul_(_per_head(slope)).addcmul_(_per_head(shift), v.sum(2, keepdim=True, dtype=theta.dtype))
-    return out.to(v.dtype), mean, var
+    values = v.sum(2, keepdim=True, dtype=theta.dtype)
+    torch.addcmul(values * _per_head(shift), out, _per_head(slope), out=out)
+    return out.to(v.dtype), log_sums, mean, var
 
 
 def backward(
     dout: Tensor,
     out: Tensor,
+    log_sums: Tensor,
+    mean: Tensor,
+    var: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    mean: Tensor,
-    var: Tensor,
     mixing: Mixing,
     chunks: Chunks,
 ) -> Gradients:
     """The gradients of q, k, v, theta, bias, weight and shift from that of out.
 
-    out, mean and var are what `forward` returned. Without a bias its gradient is 0.
+    out, log_sums, mean and var are what `forward` returned. Without a bias its gradient is 0.
     """
     theta, weight, batch = mixing.theta, mixing.weight, mixing.norm == "batch"
-    dq, dk, dv = (token_major(each, theta.dtype) for each in (q, k, v))
+    dq, dk, dv = (theta.new_zeros(q.shape) for _ in range(3))
     dtheta, dbias = torch.zeros_like(theta), torch.zeros_like(weight)
     dweight, dshift = torch.zeros_like(weight), torch.zeros_like(weight)
     dx_mean = dx_x_mean = deviation = center = inverse = weight  # what the norm needs of these is set below
+    is_dropping = chunks.generator is not None
     if batch:
         deviation = (var + mixing.eps).sqrt()
-        theta, center = theta / deviation, mean / deviation
+        theta, center = theta / deviation, chunks.over_keys(mean / deviation)
         dx_mean, dx_x_mean = _batch_means(dout, out, v, mixing, chunks.tokens)
+        dx_mean = chunks.over_keys(dx_mean)
     for images in chunks.images:
-        q_, k_, v_, dout_ = chunks.load(images, q, k, v, dout)
-        q_ = q_ * chunks.scale
+        q_, k_, v_, dout_ = (chunks.load(images, each) for each in (q, k, v, dout))
+        queries, keys = chunks.queries(q_, log_sums[images]), chunks.keys(k_)
         scaled = dout_ * _per_head(weight)
-        dk_, dv_ = torch.zeros_like(k_), torch.zeros_like(v_)
+        # Rows of maps sum to 1 unless dropped: then v less its mean leaves out what the norm takes away.
+        values = chunks.pad(v_ if is_dropping or not batch else v_ - v_.mean(2, keepdim=True)).mT
         for rows in chunks.rows:
-            maps, x, dx, *drop = chunks.buffers(5 if chunks.generator else 3, images, rows)
-            chunks.softmax_maps(q_[:, :, rows], k_, maps)
+            maps, x, dx, spare, *drop = chunks.buffers(6 if is_dropping else 4, images, rows)
+            chunks.again(queries[:, :, rows], keys, maps)
             mixed = torch.mul(maps, chunks.draw_mask(drop[0]), out=drop[1]) if drop else maps
             _mix(theta, mixed, x)
             if mixing.norm == "layer":
-                inverse = _normalise_heads(x, mixing)
+                inverse = _normalise_heads(x, mixing, chunks, dx)
             elif batch:
-                x.sub_(_per_head(center))
-            _add_product(dv_, x.mT, dout_[:, :, rows])
-            _product(scaled[:, :, rows], v_.mT, dx)
+                x.sub_(center)
+            _add_product(dv[images], chunks.unpadded(x).mT, dout_[:, :, rows])
+            product(scaled[:, :, rows], values, dx)
             if mixing.norm == "layer":
-                along = _dot_heads(dx, x).div_(chunks.heads)
+                along = torch.mul(dx, x, out=spare).mean(1, keepdim=True)
                 dx.addcmul_(x, along, value=-1).mul_(inverse)
             elif batch:
-                dx.sub_(_per_head(dx_mean)).addcmul_(x, _per_head(dx_x_mean), value=-1)
+                dx.addcmul_(x, _per_head(dx_x_mean), value=-1)
+                if drop:
+                    dx.sub_(dx_mean)
             dtheta += torch.bmm(mixed.flatten(2), dx.flatten(2).mT).sum(0)
             if mixing.bias is not None:
                 dbias += dx.sum((0, 2, 3))
@@ -127,15 +142,15 @@ def backward(
             if drop:
                 x.mul_(drop[0])
             torch.ops.aten._softmax_backward_data.out(x, maps, -1, maps.dtype, grad_input=x)
-            dq[images, :, rows] = torch.matmul(x, k_).mul_(chunks.scale)
-            _add_product(dk_, x.mT, q_[:, :, rows])
-        dweight += torch.sum(v_ * dv_, (0, 2, 3))
-        v_sum, dout_sum = v_.sum(2), dout_.sum(2)
-        dshift += (v_sum * dout_sum).sum((0, 2))
-        dv[images] = dv_.mul_(_per_head(weight)).add_((dout_sum * mixing.shift[:, None])[:, :, None])
-        dk[images] = dk_
+            dq[images, :, rows] = (chunks.unpadded(x) @ k_).mul_(chunks.scale)
+            _add_product(dk[images], chunks.unpadded(x).mT, q_[:, :, rows])
+        dweight += torch.sum(v_ * dv[images], (0, 2, 3))
+        dout_sum = dout_.sum(2, keepdim=True)
+        dshift += (v_.sum(2, keepdim=True) * dout_sum).sum((0, 2, 3))
+        dv[images].mul_(_per_head(weight)).add_(dout_sum * _per_head(mixing.shift))
     if batch:
         dtheta /= deviation
+    dk *= chunks.scale
     return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), dtheta, dbias, dweight, dshift
 
 
@@ -151,30 +166,19 @@ def _per_head(value: Tensor) -> Tensor:
 
 def _mix(theta: Tensor, maps: Tensor, out: Tensor) -> None:
     """out[g] = sum_h maps[h] theta[h, g]."""
-    torch.bmm(theta.T.expand(len(maps), -1, -1), maps.flatten(2), out=out.flatten(2))
-
-
-def _product(left: Tensor, right: Tensor, out: Tensor) -> None:
-    torch.bmm(left.flatten(0, 1), right.flatten(0, 1), out=out.flatten(0, 1))
+    mixer = theta.T.contiguous().expand(len(maps), -1, -1)
+    torch.bmm(mixer, maps.flatten(2), out=out.flatten(2))
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     total.flatten(0, 1).baddbmm_(left.flatten(0, 1), right.flatten(0, 1))
 
 
-def _dot_heads(left: Tensor, right: Tensor) -> Tensor:
-    """Sum over heads of left * right: (C, H, R, N) -> (C, 1, R, N)."""
-    total = left[:, :1] * right[:, :1]
-    for head in range(1, left.shape[1]):
-        total.addcmul_(left[:, head : head + 1], right[:, head : head + 1])
-    return total
-
-
-def _normalise_heads(x: Tensor, mixing: Mixing) -> Tensor:
-    """Divide by the deviation over heads, in place; returns what was multiplied by, (C, 1, R, N)."""
+def _normalise_heads(x: Tensor, mixing: Mixing, chunks: Chunks, spare: Tensor) -> Tensor:
+    """Divide by the deviation over heads, in place; returns what was multiplied by, (C, 1, R, P)."""
     if mixing.bias is not None:
-        x.add_(_per_head(mixing.bias))
-    inverse = _dot_heads(x, x).div_(x.shape[1]).add_(mixing.eps).rsqrt_()
+        x.add_(chunks.over_keys(mixing.bias))
+    inverse = torch.mul(x, x, out=spare).mean(1, keepdim=True).add_(mixing.eps).rsqrt_()
     x.mul_(inverse)
     return inverse
 

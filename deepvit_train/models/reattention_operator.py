@@ -30,7 +30,7 @@ def operator(
     eps: float,
     dropout: float,
     chunk: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What `kernel.forward` returns. Arguments as in `kernel.Mixing` and `Chunks`."""
     mixing = kernel.Mixing(theta, bias, weight, shift, norm, eps)
     with torch.autocast(q.device.type, enabled=False):
@@ -41,6 +41,9 @@ def operator(
 def operator_backward(
     dout: Tensor,
     out: Tensor,
+    log_sums: Tensor,
+    mean: Tensor,
+    var: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -49,8 +52,6 @@ def operator_backward(
     weight: Tensor,
     shift: Tensor,
     seed: Tensor | None,
-    mean: Tensor,
-    var: Tensor,
     norm: str,
     eps: float,
     dropout: float,
@@ -60,32 +61,42 @@ def operator_backward(
     mixing = kernel.Mixing(theta, bias, weight, shift, norm, eps)
     with torch.autocast(q.device.type, enabled=False):
         chunks = Chunks(q, theta.dtype, seed, dropout, chunk)
-        return kernel.backward(dout, out, q, k, v, mean, var, mixing, chunks)
+        return kernel.backward(dout, out, log_sums, mean, var, q, k, v, mixing, chunks)
 
 
 @operator.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, theta: Tensor, *settings: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _(q: Tensor, k: Tensor, v: Tensor, theta: Tensor, *settings: Any) -> tuple[Tensor, ...]:
     statistics = len(theta) if "batch" in settings else 0
-    return token_major(v, v.dtype), theta.new_empty(statistics), theta.new_empty(statistics)
+    log_sums = theta.new_empty(q.shape[:3])
+    return token_major(v, v.dtype), log_sums, theta.new_empty(statistics), theta.new_empty(statistics)
 
 
 @operator_backward.register_fake
-def _(dout: Tensor, out: Tensor, q: Tensor, k: Tensor, v: Tensor, theta: Tensor, *settings: Any) -> Any:
+def _(
+    dout: Tensor,
+    out: Tensor,
+    log_sums: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    theta: Tensor,
+    *settings: Any,
+) -> tuple[Tensor, ...]:
     small = [theta.new_empty(len(theta)) for _ in range(3)]
-    return *(token_major(each, each.dtype) for each in (q, k, v)), torch.empty_like(theta), *small
+    return *(each.new_empty(each.shape) for each in (q, k, v)), torch.empty_like(theta), *small
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs[:8], *output)
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*output, *inputs[:8])
     ctx.settings = inputs[8:]
 
 
 def _differentiate(ctx: Any, dout: Tensor, *of_statistics: Tensor) -> tuple[Tensor | None, ...]:
-    *inputs, out, mean, var = ctx.saved_tensors
-    dq, dk, dv, dtheta, dbias, dweight, dshift = operator_backward(
-        dout, out, *inputs, mean, var, *ctx.settings
-    )
-    return dq, dk, dv, dtheta, None if inputs[4] is None else dbias, dweight, dshift, *[None] * 5
+    saved = ctx.saved_tensors  # once: gradient checkpointing allows no second look
+    dq, dk, dv, dtheta, dbias, dweight, dshift = operator_backward(dout, *saved, *ctx.settings)
+    return dq, dk, dv, dtheta, None if saved[8] is None else dbias, dweight, dshift, *[None] * 5
 
 
 def _refuse(ctx: Any, *gradients: Tensor) -> None:

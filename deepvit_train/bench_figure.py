@@ -1,0 +1,35 @@
+"""The figure of a benchmark in which one key of the model varies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+# Of a row, and how the axis is called.
+PANELS = {
+    "train_ms": "training step, ms",
+    "infer_ms": "inference, ms",
+    "saved_mib_per_image": "saved for backward, MiB an image",
+}
+
+
+def plot(report: dict[str, Any], file: Path) -> None:
+    """A panel for each of time to train, time to infer and saved memory, against the varied key."""
+    config = report["config"]
+    figure = Figure(figsize=(12.0, 4.0), layout="constrained")
+    for axes, (key, label) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
+        for contender in config["contenders"]:
+            rows = [row for row in report["rows"] if row["contender"] == contender]
+            axes.plot([row["value"] for row in rows], [row[key] for row in rows], "o-", label=contender)
+        axes.set(xscale="log", yscale="log", xlabel=config["vary"], ylabel=label)
+        axes.set_xticks(config["values"], [str(value) for value in config["values"]])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+    figure.axes[0].legend()
+    title = f"batch {config['batch_size']}, {config['precision']}, {report['machine']['threads']} threads"
+    figure.suptitle(f"{title}, medians of {config['repeats']}")
+    with rc_context({"svg.fonttype": "none"}):  # text stays text
+        figure.savefig(file)
