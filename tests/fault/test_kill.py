@@ -106,6 +106,31 @@ def test_kills_at_random_moments_change_no_bit(whole: Path, workers: int, tmp_pa
     assert metrics(tmp_path / "run") == metrics(whole)
 
 
+@pytest.mark.slow
+def test_a_hundred_kills_change_no_bit(digits: Path, tmp_path: Path) -> None:
+    rng = random.Random(100)
+    run = [*RUN, "trainer.epochs=80", "trainer.save_every_steps=1"]
+    assert forked(lambda: train.run(compose_command("train", [*run, f"run_dir={tmp_path / 'whole'}"]))) == 0
+    folder, kills = tmp_path / "run", 0
+    overrides = [*run, f"run_dir={folder}"]
+    while kills < 100:
+        # At the next line logged and a moment more, so that each start gets somewhere.
+        seen = lines_logged(folder)
+        process = os.fork()
+        if process == 0:
+            train.run(compose_command("train", overrides))
+            os._exit(0)
+        while lines_logged(folder) <= seen and os.waitpid(process, os.WNOHANG)[0] == 0:
+            time.sleep(0.001)
+        time.sleep(rng.random() * 0.02)
+        os.kill(process, signal.SIGKILL)
+        assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
+        kills += 1
+    assert forked(lambda: train.run(compose_command("train", overrides))) == 0
+    assert outcome(folder) == outcome(tmp_path / "whole")
+    assert metrics(folder) == metrics(tmp_path / "whole")
+
+
 def dying(moment: int, overrides: list[str]) -> None:
     """Train, and be killed in place of one file operation of the saves, counted from the first."""
     done = 0
