@@ -15,7 +15,6 @@ import stat
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import simplejpeg
@@ -34,7 +33,7 @@ FORMATS = [name for name in _WANTED if name in Image.OPEN]
 class BadImageError(Exception):
     """A file that can't be read as an image; the message names it and says why."""
 
-    def __init__(self, path: Path | str, reason: object) -> None:
+    def __init__(self, path: str, reason: object) -> None:
         # Without the addresses of objects: the same file gives the same line in every process.
         plain = re.sub(r"<.* object at 0x\w+>", "the file", str(reason).strip() or type(reason).__name__)
         super().__init__(printable(f"{path}: {plain}"))
@@ -63,7 +62,7 @@ class Limits:
 class Picture:
     """An image whose size is known and whose pixels are not decoded yet."""
 
-    path: Path
+    path: str
     width: int
     height: int
     decode: Decode
@@ -83,7 +82,7 @@ class Picture:
             raise BadImageError(self.path, error) from None
 
 
-def open_picture(path: Path, limits: Limits) -> Picture:
+def open_picture(path: str, limits: Limits) -> Picture:
     """Read a file and look at its head. Raises BadImageError for what is no image or more than the limits."""
     data = _read(path, limits.max_bytes)
     try:
@@ -98,7 +97,7 @@ def open_picture(path: Path, limits: Limits) -> Picture:
     return picture
 
 
-def _read(path: Path, max_bytes: int) -> bytes:
+def _read(path: str, max_bytes: int) -> bytes:
     try:
         # Not blocking: opening a pipe would wait for its writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -116,7 +115,7 @@ def _read(path: Path, max_bytes: int) -> bytes:
     return data
 
 
-def _jpeg(path: Path, data: bytes) -> Picture | None:
+def _jpeg(path: str, data: bytes) -> Picture | None:
     """A JPEG that simplejpeg reads as Pillow does, or None for the odd ones."""
     try:
         head: tuple[int, int, str, str] = simplejpeg.decode_jpeg_header(data)  # pyright: ignore[reportAssignmentType]
@@ -140,7 +139,7 @@ def _jpeg(path: Path, data: bytes) -> Picture | None:
     return _picture(path, (width, height), turned, decode)
 
 
-def _general(path: Path, data: bytes) -> Picture:
+def _general(path: str, data: bytes) -> Picture:
     image = _open(data)
     turned = _orientation(image)
 
@@ -150,7 +149,7 @@ def _general(path: Path, data: bytes) -> Picture:
     return _picture(path, image.size, turned, decode)
 
 
-def _picture(path: Path, size: tuple[int, int], turned: int, decode: Decode) -> Picture:
+def _picture(path: str, size: tuple[int, int], turned: int, decode: Decode) -> Picture:
     width, height = reversed(size) if turned > 4 else size
     return Picture(path, width, height, decode)
 

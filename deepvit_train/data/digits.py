@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from deepvit_train.data.cache import cache_folder
 from deepvit_train.determinism import permutation
 from deepvit_train.error import DataError
 
@@ -19,7 +19,7 @@ VAL_SHARE = 5  # one image of five of each class
 
 def digits_root() -> Path:
     """The folder of the digits, with train/ and val/; written into the cache folder where it is missing."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deepvit_train"
+    cache = cache_folder()
     root = cache / VERSION
     if root.is_dir():
         return root

@@ -8,18 +8,23 @@ from pathlib import Path
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from deepvit_train.data.cache import Stamp, stamp_of
 from deepvit_train.data.decode import printable
 from deepvit_train.error import DataError
 
 
 @dataclass
 class Walk:
-    """Lists the files of one split. `folders` are all folders that were read, for telling later changes."""
+    """Lists the files of one split. `stamps` are of all listed folders, to tell later changes."""
 
     root: Path
     split: str
     follow_links: bool
-    folders: list[str] = field(default_factory=list)
+    stamps: list[Stamp] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        # The split's folder may itself be a link: what it leads to belongs to the data set.
+        self._inside = (os.path.realpath(self.root), os.path.realpath(self.root / self.split))
 
     def classes(self) -> list[str]:
         """The names of the class folders, sorted. Raises DataError."""
@@ -64,8 +69,8 @@ class Walk:
 
     def _entries(self, folder: str) -> list[os.DirEntry[str]]:
         """What a folder holds, by name; hidden names are left out, as tools leave them everywhere."""
-        self.folders.append(folder)
         try:
+            self.stamps.append(stamp_of(folder))
             with os.scandir(folder) as entries:
                 return sorted(
                     (entry for entry in entries if not entry.name.startswith(".")),
@@ -77,12 +82,10 @@ class Walk:
     def _checked(self, path: str) -> str:
         """The real path. Raises DataError for a link that leads out of the data set."""
         real = os.path.realpath(path)
-        if not self.follow_links:
-            # The split's folder may itself be a link: what it leads to belongs to the data set.
-            inside = (os.path.realpath(self.root), os.path.realpath(self.root / self.split))
-            if not any(real == folder or real.startswith(folder + os.sep) for folder in inside):
-                raise DataError(
-                    f"{printable(path)}: a link that leads out of {self.root}, to {printable(real)}; "
-                    "data.follow_links=true allows it"
-                )
+        inside = any(real == folder or real.startswith(folder + os.sep) for folder in self._inside)
+        if not inside and not self.follow_links:
+            raise DataError(
+                f"{printable(path)}: a link that leads out of {self.root}, to {printable(real)}; "
+                "data.follow_links=true allows it"
+            )
         return real

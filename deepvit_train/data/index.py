@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from deepvit_train.data import cache
 from deepvit_train.data.digits import digits_root
 from deepvit_train.data.folder import Walk
 from deepvit_train.error import DataError
@@ -32,10 +34,10 @@ class ImageIndex:
     def __len__(self) -> int:
         return len(self.ends)
 
-    def path(self, image: int) -> Path:
+    def path(self, image: int) -> str:
         """The file of an image."""
         start = self.ends[image - 1] if image else 0
-        return self.folder / os.fsdecode(self.paths[start : self.ends[image]].tobytes())
+        return f"{self.folder}/{os.fsdecode(self.paths[start : self.ends[image]].tobytes())}"
 
 
 def data_root(data: DataConfig) -> Path:
@@ -50,7 +52,17 @@ def data_root(data: DataConfig) -> Path:
 
 def scan_split(root: Path, split: str, follow_links: bool) -> ImageIndex:
     """Index root/split/CLASS/**/*.{jpg,png,...}. Raises DataError naming what is missing or empty."""
-    walk = Walk(root, split, follow_links)
+    file = cache.cache_file(root.absolute(), split, follow_links)
+    kept = cache.read(file)
+    if kept is None:
+        started, walk = time.time(), Walk(root.absolute(), split, follow_links)
+        kept = _list(walk)
+        cache.write(file, *kept, walk.stamps, started)
+    arrays, classes = kept
+    return ImageIndex(root / split, classes, **arrays)
+
+
+def _list(walk: Walk) -> tuple[dict[str, np.ndarray], list[str]]:
     classes = walk.classes()
     blocks: list[bytes] = []
     lengths: list[np.ndarray] = []
@@ -60,16 +72,15 @@ def scan_split(root: Path, split: str, follow_links: bool) -> ImageIndex:
         lengths.append(np.array([len(path) for path in files], dtype=np.int64))
     if empty := [name for name, found in zip(classes, lengths, strict=True) if not len(found)]:
         raise DataError(
-            f"{root / split}: no image in class {', '.join(empty[:5])} "
+            f"{walk.root / walk.split}: no image in class {', '.join(empty[:5])} "
             f"(looked for {', '.join(IMG_EXTENSIONS)})"
         )
-    return ImageIndex(
-        folder=root / split,
-        classes=classes,
-        paths=np.frombuffer(b"".join(blocks), dtype=np.uint8),
-        ends=np.concatenate(lengths).cumsum(),
-        targets=np.repeat(np.arange(len(classes), dtype=np.int32), [len(found) for found in lengths]),
-    )
+    arrays = {
+        "paths": np.frombuffer(b"".join(blocks), dtype=np.uint8),
+        "ends": np.concatenate(lengths).cumsum(),
+        "targets": np.repeat(np.arange(len(classes), dtype=np.int32), [len(found) for found in lengths]),
+    }
+    return arrays, classes
 
 
 def check_classes(index: ImageIndex, expected: list[str]) -> None:

@@ -111,21 +111,21 @@ def test_generators_are_put_back_after_an_error() -> None:
 
 def test_a_bad_image_is_named_and_replaced_by_the_next(image_folder: Path) -> None:
     index = scan_split(image_folder, "train", False)
-    broken = index.path(3)
+    broken = Path(index.path(3))
     broken.write_bytes(broken.read_bytes()[:100])
-    index.path(4).write_bytes(b"")
+    Path(index.path(4)).write_bytes(b"")
     transform = eval_transform(compose_command("train", []).model)
     dataset = ImageDataset(index, transform, 0, LIMITS, replacements=2)
     batch = dataset.__getitems__([Key(0, 3), Key(0, 5)])
     assert torch.equal(batch.pixels[0], batch.pixels[1])
-    assert [line.split(":")[0] for line in batch.bad] == [str(index.path(3)), str(index.path(4))]
+    assert [line.split(":")[0] for line in batch.bad] == [index.path(3), index.path(4)]
 
 
 @pytest.mark.parametrize("replacements", [0, 1, 10**9])
 def test_replacing_has_an_end(image_folder: Path, replacements: int) -> None:
     index = scan_split(image_folder, "val", False)
     for image in range(len(index)):
-        index.path(image).write_bytes(b"")
+        Path(index.path(image)).write_bytes(b"")
     transform = eval_transform(compose_command("train", []).model)
     batch = ImageDataset(index, transform, 0, LIMITS, replacements).__getitems__([Key(0, 3)])
     assert len(batch.bad) == min(replacements + 1, len(index))

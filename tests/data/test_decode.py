@@ -18,7 +18,7 @@ LIMITS = Limits(max_bytes=10**8, max_pixels=10**8)
 
 
 def pixels_of(path: Path, shrink: int = 1) -> np.ndarray:
-    picture = open_picture(path, LIMITS)
+    picture = open_picture(str(path), LIMITS)
     pixels, factor = picture.pixels(shrink)
     assert pixels.shape == (-(-picture.height // factor), -(-picture.width // factor), 3)
     assert pixels.dtype == np.uint8
@@ -67,7 +67,7 @@ def test_an_image_is_turned_upright(tmp_path: Path, orientation: int, kind: str)
         file, "PNG" if kind == "PNG" else "JPEG", exif=exif
     )
     expected = ImageOps.exif_transpose(Image.open(file)).convert("RGB")
-    picture = open_picture(file, LIMITS)
+    picture = open_picture(str(file), LIMITS)
     assert (picture.width, picture.height) == expected.size
     assert np.array_equal(pixels_of(file), np.asarray(expected))
 
@@ -105,7 +105,7 @@ def test_a_jpeg_is_shrunk_while_it_is_decoded(tmp_path: Path, size: tuple[int, i
     file = tmp_path / "image.jpg"
     photograph = next(photographs(1)).resize(size)
     photograph.save(file, quality=95)
-    shrunk = open_picture(file, LIMITS).pixels(shrink)
+    shrunk = open_picture(str(file), LIMITS).pixels(shrink)
     assert shrunk[1] == shrink
     expected = np.asarray(Image.open(file).reduce(shrink)).astype(int)
     if min(size) > 8 * shrink:
@@ -135,7 +135,7 @@ def test_of_an_animation_the_first_frame_counts(tmp_path: Path) -> None:
 
 def bad(path: Path, limits: Limits = LIMITS) -> str:
     with pytest.raises(BadImageError) as error:
-        open_picture(path, limits).pixels()
+        open_picture(str(path), limits).pixels()
     line = str(error.value)
     assert line.startswith(str(path))
     assert "0x" not in line
@@ -198,6 +198,6 @@ def test_a_name_can_not_write_to_the_terminal(tmp_path: Path) -> None:
     file = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\x1b[31m\n\xff.png"))
     file.write_bytes(b"")
     with pytest.raises(BadImageError) as error:
-        open_picture(file, LIMITS)
+        open_picture(str(file), LIMITS)
     assert str(error.value).isprintable()
     assert "\\x1b[31m\\n\\udcff.png: an empty file" in str(error.value)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from torchvision.datasets import ImageFolder
 
+from deepvit_train.data import cache, folder
 from deepvit_train.data.digits import write_digits
 from deepvit_train.data.index import check_classes, scan_split
 from deepvit_train.error import DataError
@@ -16,7 +19,7 @@ from deepvit_train.error import DataError
 
 def files_of(root: Path, split: str = "train", follow_links: bool = False) -> list[str]:
     index = scan_split(root, split, follow_links)
-    return [str(index.path(image)) for image in range(len(index))]
+    return [index.path(image) for image in range(len(index))]
 
 
 def test_the_digits_are_always_split_the_same(tmp_path: Path) -> None:
@@ -34,7 +37,7 @@ def test_an_index_is_that_of_torchvision(image_folder: Path) -> None:
     index = scan_split(image_folder, "train", False)
     theirs = ImageFolder(str(image_folder / "train"))
     assert index.classes == theirs.classes
-    ours = [(str(index.path(image)), int(index.targets[image])) for image in range(len(index))]
+    ours = [(index.path(image), int(index.targets[image])) for image in range(len(index))]
     assert ours == theirs.samples
     assert len(ours) == 27
 
@@ -105,3 +108,86 @@ def test_a_circle_of_links_is_named(image_folder: Path, target: str) -> None:
     for follow_links in (False, True):
         with pytest.raises(DataError, match=r"again: a link that leads back"):
             scan_split(image_folder, "train", follow_links)
+
+
+@pytest.fixture
+def settled(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that hasn't changed for a while, with a cache of its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(cache, "COARSEST_TICK_S", -3600.0)
+    return image_folder
+
+
+def listings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The folders that are listed from now on."""
+    seen: list[str] = []
+    entries = folder.Walk._entries
+    monkeypatch.setattr(folder.Walk, "_entries", lambda self, path: seen.append(path) or entries(self, path))
+    return seen
+
+
+def test_an_index_is_kept(settled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = files_of(settled)
+    seen = listings(monkeypatch)
+    assert files_of(settled) == before
+    index = scan_split(settled, "train", False)
+    assert (index.classes, index.targets.tolist()) == (["ant", "bee", "cat"], [0] * 8 + [1] * 8 + [2] * 8)
+    assert not seen
+    assert len(files_of(settled, "val")) == 9
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda root: (root / "train/ant/new.png").write_bytes(b""),
+        lambda root: (root / "train/ant/0.png").unlink(),
+        lambda root: (root / "train/ant/0.png").rename(root / "train/ant/00.png"),
+        lambda root: (root / "train/dog").symlink_to(root / "train/ant"),
+        lambda root: (root / "train/ant").rename(root / "train/aunt"),
+        lambda root: (root / "train/bee/deep/new.png").write_bytes(b""),
+    ],
+)
+def test_a_changed_folder_is_listed_again(settled: Path, change: Callable[[Path], object]) -> None:
+    (settled / "train" / "bee" / "deep").mkdir()
+    before = files_of(settled)
+    assert files_of(settled) == before
+    change(settled)
+    after = files_of(settled)
+    assert after != before
+    assert after == sorted(after)
+    assert all(Path(file).parent.is_dir() for file in after)
+
+
+def test_a_folder_that_just_changed_is_not_trusted(
+    settled: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(cache, "COARSEST_TICK_S", 2.0)
+    before = files_of(settled)
+    assert not (tmp_path / "cache" / "deepvit_train" / "index").exists()
+    old = time.time() - 100
+    for place in [settled / "train", *(settled / "train").iterdir()]:
+        os.utime(place, (old, old))  # as a copying program sets it; the time of this change can't be set
+    assert files_of(settled) == before
+    assert not (tmp_path / "cache" / "deepvit_train" / "index").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", None])
+def test_a_damaged_or_unwritable_cache_is_no_error(
+    settled: Path, tmp_path: Path, content: bytes | None
+) -> None:
+    before = files_of(settled)
+    (kept,) = (tmp_path / "cache" / "deepvit_train" / "index").iterdir()
+    if content is None:
+        kept.unlink()
+        kept.parent.rmdir()
+        kept.parent.write_bytes(b"")
+    else:
+        kept.write_bytes(content)
+    assert files_of(settled) == before
+
+
+def test_the_same_folder_with_links_followed_is_another_index(settled: Path, elsewhere: Path) -> None:
+    (settled / "train" / "ant" / "x.png").symlink_to(elsewhere / "x.png")
+    assert len(files_of(settled, follow_links=True)) == 25
+    with pytest.raises(DataError, match="leads out of"):
+        files_of(settled)

@@ -44,7 +44,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def boxes(files: list[Path], seed: int) -> Iterator[tuple[Picture, Box]]:
     draws = random.Random(seed)
     for file in files:
-        picture = open_picture(file, LIMITS)
+        picture = open_picture(str(file), LIMITS)
         yield picture, random_box(draws, picture.height, picture.width, SCALE, RATIO)
 
 
@@ -98,7 +98,7 @@ def test_an_evaluation_sees_what_timm_shows(photographs: list[Path]) -> None:
         ours = eval_transform(model)
         theirs = create_transform(224, interpolation="bicubic", crop_pct=crop_pct, normalize=False)
         for file in photographs[:30]:
-            pixels, erasure = ours(open_picture(file, LIMITS), seed=0)
+            pixels, erasure = ours(open_picture(str(file), LIMITS), seed=0)
             assert not erasure.height
             expected = np.asarray(theirs(Image.open(file))).transpose(1, 2, 0)
             assert np.abs(pixels.astype(int) - expected).max() <= 2
@@ -110,7 +110,7 @@ def test_an_evaluation_sees_what_timm_shows(photographs: list[Path]) -> None:
 def test_any_shape_of_picture_fills_the_input(tmp_path: Path, size: tuple[int, int], kind: str) -> None:
     config = compose_command("train", ["augment=deit", "model.image_size=64", "model.crop_pct=0.9"])
     Image.new("RGB", size, (200, 100, 50)).save(tmp_path / "image", kind)
-    picture = open_picture(tmp_path / "image", LIMITS)
+    picture = open_picture(str(tmp_path / "image"), LIMITS)
     for transform in (eval_transform(config.model), train_transform(config.model, config.augment)):
         for seed in range(20):
             pixels, _ = transform(picture, seed)
@@ -121,7 +121,7 @@ def test_any_shape_of_picture_fills_the_input(tmp_path: Path, size: tuple[int, i
 
 def test_half_of_the_pictures_are_flipped(photographs: list[Path]) -> None:
     config = compose_command("train", ["augment=none", "augment.flip=0.5", "model.image_size=32"])
-    picture = open_picture(photographs[0], LIMITS)
+    picture = open_picture(str(photographs[0]), LIMITS)
     plain = eval_transform(config.model)(picture, 0)[0]
     transform = train_transform(config.model, config.augment)
     seen = [transform(picture, seed)[0] for seed in range(400)]

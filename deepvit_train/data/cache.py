@@ -1,0 +1,73 @@
+"""Indexes kept from one start to the next: listing a million files takes many seconds, asking a thousand
+folders whether they changed takes none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+VERSION = 1
+# Clocks of file systems tick as rarely as every two seconds: a folder younger than that may change unseen.
+COARSEST_TICK_S = 2.0
+
+Stamp = tuple[str, int, int]
+
+
+def cache_folder() -> Path:
+    """Where data that can be made again is kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deepvit_train"
+
+
+def cache_file(*key: object) -> Path:
+    """The file that keeps the index of these parameters."""
+    name = hashlib.blake2b(repr((VERSION, *key)).encode(), digest_size=16).hexdigest()
+    return cache_folder() / "index" / f"{name}.npz"
+
+
+def stamp_of(folder: str) -> Stamp:
+    """What tells whether entries came to a folder or left it: the times of its last changes."""
+    status = os.stat(folder)  # noqa: PTH116 - Path costs as much again
+    return folder, status.st_mtime_ns, status.st_ctime_ns
+
+
+def read(file: Path) -> tuple[dict[str, np.ndarray], list[str]] | None:
+    """The arrays and class names kept in a file, or None where there are none or a folder changed since."""
+    try:
+        with np.load(file, allow_pickle=False) as kept:
+            about = json.loads(kept["about"].tobytes())
+            if any(tuple(stamp) != stamp_of(stamp[0]) for stamp in about["stamps"]):
+                return None
+            return {name: kept[name] for name in kept.files if name != "about"}, about["classes"]
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+        return None  # no file, or a damaged one: it is made again
+
+
+def write(
+    file: Path, arrays: dict[str, np.ndarray], classes: list[str], stamps: list[Stamp], started: float
+) -> None:
+    """Keep an index made since `started`, each folder stamped before it was listed.
+
+    Nothing is kept where a folder had changed just before, or where the cache can't be written.
+    """
+    if max(max(times) for _, *times in stamps) / 1e9 > started - COARSEST_TICK_S:
+        return
+    about = json.dumps({"classes": classes, "stamps": stamps}).encode()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, partial = tempfile.mkstemp(dir=file.parent, suffix=".partial")
+        try:
+            with os.fdopen(descriptor, "wb") as opened:
+                np.savez(opened, about=np.frombuffer(about, np.uint8), allow_pickle=False, **arrays)
+            Path(partial).replace(file)
+        except BaseException:
+            Path(partial).unlink()
+            raise
+    except OSError:
+        return
