@@ -1,6 +1,6 @@
 """Start and memory of the index of a large data set: python -m scripts.bench_index [--files 1300000]
 
-Makes so many empty files in a thousand class folders, then measures in fresh processes: the first start, which
+Makes so many empty files in a thousand class folders, then measures in fresh processes: a first start, which
 lists them, and the second, which finds the index kept; and the memory that one more loader process takes.
 """
 
