@@ -314,7 +314,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_accumulation_mixup_compile_free_options_run(tmp_path: Path) -> None:
+def test_accumulation_mixup_clipping_and_checkpointing_go_together(tmp_path: Path) -> None:
     result = start(
         tmp_path / "run",
         "trainer.accumulate=2",
@@ -327,3 +327,22 @@ def test_accumulation_mixup_compile_free_options_run(tmp_path: Path) -> None:
         "model.stem=rearrange",
     )
     assert torch.tensor(result["val/loss"]).isfinite()
+
+
+@pytest.mark.slow
+def test_a_compiled_run_continues_to_the_bit(tmp_path: Path) -> None:
+    compiled = ["trainer.compile=true", "attn=reattention"]
+    start(tmp_path / "whole", *compiled)
+    start(tmp_path / "cut", *compiled, "trainer.max_steps=5")
+    start(tmp_path / "cut", *compiled)
+    assert digests(tmp_path / "cut") == digests(tmp_path / "whole")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_gpu_learns_what_the_cpu_learns(tmp_path: Path, precision: str) -> None:
+    longer = ["trainer.epochs=8", "trainer.limit_batches=40", "model.dim=64", "optim.lr=2e-3"]
+    on_cpu = start(tmp_path / "cpu", *longer, "trainer.device=cpu")
+    on_gpu = start(tmp_path / "gpu", *longer, "trainer.device=cuda", f"trainer.precision={precision}")
+    assert on_gpu["val/top1"] == pytest.approx(on_cpu["val/top1"], abs=0.1)
