@@ -52,7 +52,9 @@ class Attention(nn.Module):
         return maps, self._drop(maps)
 
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = rearrange(self.qkv(x), "b n (three h k) -> three b h n k", three=3, h=self.heads)
+        # Taken apart before heads and tokens change places: so the gradients are put together in one copy.
+        qkv = rearrange(self.qkv(x), "b n (three h k) -> b n three h k", three=3, h=self.heads).unbind(dim=2)
+        q, k, v = (rearrange(each, "b n h k -> b h n k") for each in qkv)
         return q, k, v
 
     def _output(self, out: Tensor) -> Tensor:

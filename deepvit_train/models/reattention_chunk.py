@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # Bytes of one chunk's maps. On the CPU they should stay in the cache; elsewhere launches should be few.
-CPU_CHUNK_BYTES = 2 << 20
+CPU_CHUNK_BYTES = 4 << 20
 CHUNK_BYTES = 64 << 20
 ALIGNMENT = 8
 # The logit of a padded key: its exponential is 0, in float32 too.
