@@ -4,7 +4,7 @@ deepvit-train KEY=VALUE ...          python -m deepvit_train.cli train KEY=VALUE
 deepvit-eval checkpoint=PATH ...     python -m deepvit_train.cli eval checkpoint=PATH ...
 deepvit-convert source=FILE out=FOLDER   python -m deepvit_train.cli convert source=FILE out=FOLDER
 deepvit-bench KEY=VALUE ...          python -m deepvit_train.cli bench KEY=VALUE ...
-deepvit-data demo out=FOLDER         python -m deepvit_train.cli data demo out=FOLDER
+deepvit-data check root=FOLDER       python -m deepvit_train.cli data check root=FOLDER
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ MODULES = {
     "eval": "deepvit_train.evaluate",
     "convert": "deepvit_train.convert",
     "bench": "deepvit_train.bench",
+    "data-check": "deepvit_train.data_check",
     "data-demo": "deepvit_train.data_folder",
     "data-fashion-mnist": "deepvit_train.data_folder",
 }

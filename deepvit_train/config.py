@@ -136,6 +136,27 @@ class ConvertConfig(ForeignKeys):
 
 
 @dataclass(kw_only=True, slots=True)
+class DataCheckConfig(Section):
+    """Everything that `deepvit-data check` can be told."""
+
+    root: str = option("folder that holds the split folders")
+    data: DataConfig
+    model: ModelConfig
+    attn: AttentionConfig
+    augment: AugmentConfig
+    timing: bool = option("whether to measure where a training step's time goes")
+    batch_size: int | None = option(
+        "images a timed forward pass; null: 64 on CUDA, 4 on the CPU", low=1, high=65536
+    )
+    precision: Precision = option("autocast type of the timed step")
+    device: Device = option("where the timed step runs; auto: CUDA if there is any")
+    threads: int | None = option("CPU threads of torch; null: torch's choice", low=1, high=4096)
+
+    def check(self) -> None:
+        check_architecture(self.model, self.attn)
+
+
+@dataclass(kw_only=True, slots=True)
 class DataDemoConfig(Section):
     """Everything that `deepvit-data demo` can be told."""
 
@@ -157,6 +178,7 @@ COMMANDS: dict[str, type[Section]] = {
     "eval": EvalConfig,
     "convert": ConvertConfig,
     "bench": BenchConfig,
+    "data-check": DataCheckConfig,
     "data-demo": DataDemoConfig,
     "data-fashion-mnist": DataFashionMnistConfig,
 }

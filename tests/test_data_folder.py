@@ -50,4 +50,4 @@ def test_what_is_typed_wrong_is_named(command: Command) -> None:
         done = command(*words)
         assert (done.returncode, done.stdout) == (2, "")
         assert message in done.stderr
-    assert "{demo|fashion-mnist}" in command("data", "--help").stdout
+    assert "{check|demo|fashion-mnist}" in command("data", "--help").stdout

@@ -14,7 +14,7 @@ import re
 import stat
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import simplejpeg
@@ -26,7 +26,7 @@ Image.MAX_IMAGE_PIXELS = None
 # What a file may hold, as far as this Pillow reads it. Left out are formats that run other programs (EPS) and
 # those that nobody keeps photographs in.
 Image.init()
-_WANTED = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA")
+_WANTED = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO")
 FORMATS = [name for name in _WANTED if name in Image.OPEN]
 
 
@@ -65,7 +65,9 @@ class Picture:
     path: str
     width: int
     height: int
+    kind: str  # format and Pillow's mode, such as 'JPEG RGB'
     decode: Decode
+    damage: list[str] = field(default_factory=list)  # what a decoder complained of, once it is decoded
 
     def pixels(self, shrink: int = 1) -> tuple[np.ndarray, int]:
         """The upright pixels, (ceil(height / n), ceil(width / n), 3), and n: `shrink`, or 1.
@@ -84,20 +86,25 @@ class Picture:
 
 def open_picture(path: str, limits: Limits) -> Picture:
     """Read a file and look at its head. Raises BadImageError for what is no image or more than the limits."""
-    data = _read(path, limits.max_bytes)
+    return parse_picture(path, read_file(path, limits.max_bytes), limits.max_pixels)
+
+
+def parse_picture(path: str, data: bytes, max_pixels: int) -> Picture:
+    """Look at the head of a file's content. Raises BadImageError."""
     try:
         picture = (data.startswith(b"\xff\xd8\xff") and _jpeg(path, data)) or _general(path, data)
     except MemoryError:
         raise
     except Exception as error:
         raise BadImageError(path, error) from None
-    if picture.width * picture.height > limits.max_pixels:
+    if picture.width * picture.height > max_pixels:
         size = f"{picture.width} x {picture.height} pixels"
-        raise BadImageError(path, f"{size}, more than data.max_pixels={limits.max_pixels}")
+        raise BadImageError(path, f"{size}, more than data.max_pixels={max_pixels}")
     return picture
 
 
-def _read(path: str, max_bytes: int) -> bytes:
+def read_file(path: str, max_bytes: int) -> bytes:
+    """The content of a file. Raises BadImageError for what is empty, too large or no regular file."""
     try:
         # Not blocking: opening a pipe would wait for its writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -125,18 +132,21 @@ def _jpeg(path: str, data: bytes) -> Picture | None:
     if colours not in ("YCbCr", "Gray"):
         return None
     turned = _orientation(_open(data)) if _has_metadata(data) else 1
+    damage: list[str] = []
 
     def decode(shrink: int) -> tuple[np.ndarray, int]:
         try:
             pixels = simplejpeg.decode_jpeg(
                 data, min_factor=shrink, min_height=-(-height // shrink), min_width=-(-width // shrink)
             )
-        except ValueError:
+        except ValueError as error:
             # Damaged. Pillow decides whether enough is left of it.
+            damage.append(str(error))
             return upright(_rgb(_open(data)), turned), 1
         return upright(pixels, turned), shrink
 
-    return _picture(path, (width, height), turned, decode)
+    kind = "JPEG L" if colours == "Gray" else "JPEG RGB"
+    return Picture(path, *_turned_size(width, height, turned), kind, decode, damage)
 
 
 def _general(path: str, data: bytes) -> Picture:
@@ -146,12 +156,11 @@ def _general(path: str, data: bytes) -> Picture:
     def decode(shrink: int) -> tuple[np.ndarray, int]:
         return upright(_rgb(image), turned), 1
 
-    return _picture(path, image.size, turned, decode)
+    return Picture(path, *_turned_size(*image.size, turned), f"{image.format} {image.mode}", decode)
 
 
-def _picture(path: str, size: tuple[int, int], turned: int, decode: Decode) -> Picture:
-    width, height = reversed(size) if turned > 4 else size
-    return Picture(path, width, height, decode)
+def _turned_size(width: int, height: int, orientation: int) -> tuple[int, int]:
+    return (height, width) if orientation > 4 else (width, height)
 
 
 def _open(data: bytes) -> Image.Image:
