@@ -5,6 +5,8 @@ deepvit-eval checkpoint=PATH ...     python -m deepvit_train.cli eval checkpoint
 deepvit-convert source=FILE out=FOLDER   python -m deepvit_train.cli convert source=FILE out=FOLDER
 deepvit-bench KEY=VALUE ...          python -m deepvit_train.cli bench KEY=VALUE ...
 deepvit-data check root=FOLDER       python -m deepvit_train.cli data check root=FOLDER
+deepvit-analyze checkpoint=PATH ...  python -m deepvit_train.cli analyze checkpoint=PATH ...
+deepvit-study root=FOLDER ...        python -m deepvit_train.cli study root=FOLDER ...
 """
 
 from __future__ import annotations
@@ -37,6 +39,8 @@ MODULES = {
     "convert": "deepvit_train.convert",
     "bench": "deepvit_train.bench",
     "data-check": "deepvit_train.data_check",
+    "analyze": "deepvit_train.analyze",
+    "study": "deepvit_train.study",
     "data-demo": "deepvit_train.data_folder",
     "data-fashion-mnist": "deepvit_train.data_folder",
 }
@@ -60,6 +64,16 @@ def convert() -> NoReturn:
 def bench() -> NoReturn:
     """Entry point of deepvit-bench."""
     main(["bench", *sys.argv[1:]])
+
+
+def analyze() -> NoReturn:
+    """Entry point of deepvit-analyze."""
+    main(["analyze", *sys.argv[1:]])
+
+
+def study() -> NoReturn:
+    """Entry point of deepvit-study."""
+    main(["study", *sys.argv[1:]])
 
 
 def data() -> NoReturn:

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from deepvit_train.error import ConfigError, nearest
 from deepvit_train.schema.bench import BenchConfig
+from deepvit_train.schema.collapse import CollapseConfig
 from deepvit_train.schema.data import AugmentConfig, DataConfig
 from deepvit_train.schema.model import AttentionConfig, Interpolation, ModelConfig, Pool, check_architecture
 from deepvit_train.schema.option import Choice, Section, option
@@ -29,6 +30,7 @@ from deepvit_train.schema.recipe import (
     ScheduleConfig,
     TrainerConfig,
 )
+from deepvit_train.schema.study import StudyConfig
 
 
 class Weights(Choice):
@@ -157,6 +159,40 @@ class DataCheckConfig(Section):
 
 
 @dataclass(kw_only=True, slots=True)
+class AnalyzeConfig(ForeignKeys):
+    """Everything that `deepvit-analyze` can be told."""
+
+    checkpoint: str | None = option("as in deepvit-eval; with model=timm:NAME that model's weights file")
+    model: str | None = option("timm:NAME for any of timm's vision transformers; null: what checkpoint says")
+    compare: str | None = option("a second checkpoint, or timm:NAME untrained, to put beside the first")
+    out: str | None = option("folder for analysis.json, figures/ and report.html; null: RUN/analysis")
+    data: DataConfig
+    collapse: CollapseConfig
+    weights: Weights = option("which weights to analyse; auto: the averaged ones where there are any")
+    accuracy: bool = option("also evaluate on the whole split, with calibrated and with running statistics")
+    report: bool = option("also draw figures and write report.html")
+    batch_size: int = option("images whose maps are held at a time", low=1)
+    eval_batch_size: int = option("images a batch when accuracy is evaluated", low=1)
+    device: Device = option("where to run; auto: CUDA if there is any")
+    threads: int | None = option("CPU threads of torch; null: torch's choice", low=1, high=4096)
+
+    def check(self) -> None:
+        ForeignKeys.check(self)
+        if self.model is not None and not self.model.startswith("timm:"):
+            raise ConfigError(
+                f"model={self.model}: not of the form timm:NAME; nearest: model=timm:{self.model}"
+            )
+        if self.checkpoint is None and self.model is None:
+            raise ConfigError("checkpoint is not given: add checkpoint=RUN, or model=timm:NAME")
+        if self.model is not None and self.data.name is None:
+            raise ConfigError(
+                f"data is not given: model={self.model} needs data=imagefolder data.root=FOLDER"
+            )
+        if self.model is not None and self.checkpoint is None and self.out is None:
+            raise ConfigError(f"out is not given: model={self.model} without a checkpoint needs out=FOLDER")
+
+
+@dataclass(kw_only=True, slots=True)
 class DataDemoConfig(Section):
     """Everything that `deepvit-data demo` can be told."""
 
@@ -179,6 +215,8 @@ COMMANDS: dict[str, type[Section]] = {
     "convert": ConvertConfig,
     "bench": BenchConfig,
     "data-check": DataCheckConfig,
+    "analyze": AnalyzeConfig,
+    "study": StudyConfig,
     "data-demo": DataDemoConfig,
     "data-fashion-mnist": DataFashionMnistConfig,
 }
@@ -210,13 +248,23 @@ def compose_tree(command: str, overrides: Sequence[str]) -> DictConfig:
     store = ConfigStore.instance()
     for name, schema in COMMANDS.items():
         store.store(name=f"{name}_schema", node=schema)
+    texts = _texts_named_as_groups(command, overrides)
     try:
         with initialize_config_dir(config_dir=str(config_dir()), version_base="1.3"):
-            tree = compose(command, overrides=list(overrides))
+            tree = compose(command, overrides=[each for each in overrides if each not in texts])
+        for name, value in (text.split("=", 1) for text in texts):
+            OmegaConf.update(tree, name, None if value == "null" else value)
         OmegaConf.resolve(tree)
         return tree
     except (HydraException, OmegaConfBaseException) as error:
         raise _explained(command, overrides, error) from None
+
+
+def _texts_named_as_groups(command: str, overrides: Sequence[str]) -> list[str]:
+    """Overrides such as deepvit-analyze's model=timm:NAME, which Hydra takes for one of configs/model."""
+    keys = {key.name for key in keys_of(COMMANDS[command])}
+    folders = {folder.name for folder in config_dir().iterdir() if folder.is_dir()} - set(groups_of(command))
+    return [each for each in overrides if (name := each.partition("=")[0]) in keys and name in folders]
 
 
 def as_yaml(tree: Any) -> str:

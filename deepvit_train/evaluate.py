@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,10 +14,10 @@ from deepvit_train import distributed
 from deepvit_train.calibration import calibrate, using
 from deepvit_train.config import EvalConfig
 from deepvit_train.data.bad import BadFiles
-from deepvit_train.data.index import ImageIndex, check_classes, data_root, scan_split
+from deepvit_train.data.index import check_classes, data_root, scan_split
 from deepvit_train.data.split import calibration_loader, eval_loader
 from deepvit_train.engine import EvalResult, evaluate
-from deepvit_train.error import CheckpointError, ConfigError, DataError
+from deepvit_train.error import CheckpointError, DataError
 from deepvit_train.schema.data import DataConfig
 from deepvit_train.tracking import console
 from deepvit_train.weights import LoadedModel, load, result_file
@@ -39,9 +38,9 @@ def run(config: EvalConfig) -> dict[str, Any]:
     say(f"{loaded.file}: {loaded.weights} weights")
 
     # The data: the run's own unless told otherwise.
-    data = _data(config.data, loaded)
+    data = loaded.data_for(config.data)
     index = scan_split(data_root(data), data.split, data.follow_links)
-    classes = _check_classes(loaded, index)
+    classes = loaded.check_data(index)
 
     # Calibrate where the checkpoint was saved between two evaluations, then evaluate.
     statistics = loaded.statistics
@@ -71,29 +70,6 @@ def run(config: EvalConfig) -> dict[str, Any]:
         _tell(loaded, data, classes, result, report)
     distributed.stop()
     return report
-
-
-def _data(given: DataConfig, trained: LoadedModel) -> DataConfig:
-    """The run's own data, with what was given instead of it. Raises ConfigError for a folder not known."""
-    if given.name is not None:
-        return given
-    if trained.data is None:
-        raise ConfigError(
-            f"data is not given, and {trained.file} does not say: add data=imagefolder data.root="
-        )
-    return replace(given, name=trained.data, root=given.root or trained.data_root)
-
-
-def _check_classes(loaded: LoadedModel, index: ImageIndex) -> list[str]:
-    """The class names. Raises DataError where the data has others than the model, or another number."""
-    if loaded.classes is not None:
-        check_classes(index, loaded.classes)
-    elif len(index.classes) != loaded.model.num_classes:
-        raise DataError(
-            f"{index.folder}: {len(index.classes)} classes, but the model of {loaded.file} has "
-            f"{loaded.model.num_classes}"
-        )
-    return index.classes
 
 
 def _training_images(loaded: LoadedModel, data: DataConfig) -> Any:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from deepvit_train import checkpoint
 from deepvit_train.calibration import Statistics, reattention_norms
-from deepvit_train.error import CheckpointError, ConfigError
+from deepvit_train.data.index import ImageIndex, check_classes
+from deepvit_train.error import CheckpointError, ConfigError, DataError
 from deepvit_train.models import DeepViT
 from deepvit_train.models.importer import import_model
 from deepvit_train.schema.data import DataConfig, DataName
@@ -35,6 +36,27 @@ class LoadedModel:
     def needs_calibration(self) -> bool:
         """Whether the model normalises by running statistics, which mislead, and nothing better is stored."""
         return self.statistics is None and self.calibrate_images > 0 and bool(reattention_norms(self.model))
+
+    def data_for(self, given: DataConfig) -> DataConfig:
+        """The run's own data, with what was given instead. Raises ConfigError for a folder not known."""
+        if given.name is not None:
+            return given
+        if self.data is None:
+            raise ConfigError(
+                f"data is not given, and {self.file} does not say: add data=imagefolder data.root="
+            )
+        return replace(given, name=self.data, root=given.root or self.data_root)
+
+    def check_data(self, index: ImageIndex) -> list[str]:
+        """The class names. Raises DataError where the data has others than the model, or another number."""
+        if self.classes is not None:
+            check_classes(index, self.classes)
+        elif len(index.classes) != self.model.num_classes:
+            raise DataError(
+                f"{index.folder}: {len(index.classes)} classes, but the model of {self.file} has "
+                f"{self.model.num_classes}"
+            )
+        return index.classes
 
 
 def load(path: str, weights: str, preset: str | None = None, **said: Any) -> LoadedModel:

@@ -22,6 +22,11 @@ class Maps(Choice):
     pre_mix = "pre_mix"  # softmax maps
     post_norm = "post_norm"  # the maps that read the values: mixed and normalised; plain blocks: softmax
 
+    @property
+    def label(self) -> str:
+        """As it is printed: 'pre-mix'."""
+        return self.value.replace("_", "-")
+
 
 @dataclass(kw_only=True, slots=True)
 class CollapseConfig(Section):
@@ -54,5 +59,5 @@ class CollapseConfig(Section):
     @property
     def legend(self) -> str:
         """The definition of a similar block in one line, for figures."""
-        maps = self.maps.value.replace("_", "-")
-        return f"{maps} maps, {self.metric} {self.axis} cosine > {self.threshold:g} to the {self.k} before"
+        cosine = f"{self.metric} {self.axis} cosine > {self.threshold:g}"
+        return f"{self.maps.label} maps, {cosine} to the {self.k} before"

@@ -1,0 +1,169 @@
+"""Figures, with matplotlib and without its global state; each says the definition it shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+# Okabe and Ito's colours, told apart by colour-blind readers as well.
+COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]
+STYLE: Any = {
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "deepvit_train",  # the same figure is the same file
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a panel; dashed for an untrained model. `spread`: standard deviations, drawn as a band."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    colour: int = 0  # place in COLOURS
+    style: str = "-"
+    spread: Sequence[float] | None = None
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One plot of lines. `y_range`: fixed ends of the y axis."""
+
+    title: str
+    x_label: str
+    y_label: str
+    lines: Sequence[Line]
+    y_range: tuple[float, float] | None = None
+
+
+def draw_lines(panels: Sequence[Panel], caption: str) -> Figure:
+    """Panels of lines side by side, one legend, and the caption below."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(0.5 + 4.0 * len(panels), 3.6), layout="constrained")
+        axes = figure.subplots(1, len(panels), squeeze=False)[0]
+        handles: dict[str, Any] = {}
+        for axis, panel in zip(axes, panels, strict=True):
+            for line in panel.lines:
+                colour = COLOURS[line.colour % len(COLOURS)]
+                (handle,) = axis.plot(
+                    line.x, line.y, line.style, color=colour, marker="o", markersize=3, linewidth=1.4
+                )
+                handles[line.label] = handle
+                if line.spread is not None:
+                    low = [y - spread for y, spread in zip(line.y, line.spread, strict=True)]
+                    high = [y + spread for y, spread in zip(line.y, line.spread, strict=True)]
+                    axis.fill_between(line.x, low, high, color=colour, alpha=0.15, linewidth=0)
+            axis.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+            if panel.y_range is not None:
+                axis.set_ylim(*panel.y_range)
+        figure.legend(handles.values(), handles.keys(), loc="outside right upper", frameon=False, fontsize=8)
+        figure.supxlabel(caption, fontsize=8, color="#555555")
+        return figure
+
+
+@dataclass(frozen=True)
+class Heat:
+    """One square of colours. `values` (rows, columns)."""
+
+    title: str
+    values: Any
+
+
+def draw_heat(
+    rows: Sequence[Sequence[Heat]], limits: tuple[float, float], caption: str, labels: tuple[str, str]
+) -> Figure:
+    """Rows of heat maps on one scale of colours. Diverging where the limits are -x and x.
+
+    Args:
+        limits: the values at the two ends of the colours.
+        labels: of the x and y axes.
+    """
+    colours = "RdBu_r" if limits[0] == -limits[1] else "viridis"
+    width = max(len(row) for row in rows)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(1.2 + 2.0 * width, 0.7 + 2.1 * len(rows)), layout="constrained")
+        axes = figure.subplots(len(rows), width, squeeze=False)
+        shown: Any = None
+        for row, cells in zip(axes, rows, strict=True):
+            for axis in row:
+                axis.set_axis_off()
+            for axis, heat in zip(row, cells, strict=False):
+                axis.set_axis_on()
+                axis.grid(False)
+                shown = axis.imshow(heat.values, cmap=colours, vmin=limits[0], vmax=limits[1])
+                axis.set_title(heat.title, fontsize=8)
+                axis.tick_params(labelsize=6)
+        figure.colorbar(shown, ax=axes, shrink=0.8)
+        figure.supxlabel(f"{labels[0]}\n{caption}", fontsize=8, color="#555555")
+        figure.supylabel(labels[1], fontsize=8, color="#555555")
+        return figure
+
+
+def draw_overlays(
+    rows: Sequence[tuple[str, Any, Sequence[Any]]], blocks: Sequence[int], caption: str
+) -> Figure:
+    """Images, and beside each the same image under the attention of several blocks.
+
+    Args:
+        rows: label, image (height, width, 3) in 0..1, and for each block its weights (rows, columns) of
+            patches, which are laid over the image.
+        blocks: the blocks that the columns stand for.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(1.3 * (len(blocks) + 1), 1.4 * len(rows) + 0.5), layout="constrained")
+        axes = figure.subplots(len(rows), len(blocks) + 1, squeeze=False)
+        for row, (label, image, overlays) in zip(axes, rows, strict=True):
+            extent = (0, image.shape[1], image.shape[0], 0)
+            for axis in row:
+                axis.imshow(image, extent=extent, interpolation="nearest")
+                axis.set(xticks=[], yticks=[])
+                axis.grid(False)
+            row[0].set_ylabel(label, fontsize=7)
+            for axis, weights in zip(row[1:], overlays, strict=True):
+                axis.imshow(weights, extent=extent, cmap="inferno", alpha=0.75, interpolation="nearest")
+        for axis, block in zip(axes[0][1:], blocks, strict=True):
+            axis.set_title(f"block {block}", fontsize=8)
+        figure.supxlabel(caption, fontsize=8, color="#555555")
+        return figure
+
+
+def draw_bars(
+    names: Sequence[str], series: Mapping[str, Sequence[float]], y_label: str, caption: str
+) -> Figure:
+    """Groups of bars: one group a name, one bar a series."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.0, 3.2), layout="constrained")
+        axis = figure.subplots()
+        width = 0.8 / len(series)
+        for number, (label, values) in enumerate(series.items()):
+            places = [place + (number - (len(series) - 1) / 2) * width for place in range(len(names))]
+            bars = axis.bar(places, values, width * 0.95, label=label, color=COLOURS[number])
+            axis.bar_label(bars, fmt="%.2f", fontsize=7)
+        axis.set_xticks(range(len(names)), names)
+        axis.set(ylabel=y_label, ylim=(0, 1.1))
+        axis.legend(frameon=False, fontsize=8)
+        figure.supxlabel(caption, fontsize=8, color="#555555")
+        return figure
+
+
+def save(figure: Figure, folder: Path, name: str) -> Path:
+    """Write folder/NAME.svg, or NAME.png where photographs are part of the figure. Returns the file."""
+    shown: list[Any] = [image.get_array() for axis in figure.axes for image in axis.images]
+    kind = "png" if any(pixels.ndim == 3 for pixels in shown) else "svg"
+    options: dict[str, Any] = {"metadata": {"Date": None}} if kind == "svg" else {"dpi": 150}
+    file = folder / f"{name}.{kind}"
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(file, **options)
+    return file

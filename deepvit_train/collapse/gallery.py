@@ -1,0 +1,209 @@
+"""The figures of an analysis: each shows a model beside itself untrained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from deepvit_train.collapse.figure import Heat, Line, Panel, draw_bars, draw_heat, draw_lines, draw_overlays
+from deepvit_train.collapse.measurement import grid_of, similarity_name
+from deepvit_train.models.record import record_maps
+from deepvit_train.schema.collapse import CollapseConfig, Maps, Metric
+
+STYLES = {"trained": "-", "untrained": "--"}
+COLUMNS = 8  # blocks shown where there is no room for all
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What one model attends to in a few images: pre-mix maps, averaged over heads.
+
+    Args:
+        attention: (L, B, rows, columns): weights of the class token over patches; of the mean query
+            where there is none.
+        maps: (L, N, N), of the first image.
+    """
+
+    attention: Tensor
+    maps: Tensor
+
+
+def take_pictures(model: nn.Module, images: Tensor) -> Pictures:
+    """Look at images (B, C, height, width) with a model."""
+    attention, maps = [], []
+    for record in record_maps(model, images):
+        mean = record.before.mean(dim=1)
+        height, width = grid_of(model, record)
+        query = mean[:, 0] if record.prefix else mean.mean(dim=1)
+        patches = query[:, -height * width :]
+        attention.append(rearrange(patches, "b (height width) -> b height width", height=height))
+        maps.append(mean[0])
+    return Pictures(torch.stack(attention).cpu(), torch.stack(maps).cpu())
+
+
+def draw_all(
+    model: dict[str, Any], config: CollapseConfig, images: Tensor, pictures: dict[str, Pictures]
+) -> dict[str, Figure]:
+    """Every figure of one of analysis.json's models, by name.
+
+    Args:
+        images: (B, 3, height, width) in 0..1, those that the pictures were taken of.
+        pictures: by 'trained' and 'untrained'.
+    """
+    found = _curves(model, config) | {
+        "matrix": _matrix(model, config),
+        "similar_blocks": _bars(model, config),
+    }
+    found |= {"class_attention": _overlays(images, pictures), "attention_maps": _map_heats(pictures)}
+    if mixes(model):
+        found["theta"] = _theta(model["theta"])
+    return found
+
+
+def _curves(model: dict[str, Any], config: CollapseConfig) -> dict[str, Figure]:
+    axis = config.axis
+    kinds = [Maps.pre_mix, Maps.post_norm] if mixes(model) else [Maps.pre_mix]
+
+    def by_maps(kind: str) -> list[Panel]:
+        return [
+            Panel(
+                f"{metric} maps",
+                "block",
+                "cosine",
+                [
+                    _line(model, state, f"{kind}/{maps}/{metric}/{axis}", maps.label, colour)
+                    for colour, maps in enumerate(kinds)
+                    for state in STYLES
+                ],
+            )
+            for metric in Metric
+        ]
+
+    def single(title: str, name: str, label: str) -> Panel:
+        return Panel(title, "block", label, [_line(model, state, name, "", 0) for state in STYLES])
+
+    return {
+        "similarity": draw_lines(
+            by_maps("similarity"), f"{axis} cosine between each block's maps and those of the block before"
+        ),
+        "head_similarity": draw_lines(
+            by_maps("heads"), f"{axis} cosine between two heads of one block, mean"
+        ),
+        "features": draw_lines(
+            [
+                single("to the last block", "features", "cosine of features"),
+                single("between tokens of a block", "tokens", "cosine of features"),
+            ],
+            "mean over tokens and images",
+        ),
+        "maps": draw_lines(
+            [
+                single("entropy", "entropy", "nats"),
+                single("attention distance", "distance", "patches"),
+                single("rank", "rank", "singular values"),
+            ],
+            "pre-mix maps, mean over heads and images; rank: singular values above 0.001 of the largest",
+        ),
+    }
+
+
+def mixes(model: dict[str, Any]) -> bool:
+    """Whether any block of one of analysis.json's models mixes its heads."""
+    return any(theta is not None for theta in model["theta"]["trained"])
+
+
+def by_block(measured: dict[str, Any], name: str) -> dict[int, float]:
+    """A measure of a model's blocks as one number a block; similarities are those to the block before."""
+    values = measured["averages"][name]
+    if name.startswith("similarity/"):
+        return {block: values[block][block - 1] for block in range(1, len(values))}
+    if name == "features":
+        return {block: row[-1] for block, row in enumerate(values)}
+    return {
+        block: sum(value) / len(value) if isinstance(value, list) else value
+        for block, value in enumerate(values)
+    }
+
+
+def _line(model: dict[str, Any], state: str, name: str, label: str, colour: int) -> Line:
+    values = by_block(model[state], name)
+    shown = f"{label}, {state}" if label else state
+    return Line(shown, list(values), list(values.values()), colour, STYLES[state])
+
+
+def _matrix(model: dict[str, Any], config: CollapseConfig) -> Figure:
+    names = {metric: similarity_name(config.maps, metric, config.axis) for metric in Metric}
+    rows = [
+        [Heat(f"{metric}, {state}", model[state]["averages"][name]) for state in STYLES]
+        for metric, name in names.items()
+    ]
+    caption = f"{config.axis} cosine of {config.maps.label} maps"
+    return draw_heat(rows, (-1.0, 1.0), caption, ("block", "block"))
+
+
+def _bars(model: dict[str, Any], config: CollapseConfig) -> Figure:
+    names = [f"{maps}/{metric}/{config.axis}" for maps in Maps for metric in Metric]
+    series = {state: [model[state]["similar_blocks"][name]["ratio"] for name in names] for state in STYLES}
+    labels = [f"{maps.label}, {metric}" for maps in Maps for metric in Metric]
+    caption = f"similar: {config.axis} cosine > {config.threshold:g} to the {config.k} before (mean)"
+    return draw_bars(labels, series, "ratio of similar blocks", caption)
+
+
+def _overlays(images: Tensor, pictures: dict[str, Pictures]) -> Figure:
+    depth = len(pictures["trained"].maps)
+    blocks = _spread(depth)
+    rows = [
+        (
+            f"image {number}\n{state}",
+            rearrange(image, "c height width -> height width c").numpy(),
+            [taken.attention[block, number].numpy() for block in blocks],
+        )
+        for number, image in enumerate(images)
+        for state, taken in pictures.items()
+    ]
+    caption = "weights of the class token over patches (pre-mix, mean of heads); each map has its own scale"
+    return draw_overlays(rows, blocks, caption)
+
+
+def _map_heats(pictures: dict[str, Pictures]) -> Figure:
+    blocks = _spread(len(pictures["trained"].maps))
+    rows = [
+        [
+            Heat(f"block {block}, {state}", (taken.maps[block] * taken.maps.shape[-1]).numpy())
+            for block in blocks
+        ]
+        for state, taken in pictures.items()
+    ]
+    caption = "pre-mix map of image 0, mean of heads, in units of 1/N: 1 is the uniform map"
+    return draw_heat(rows, (0.0, 2.0), caption, ("key", "query"))
+
+
+def _theta(thetas: dict[str, list[Any]]) -> Figure:
+    heats = {
+        state: [
+            Heat(f"block {block}, {state}", np.array(theta))
+            for block, theta in enumerate(matrices)
+            if theta is not None
+        ]
+        for state, matrices in thetas.items()
+    }
+    limit = max(float(np.abs(heat.values).max()) for column in heats.values() for heat in column)
+    rows = [
+        column[start : start + COLUMNS]
+        for start in range(0, len(heats["trained"]), COLUMNS)
+        for column in heats.values()
+    ]
+    return draw_heat(rows, (-limit, limit), "Theta of each block", ("head after mixing", "head before"))
+
+
+def _spread(depth: int) -> list[int]:
+    """At most COLUMNS blocks, evenly from the first to the last."""
+    if depth <= COLUMNS:
+        return list(range(depth))
+    return [round(place * (depth - 1) / (COLUMNS - 1)) for place in range(COLUMNS)]

@@ -1,0 +1,109 @@
+"""Every measure of one model, averaged over images, as plain data for JSON, figures and TensorBoard.
+
+Shapes: L layers, H heads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deepvit_train.collapse import measure
+from deepvit_train.models.attention import ReAttention
+from deepvit_train.models.record import BlockRecord, record_maps
+from deepvit_train.schema.collapse import Axis, CollapseConfig, Maps, Metric
+
+# Averages by name: 'similarity/pre_mix/raw/column' (L, L), 'heads/pre_mix/raw/column' (L,), 'features'
+# (L, L), 'tokens' (L,), 'entropy', 'distance' and 'rank' of pre-mix maps (L, H).
+Measurement = dict[str, Tensor]
+
+
+def measure_model(model: nn.Module, batches: Iterable[Tensor]) -> Measurement:
+    """All measures, averaged over the images (B, C, height, width) of all batches.
+
+    The maps of one batch are held at a time: L x B x H x N x N numbers, twice where blocks mix.
+    """
+    totals: Measurement = {}
+    images = 0
+    for batch in batches:
+        for name, value in measures(list(record_maps(model, batch)), model).items():
+            totals[name] = totals.get(name, torch.zeros_like(value)) + len(batch) * value
+        images += len(batch)
+    return {name: total / images for name, total in totals.items()}
+
+
+def grid_of(model: nn.Module, record: BlockRecord) -> tuple[int, int]:
+    """Rows and columns of the patches in a record; square where the model does not say."""
+    patches = record.before.shape[-1] - record.prefix
+    said = getattr(getattr(model, "patch_embed", None), "grid_size", None)
+    if said is not None and said[0] * said[1] == patches:
+        return said
+    return math.isqrt(patches), math.isqrt(patches)
+
+
+def similarity_name(maps: Maps, metric: Metric, axis: Axis) -> str:
+    """The name of a similarity matrix in a Measurement."""
+    return f"similarity/{maps}/{metric}/{axis}"
+
+
+def similar(measurement: Measurement, config: CollapseConfig) -> Tensor:
+    """Which blocks are similar to those before them, as configured. (L,), bool."""
+    matrix = measurement[similarity_name(config.maps, config.metric, config.axis)]
+    return measure.similar_blocks(matrix, config.threshold, config.k)
+
+
+def as_data(measurement: Measurement, config: CollapseConfig) -> dict[str, Any]:
+    """A measurement for JSON: averages as nested lists, and the similar blocks under every definition."""
+    counts: dict[str, Any] = {}
+    for name, value in measurement.items():
+        kind, _, definition = name.partition("/")
+        if kind == "similarity":
+            found = measure.similar_blocks(value, config.threshold, config.k)
+            counts[definition] = {
+                "blocks": torch.nonzero(found).flatten().tolist(),
+                "count": int(found.sum()),
+                "ratio": float(found.double().mean()),
+                "to_previous": _mean_of(value.diagonal(1)),
+                "all_pairs": measure.off_diagonal_mean(value),
+            }
+    averages = {name: value.tolist() for name, value in measurement.items()}
+    return {"similar_blocks": counts, "averages": averages}
+
+
+def measures(records: Sequence[BlockRecord], model: nn.Module) -> Measurement:
+    """All measures of one batch's records, one for each block of the model."""
+    grid = grid_of(model, records[0])
+    found: Measurement = {}
+    for maps in Maps:
+        layers = [record.before if maps == Maps.pre_mix else record.after for record in records]
+        for metric in Metric:
+            for axis in Axis:
+                found[similarity_name(maps, metric, axis)] = measure.similarity_matrix(layers, axis, metric)
+                heads = [measure.head_similarity(layer, axis, metric) for layer in layers]
+                found[f"heads/{maps}/{metric}/{axis}"] = _column(map(measure.off_diagonal_mean, heads))
+    return found | {
+        "features": measure.feature_similarity([record.features for record in records]),
+        "tokens": _column(measure.token_similarity(record.features) for record in records),
+        "entropy": torch.stack([measure.entropy(record.before) for record in records]),
+        "distance": torch.stack([measure.attention_distance(record.before, grid) for record in records]),
+        "rank": torch.stack([measure.rank(record.before) for record in records]),
+    }
+
+
+def _column(values: Iterable[float]) -> Tensor:
+    return torch.tensor(list(values), dtype=torch.float64)
+
+
+def theta_of(model: nn.Module) -> list[list[list[float]] | None]:
+    """The mixing matrix (H, H) of each block, rows input heads; None for a block that does not mix."""
+    blocks: Any = model.blocks
+    mixing = [block.attn if isinstance(block.attn, ReAttention) else None for block in blocks]
+    return [None if attn is None else attn.mixer.theta.tolist() for attn in mixing]
+
+
+def _mean_of(values: Tensor) -> float | None:
+    return float(values.mean()) if len(values) else None
