@@ -37,7 +37,7 @@ def test_every_shipped_choice_composes_and_builds(overrides: list[str]) -> None:
 
 def test_every_yaml_file_is_reached() -> None:
     reached = {"train", "eval", "default", "adamw", "cosine", "imagenet"}
-    for group in ("attn", "model", "augment", "experiment", "data"):
+    for group in ("attn", "model", "augment", "experiment", "data", "study"):
         reached |= set(choices(group))
     assert {file.stem for file in config_dir().rglob("*.yaml")} <= reached | set(COMMANDS)
 
