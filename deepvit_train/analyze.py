@@ -111,9 +111,7 @@ def images_of(subject: Subject, config: AnalyzeConfig, data: DataConfig, world: 
     index = scan_split(data_root(data), data.split, data.follow_links)
     count, batch_size = config.collapse.images, config.batch_size
     bad = BadFiles([], data.max_bad, world, console.print)
-    images = calibration_loader(
-        index, subject.preprocessing, data, count, batch_size, IMAGES_SEED, world
-    )
+    images = calibration_loader(index, subject.preprocessing, data, count, batch_size, IMAGES_SEED, world)
     batches = list(bad.watch(images))
     bad.settle()
     return batches
@@ -125,7 +123,7 @@ def _analyse(
     """One entry of analysis.json's `models`."""
     found: dict[str, Any] = {"label": subject.label, **subject.description, "theta": {}}
     for state, model in subject.states(world.device).items():
-        with _statistics_ofimages_of(model, batches, world):
+        with _statistics_of_images(model, batches, world):
             measured = measure_model(model, (batch.images.to(world.device) for batch in batches))
         found[state] = as_data(measured, config.collapse)
         found["theta"][state] = theta_of(model)
@@ -139,7 +137,7 @@ def _figures(
     """The figures of one model, by name."""
     images, pictures = batches[0].images[:PICTURES], {}
     for state, model in subject.states(world.device).items():
-        with _statistics_ofimages_of(model, batches, world):
+        with _statistics_of_images(model, batches, world):
             pictures[state] = take_pictures(model, images.to(world.device))
     return draw_all(entry, config.collapse, denormalise(images, subject.preprocessing), pictures)
 
@@ -156,7 +154,7 @@ def _save_figures(drawn: list[dict[str, Figure]], folder: Path) -> list[dict[str
         raise OutputError(f"{folder}: can't be written ({error.strerror})") from None
 
 
-def _statistics_ofimages_of(
+def _statistics_of_images(
     model: nn.Module, batches: list[Batch], world: World
 ) -> AbstractContextManager[None]:
     """Inside, re-attention's BatchNorm uses the statistics of these very images, as it does in training.
