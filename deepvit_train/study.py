@@ -220,7 +220,7 @@ def _select_images(config: StudyConfig, folder: Path) -> None:
         partial = folder / f".{split}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         for place in _evenly(index, count):
-            file = index.path(place)
+            file = Path(index.path(place))
             target = partial / file.relative_to(index.folder)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
