@@ -195,6 +195,8 @@ def _orientation(image: Image.Image) -> int:
 
 def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """Turn (H, W, 3) as EXIF's orientation says."""
+    if orientation == 1:
+        return pixels
     if orientation > 4:
         pixels = pixels.transpose(1, 0, 2)
     # Seen after the transposition: orientations mirrored left to right, and top to bottom.
@@ -202,7 +204,7 @@ def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
         pixels = pixels[:, ::-1]
     if orientation in (3, 4, 7, 8):
         pixels = pixels[::-1]
-    return np.ascontiguousarray(pixels)
+    return pixels.copy()  # torch takes no negative strides, not even along an axis of one pixel
 
 
 def _rgb(image: Image.Image) -> np.ndarray:

@@ -34,7 +34,7 @@ class Walk:
             raise DataError(
                 f"{folder}: no such folder; {self.root} holds {', '.join(present) or 'no folders'}"
             )
-        classes = [entry.name for entry in self._entries(str(folder)) if entry.is_dir()]
+        classes = [entry.name for entry in self._entries(str(folder)) if _is_folder(entry)]
         if not classes:
             raise DataError(f"{folder}: holds no class folders (expected {folder}/CLASS/IMAGE.jpg)")
         for name in classes:
@@ -57,7 +57,7 @@ class Walk:
             raise DataError(f"{printable(folder)}: a link that leads back to a folder it lies in")
         files, folders = [], []
         for entry in self._entries(folder):
-            if entry.is_dir():
+            if _is_folder(entry):
                 folders.append(entry.path)
             elif entry.name.lower().endswith(IMG_EXTENSIONS):
                 if entry.is_symlink():
@@ -89,3 +89,10 @@ class Walk:
                 "data.follow_links=true allows it"
             )
         return real
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False  # a link to itself; what reads it says so

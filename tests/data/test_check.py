@@ -70,6 +70,10 @@ def test_everything_wrong_is_named(image_folder: Path, workers: int) -> None:
     damaged[len(damaged) // 2 : len(damaged) // 2 + 2] = b"\xff\xd0"  # a marker where none belongs
     (train / "ant" / "damaged.jpg").write_bytes(damaged)
 
+    flipped = bytearray((train / "ant" / "0.png").read_bytes())
+    flipped[len(flipped) // 2] ^= 1
+    (train / "ant" / "0.png").write_bytes(flipped)
+
     splits, errors = checked(image_folder, workers)
     text = "\n".join(errors)
     for message in (
@@ -89,8 +93,12 @@ def test_everything_wrong_is_named(image_folder: Path, workers: int) -> None:
     for name, message in (("2.png", "an empty file"), ("3.png", ""), ("text.jpg", "cannot identify")):
         assert f"{train}/bee/{name}: {message}" in text
     assert len(errors) == 9
-    assert splits[0].warnings
-    assert f"{train}/ant/damaged.jpg: readable, but damaged (Corrupt JPEG data" in splits[0].warnings[0]
+    assert len(splits[0].warnings) == 2
+    for name, message in (("0.png", "wrong checksum of b'IDAT'"), ("damaged.jpg", "Corrupt JPEG data")):
+        assert any(
+            line.startswith(f"{train}/ant/{name}: readable, but damaged ({message}")
+            for line in splits[0].warnings
+        )
     assert splits[0].kinds == {"PNG RGB": 24 - 2 + 70, "JPEG RGB": 1}
 
 

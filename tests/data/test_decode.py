@@ -172,8 +172,8 @@ def test_a_file_is_looked_at_before_it_is_read_or_decoded(tmp_path: Path) -> Non
     )
     # A file of 3 kB that would fill 30 GB.
     bomb = bytearray((tmp_path / "image.png").read_bytes())
-    bomb[16:24] = (100_000).to_bytes(4) + (100_000).to_bytes(4)
-    bomb[29:33] = zlib.crc32(bomb[12:29]).to_bytes(4)
+    bomb[16:24] = (100_000).to_bytes(4, "big") + (100_000).to_bytes(4, "big")
+    bomb[29:33] = zlib.crc32(bomb[12:29]).to_bytes(4, "big")
     (tmp_path / "bomb.png").write_bytes(bomb)
     assert "100000 x 100000 pixels" in bad(tmp_path / "bomb.png")
 
