@@ -28,11 +28,17 @@ Statistics = dict[str, Tensor]
 
 
 def reattention_norms(model: DeepViT) -> dict[str, nn.BatchNorm2d]:
-    """The BatchNorm of each mixing block, by name; empty where no block has one."""
+    """The BatchNorm of each mixing block that is not frozen, by name; empty where no block has one.
+
+    A frozen block keeps the statistics it was trained with, in training and in evaluation alike.
+    """
+    frozen = {module for part in model.frozen for module in part.modules()}
     return {
         f"{name}.norm": module.norm
         for name, module in model.named_modules()
-        if isinstance(module, ReAttention) and isinstance(module.norm, nn.BatchNorm2d)
+        if isinstance(module, ReAttention)
+        and isinstance(module.norm, nn.BatchNorm2d)
+        and module not in frozen
     }
 
 

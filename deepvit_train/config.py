@@ -60,6 +60,13 @@ class TrainConfig(Section):
 
     def check(self) -> None:
         check_architecture(self.model, self.attn)
+        if self.optim.freeze_blocks > self.model.depth:
+            raise ConfigError(
+                f"optim.freeze_blocks={self.optim.freeze_blocks} is more than "
+                f"model.depth={self.model.depth}; nearest: optim.freeze_blocks={self.model.depth}"
+            )
+        if self.loss.cosine_weight and self.model.depth < 2:
+            raise ConfigError("loss.cosine_weight compares blocks, and model.depth=1; nearest: model.depth=2")
         if self.data.name is None:
             raise ConfigError(f"data.name is not given; choices: data={', data='.join(choices('data'))}")
         if self.schedule.warmup_epochs >= self.trainer.epochs and self.schedule.warmup_epochs:

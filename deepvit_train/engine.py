@@ -22,6 +22,7 @@ from deepvit_train.distributed import World
 from deepvit_train.error import DataError, NotFiniteError
 from deepvit_train.models import DeepViT
 from deepvit_train.recipe import autocast
+from deepvit_train.regulariser import CosineRegulariser
 from deepvit_train.schema.recipe import Precision
 from deepvit_train.state import TrainState
 
@@ -36,19 +37,21 @@ class StepOptions:
     mixup: Mixup | None
     clip_grad: float | None
     max_scaler_skips: int
+    regulariser: CosineRegulariser | None = None
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """A step's mean loss over this rank's images, and its gradient's norm; both stay on the device."""
+    """A step's mean loss over this rank's images, and its gradient's norm; all stay on the device."""
 
     loss: Tensor
     grad_norm: Tensor
+    penalty: Tensor  # the regulariser's part of the loss
 
 
 def train_step(
     state: TrainState,
-    forward: Callable[[Tensor], Tensor],
+    forward: Callable[..., Any],
     batches: Sequence[Batch],
     world: World,
     options: StepOptions,
@@ -61,7 +64,7 @@ def train_step(
     """
     torch.manual_seed(derive_seed("step", options.seed, state.step, world.rank))
     state.schedule.step_update(state.step)
-    loss = torch.zeros((), device=world.device)
+    loss, penalty = torch.zeros(2, device=world.device)
     for number, batch in enumerate(batches):
         images = batch.images.to(world.device, non_blocking=True)
         targets = batch.targets.to(world.device, non_blocking=True)
@@ -74,10 +77,12 @@ def train_step(
         local: Any = getattr(forward, "no_sync", nullcontext) if number + 1 < len(batches) else nullcontext
         with local():
             with autocast(world.device, options.precision):
-                logits = forward(images)
-            micro_loss = F.cross_entropy(logits.float(), targets, label_smoothing=smoothing) / len(batches)
+                logits, micro_penalty = _regularised(forward, images, options.regulariser)
+            task_loss = F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
+            micro_loss = (task_loss + micro_penalty) / len(batches)
             state.scaler.scale(micro_loss).backward()
         loss += micro_loss.detach()
+        penalty += micro_penalty.detach() / len(batches)
     state.scaler.unscale_(state.optimizer)
     parameters = [parameter for parameter in state.model.parameters() if parameter.grad is not None]
     grad_norm = torch.nn.utils.get_total_norm(
@@ -87,7 +92,17 @@ def train_step(
     if options.clip_grad is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, options.clip_grad, grad_norm)
     _update(state, options)
-    return StepResult(loss, grad_norm)
+    return StepResult(loss, grad_norm, penalty)
+
+
+def _regularised(
+    forward: Callable[..., Any], images: Tensor, regulariser: CosineRegulariser | None
+) -> tuple[Tensor, Tensor]:
+    """Logits, and the penalty on the attention maps; 0 without a regulariser."""
+    if regulariser is None:
+        return forward(images), images.new_zeros(())
+    logits, maps = forward(images, map_blocks=regulariser.blocks)
+    return logits, regulariser(maps)
 
 
 def _update(state: TrainState, options: StepOptions) -> None:

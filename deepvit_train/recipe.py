@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from timm.data import Mixup
-from timm.optim import create_optimizer_v2, param_groups_weight_decay
+from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 
@@ -25,14 +25,41 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
 
 
 def build_optimizer(model: DeepViT, optim: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW. Weight decay leaves out one-dimensional parameters, the position and the class token."""
+    """AdamW. Weight decay leaves out one-dimensional parameters, the position and the class token.
+
+    With layer decay, a block's learning rate is `layer_decay` times that of the block after it; the head has
+    the full rate, stem and tokens the lowest (timm's groups).
+    """
     exempt = model.no_weight_decay()
     if not optim.decay_theta:
         exempt |= {name for name, _ in model.named_parameters() if name.endswith(".theta")}
-    groups: Any = param_groups_weight_decay(model, optim.weight_decay, no_weight_decay_list=exempt)
+    groups: Any
+    if optim.layer_decay == 1.0:
+        groups = param_groups_weight_decay(model, optim.weight_decay, no_weight_decay_list=exempt)
+    else:
+        groups = param_groups_layer_decay(model, optim.weight_decay, exempt, layer_decay=optim.layer_decay)
     return create_optimizer_v2(
         groups, opt=optim.name.value, lr=optim.lr, betas=tuple(optim.betas), eps=optim.eps, fused=True
     )
+
+
+def learning_rate(optimizer: torch.optim.Optimizer) -> float:
+    """The highest rate among the groups: the schedule's, wherever the classifier is trained."""
+    return max(group["lr"] for group in optimizer.param_groups)
+
+
+def is_partial(optim: OptimConfig) -> bool:
+    """Whether some parameters learn slower than others, or not at all."""
+    return optim.layer_decay != 1.0 or optim.freeze_blocks > 0 or optim.head_only
+
+
+def describe_groups(optimizer: torch.optim.Optimizer) -> str:
+    """What each share of the learning rate is for: 'x1 for 650 parameters, x0.75 for 12,345'."""
+    counts: dict[float, int] = {}
+    for group in optimizer.param_groups:
+        scale = group.get("lr_scale", 1.0)
+        counts[scale] = counts.get(scale, 0) + sum(parameter.numel() for parameter in group["params"])
+    return ", ".join(f"x{scale:.3g} for {counts[scale]:,}" for scale in sorted(counts, reverse=True))
 
 
 def build_schedule(

@@ -25,10 +25,19 @@ from deepvit_train.distributed import World
 from deepvit_train.engine import FiniteGuard, StepOptions, first_non_finite, train_step
 from deepvit_train.error import Interrupted, NotFiniteError
 from deepvit_train.interruption import EvaluationStopped, StopSignals, interrupted
-from deepvit_train.models import DeepViT, build_model
+from deepvit_train.models import DeepViT, build_model, start_from
 from deepvit_train.models.summary import count_flops, count_parameters
 from deepvit_train.plan import Plan, build_plan
-from deepvit_train.recipe import build_ema, build_mixup, build_optimizer, build_schedule
+from deepvit_train.recipe import (
+    build_ema,
+    build_mixup,
+    build_optimizer,
+    build_schedule,
+    describe_groups,
+    is_partial,
+    learning_rate,
+)
+from deepvit_train.regulariser import build_regulariser
 from deepvit_train.run_folder import RunFolder, describe_environment, flatten
 from deepvit_train.saving import CheckpointWriter
 from deepvit_train.schema.preset import Architecture
@@ -66,17 +75,21 @@ def run(config: TrainConfig) -> dict[str, Any]:
         check_classes(val_index, train_index.classes)
         plan = build_plan(config.trainer, config.schedule, len(train_index), world.size)
 
+        # Model. Weights to start from are read before the run's folder is made: a bad file leaves none.
+        model = build_model(Architecture(config.model, config.attn), len(train_index.classes))
+        begun = checkpoint.checkpoints_in(Path(config.run_dir).expanduser() / "checkpoints")
+        fresh = config.model.weights if not (begun or source) else None
+        start = None if fresh is None else start_from(model, fresh)
+        model.freeze(config.optim.freeze_blocks, config.optim.head_only)
+        model.to(world.device).set_grad_checkpointing(config.trainer.grad_checkpointing)
+
         # The run's folder.
         folder = stack.enter_context(RunFolder(config.run_dir, writes=world.is_main))
         say(f"run folder: {folder.path}")
         folder.adopt(plain(config), config.resume, say)
         world.barrier()
 
-        # Model, optimizer, schedule, averaged weights.
-        model = build_model(Architecture(config.model, config.attn), len(train_index.classes)).to(
-            world.device
-        )
-        model.set_grad_checkpointing(config.trainer.grad_checkpointing)
+        # Optimizer, schedule, averaged weights.
         optimizer = build_optimizer(model, config.optim)
         state = TrainState(
             model=model,
@@ -88,11 +101,13 @@ def run(config: TrainConfig) -> dict[str, Any]:
             ),
         )
 
-        # Resume: the run's own folder before an explicit checkpoint before a fresh start.
+        # Resume: the run's own folder, before an explicit checkpoint, initial weights, a fresh start.
         origin = checkpoint.newest_valid(folder.checkpoints, say) or source
         if origin:
             state.restore(origin)
             say(f"resumed from {origin} at step {state.step} of {plan.total_steps}")
+        elif start:
+            say(str(start))
         if state.step >= plan.total_steps and state.evaluated_step == state.step:
             say(f"finished already: {_phrase(state.metrics)}")
             say(f"run folder: {folder.path}")
@@ -105,7 +120,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
         stack.callback(tracker.close)
         folder.note_environment(describe_environment(str(world.device), torch.get_num_threads(), world.size))
         tracker.text("config", as_yaml(config), state.step)
-        say(_summary(config, plan, world, model, len(train_index), len(val_index)))
+        say(_summary(config, plan, world, state, len(train_index), len(val_index)))
 
         # Train, calibrate, evaluate, log, save.
         description = description_of(
@@ -114,7 +129,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
             train_index.classes,
             config.data,
             config.seed,
-            config.trainer.calibrate_images,
+            config.trainer.calibrate_images if reattention_norms(model) else 0,
         )
         writer = CheckpointWriter(folder.checkpoints, config.trainer.keep_last) if world.is_main else None
         if writer is not None:
@@ -165,6 +180,7 @@ class _Trainer:
             ),
             clip_grad=config.trainer.clip_grad,
             max_scaler_skips=config.trainer.max_scaler_skips,
+            regulariser=build_regulariser(config.loss, config.model.depth),
         )
         meter = Meter(self.world)
         guard = FiniteGuard(self.world, scaled=state.scaler.is_enabled())
@@ -193,7 +209,10 @@ class _Trainer:
                 meter.add(result.loss, config.trainer.batch_size, waited_s)
                 progress.update(bar, completed=state.step)
                 if plan.logs(state.step):
-                    self._log(meter.take(state.optimizer.param_groups[0]["lr"], result.grad_norm))
+                    scalars = meter.take(learning_rate(state.optimizer), result.grad_norm)
+                    # The last step's, of this rank.
+                    penalty = {"train/cosine_penalty": result.penalty.item()} if options.regulariser else {}
+                    self._log(scalars | penalty)
                 if plan.evaluates(state.step) and not stop:
                     with meter.paused():
                         self._evaluate_and_save()
@@ -301,13 +320,15 @@ def _wrapped(model: DeepViT, config: TrainConfig, world: World) -> Callable[[Ten
     return torch.compile(forward) if config.trainer.compile else forward
 
 
-def _summary(config: TrainConfig, plan: Plan, world: World, model: DeepViT, train: int, val: int) -> str:
+def _summary(config: TrainConfig, plan: Plan, world: World, state: TrainState, train: int, val: int) -> str:
+    model, optim = state.model, config.optim
     parameters, flops = count_parameters(model), count_flops(model, config.model.image_size)
+    tuned = f"\nlearning rate: {describe_groups(state.optimizer)} parameters" if is_partial(optim) else ""
     parts = f"{plan.micro_batch} x {config.trainer.accumulate} accumulated x {world.size} ranks"
     return (
         f"model: {config.attn.kind}, {config.model.depth} blocks, dim {config.model.dim}, "
         f"{config.model.heads} heads; "
-        f"{parameters:,} parameters, {flops / 1e9:.3f} GFLOPs an image\n"
+        f"{parameters:,} parameters, {flops / 1e9:.3f} GFLOPs an image{tuned}\n"
         f"data: {train:,} training and {val:,} validation images in {model.num_classes} classes\n"
         f"batch: {config.trainer.batch_size} = {parts}; {plan.total_steps:,} steps, "
         f"{plan.steps_per_epoch:,} an epoch; "

@@ -22,7 +22,7 @@ SHIPPED = [
     *[["attn=" + name] for name in choices("attn")],
     *[["model=" + name] for name in choices("model")],
     *[["augment=" + name] for name in choices("augment")],
-    *[["experiment=" + name, "data.root=/data"] for name in choices("experiment")],
+    *[["experiment=" + name, "data.root=/data", "model.weights=file"] for name in choices("experiment")],
     FOLDER,
 ]
 
@@ -36,8 +36,8 @@ def test_every_shipped_choice_composes_and_builds(overrides: list[str]) -> None:
 
 
 def test_every_yaml_file_is_reached() -> None:
-    reached = {"train", "eval", "default", "adamw", "cosine", "imagenet"}
-    for group in ("attn", "model", "augment", "experiment", "data", "study"):
+    reached = {"train", "eval", "default", "adamw", "cosine"}
+    for group in ("attn", "model", "augment", "experiment", "data", "study", "recipe"):
         reached |= set(choices(group))
     assert {file.stem for file in config_dir().rglob("*.yaml")} <= reached | set(COMMANDS)
 
@@ -92,6 +92,11 @@ def test_an_image_folder_is_cropped_and_flipped_unless_told_otherwise() -> None:
         (["trainer.batch_size=10", "trainer.accumulate=3"], "not divisible by trainer.accumulate=3"),
         (["trainer.epochs=4"], "schedule.warmup_epochs=5 leaves nothing of trainer.epochs=4"),
         (["experiment=deepvit_s"], "data.root is not given"),
+        (["experiment=linear_probe", "data.root=/data"], "model.weights is not given"),
+        (["optim.freeze_blocks=7"], "optim.freeze_blocks=7 is more than model.depth=6"),
+        (["optim.layer_decay=0"], "optim.layer_decay=0.0: must be greater than 0"),
+        (["loss.cosine_weight=0.1", "model.depth=1"], "nearest: model.depth=2"),
+        (["loss.cosine_axis=keys"], "loss.cosine_axis=keys: must be heads|queries"),
         (["data=imagefolder"], "data.root is not given"),
         (["model.depth"], "not of the form key=value"),
         (["name=a/b"], "must not hold '/'"),

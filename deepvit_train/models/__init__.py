@@ -4,6 +4,7 @@ from deepvit_train.models import registry
 from deepvit_train.models.attention import Attention, ReAttention, TalkingHeads
 from deepvit_train.models.deepvit import DeepViT, build_model
 from deepvit_train.models.importer import load_model
+from deepvit_train.models.importer.start import start_from
 from deepvit_train.models.record import BlockRecord, record_maps
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "load_model",
     "record_maps",
     "registry",
+    "start_from",
 ]

@@ -83,9 +83,9 @@ class DeepViT(TimmInterface):
         self.num_classes = num_classes
         self.num_features = self.head_hidden_size = self.embed_dim = dim
         self.num_prefix_tokens = 1 + registers
+        self.heads = heads
         self.attn = attn
         self.pool = pool_named(pool)
-        self.grad_checkpointing = False
 
         self.patch_embed = build_stem(Stem(stem), patch_size, channels, dim)
         tokens = (image_size // patch_size) ** 2 + 1

@@ -1,4 +1,4 @@
-"""What timm's training scripts and feature extractors ask of a vision transformer.
+"""What training scripts and feature extractors ask of a vision transformer, under timm's names.
 
 Shapes: B batch, C colour channels, N tokens, D dim.
 """
@@ -58,11 +58,17 @@ class TimmInterface(nn.Module):
     blocks: nn.Sequential
     norm: nn.Module
     head: nn.Module
+    patch_embed: nn.Module
+    cls_token: nn.Parameter
+    reg_token: nn.Parameter | None
+    pos_embed: nn.Parameter
+    pos_drop: nn.Module
     pool: Pool | None
     num_classes: int
     num_features: int
     num_prefix_tokens: int
-    grad_checkpointing: bool
+    grad_checkpointing: bool = False
+    frozen: tuple[nn.Module, ...] = ()
     pretrained_cfg: dict[str, Any]  # for timm's data pipeline; also in models that timm did not build
     default_cfg: dict[str, Any]
 
@@ -98,6 +104,28 @@ class TimmInterface(nn.Module):
         """Recompute each block in the backward pass instead of keeping what it computed."""
         self.grad_checkpointing = enable
 
+    def freeze(self, blocks: int = 0, head_only: bool = False) -> None:
+        """Leave stem, tokens and the first `blocks` blocks as they are; with `head_only` all but the head.
+
+        What is frozen gets no gradients and stays in evaluation mode: statistics and dropout rest too.
+        """
+        tail = [self.norm] if head_only else []
+        count = len(self.blocks) if head_only else blocks
+        if not (count or head_only):
+            return
+        self.frozen = (self.patch_embed, self.pos_drop, *self.blocks[:count], *tail)
+        tokens = [self.cls_token, self.pos_embed, *([] if self.reg_token is None else [self.reg_token])]
+        for parameter in [*tokens, *(each for part in self.frozen for each in part.parameters())]:
+            parameter.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> TimmInterface:
+        """As nn.Module.train, but for what is frozen."""
+        super().train(mode)
+        for part in self.frozen:
+            part.eval()
+        return self
+
     def run_block(self, block: Any, x: Tensor, maps: bool = False) -> Any:
         """A block's tokens, with `maps` also its attention maps; checkpointed where that is asked for."""
         call = block.forward_with_maps if maps else block
@@ -110,7 +138,7 @@ class TimmInterface(nn.Module):
     @property
     def feature_info(self) -> list[dict[str, Any]]:
         """Each block's features: name, channels, and pixels a token."""
-        size = self.patch_embed.patch_size  # pyright: ignore[reportAttributeAccessIssue]
+        size = self.patch_embed.patch_size
         return [
             {"module": f"blocks.{index}", "num_chs": self.num_features, "reduction": size}
             for index in range(len(self.blocks))

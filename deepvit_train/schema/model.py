@@ -100,6 +100,8 @@ class ModelConfig(Section):
                 f"model.dim={self.dim} is not divisible by model.heads={self.heads}; "
                 f"nearest: model.dim={_nearest_multiple(self.dim, self.heads)}, or give model.head_dim"
             )
+        if self.weights == "":
+            raise ConfigError("model.weights is not given: this starts from weights; add model.weights=FILE")
         for name in ("mean", "std"):
             if len(getattr(self, name)) != 3:
                 raise ConfigError(

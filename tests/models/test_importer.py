@@ -161,11 +161,11 @@ def test_timms_vision_transformer(tmp_path: Path, options: dict[str, object]) ->
 
 
 @pytest.mark.parametrize("attn", ["self", "reattention", "reattention_seed", "talking_heads"])
-@pytest.mark.parametrize("stem", ["conv", "rearrange"])
+@pytest.mark.parametrize("stem", ["conv", "cnn", "rearrange"])
 def test_own_names_without_a_description(tmp_path: Path, attn: str, stem: str) -> None:
     torch.manual_seed(0)
     model = DeepViT(**SEED_SHAPE, dim_head=8, attn=attn, stem=stem, registers=2, layer_scale=0.5).eval()
-    options = {"heads": 3} if attn == "self" else {}
+    options = {"heads": 3, "transform_scale": False, "residual_scale": 1.0}
     loaded = load_model(saved(tmp_path, model.state_dict()), norm_eps=1e-5, **options)
     assert torch.equal(loaded(IMAGES.float()), model(IMAGES.float()))
 

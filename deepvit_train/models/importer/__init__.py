@@ -19,7 +19,7 @@ from deepvit_train.schema.model import AttentionConfig, ModelConfig
 from deepvit_train.schema.preset import Architecture, model_preset, section_from
 
 # The first whose mark a name bears.
-LAYOUTS = (seed.LAYOUT, vit_pytorch.LAYOUT, authors.LAYOUT, own.LAYOUT, timm_vit.LAYOUT)
+LAYOUTS = (own.LAYOUT, seed.LAYOUT, vit_pytorch.LAYOUT, authors.LAYOUT, timm_vit.LAYOUT)
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,10 @@ def import_model(file: Path, preset: str | None, weights: str, overrides: dict[s
         model_preset(preset)
     source = read_source(file, weights)
     try:
+        layout, tensors, norm_eps = own_tensors(source)
         if source.description is not None:
-            layout, tensors = own.LAYOUT.name, source.tensors
             architecture = _described(source.description, choices)
         else:
-            layout, tensors, norm_eps = _translated(source.tensors)
             architecture = infer_architecture(tensors, norm_eps, preset, choices)
         model = build_from(architecture, tensors)
     except (CheckpointError, ConfigError) as error:
@@ -118,14 +117,16 @@ def check_fit(expected: Tensors, tensors: Tensors) -> None:
         )
 
 
-def _translated(tensors: Tensors) -> tuple[str, Tensors, float | None]:
-    """The layout's name, the tensors under their own names, and the layout's epsilon."""
-    names = list(tensors)
+def own_tensors(source: Source) -> tuple[str, Tensors, float | None]:
+    """A file's layout, its tensors under own names, the layout's epsilon. Raises CheckpointError."""
+    if source.description is not None:
+        return own.LAYOUT.name, source.tensors, None
+    names = list(source.tensors)
     layout = next((layout for layout in LAYOUTS if layout.matches(names)), None)
     if layout is None:
         known = ", ".join(layout.name for layout in LAYOUTS)
         raise CheckpointError(f"of no layout that can be read ({known}); {listed('it holds', names)}")
-    translated, unread = layout.translate(tensors)
+    translated, unread = layout.translate(source.tensors)
     if unread:
         raise CheckpointError(f"of {layout.name} layout, but {listed('not read', unread)}")
     return layout.name, translated, layout.norm_eps
