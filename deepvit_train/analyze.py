@@ -19,7 +19,7 @@ from deepvit_train.collapse.report import write_html
 from deepvit_train.config import AnalyzeConfig
 from deepvit_train.data.bad import BadFiles
 from deepvit_train.data.dataset import Batch
-from deepvit_train.data.index import data_root, scan_split
+from deepvit_train.data.index import open_split
 from deepvit_train.data.split import calibration_loader, eval_loader
 from deepvit_train.data.transform import denormalise
 from deepvit_train.distributed import World, choose_device
@@ -108,7 +108,7 @@ def _out_folder(config: AnalyzeConfig, subject: Subject) -> Path:
 
 def images_of(subject: Subject, config: AnalyzeConfig, data: DataConfig, world: World) -> list[Batch]:
     """The images that maps are collected on: the same choice for every model."""
-    index = scan_split(data_root(data), data.split, data.follow_links)
+    index = open_split(data, data.split)
     count, batch_size = config.collapse.images, config.batch_size
     bad = BadFiles([], data.max_bad, world, console.print)
     images = calibration_loader(index, subject.preprocessing, data, count, batch_size, IMAGES_SEED, world)
@@ -170,13 +170,13 @@ def _accuracy(subject: Subject, config: AnalyzeConfig, data: DataConfig, world: 
     """Top-1 and loss on the whole split: with calibrated statistics, and with the running ones."""
     loaded = subject.loaded
     assert loaded is not None
-    root, shape = data_root(data), subject.preprocessing
-    index = scan_split(root, data.split, data.follow_links)
+    shape = subject.preprocessing
+    index = open_split(data, data.split)
     classes = loaded.check_data(index)
     model, batch_size = loaded.model.to(world.device), config.eval_batch_size
     statistics = {"calibrated": loaded.statistics, "running": None}
     if loaded.needs_calibration:
-        training = scan_split(root, "train", data.follow_links)
+        training = open_split(data, "train")
         images = calibration_loader(
             training, shape, data, loaded.calibrate_images, batch_size, loaded.seed, world
         )

@@ -14,7 +14,7 @@ from deepvit_train import distributed
 from deepvit_train.calibration import calibrate, using
 from deepvit_train.config import EvalConfig
 from deepvit_train.data.bad import BadFiles
-from deepvit_train.data.index import check_classes, data_root, scan_split
+from deepvit_train.data.index import check_classes, open_split
 from deepvit_train.data.split import calibration_loader, eval_loader
 from deepvit_train.engine import EvalResult, evaluate
 from deepvit_train.error import CheckpointError, DataError
@@ -39,7 +39,7 @@ def run(config: EvalConfig) -> dict[str, Any]:
 
     # The data: the run's own unless told otherwise.
     data = loaded.data_for(config.data)
-    index = scan_split(data_root(data), data.split, data.follow_links)
+    index = open_split(data, data.split)
     classes = loaded.check_data(index)
 
     # Calibrate where the checkpoint was saved between two evaluations, then evaluate.
@@ -74,7 +74,7 @@ def run(config: EvalConfig) -> dict[str, Any]:
 
 def _training_images(loaded: LoadedModel, data: DataConfig) -> Any:
     try:
-        index = scan_split(data_root(data), "train", data.follow_links)
+        index = open_split(data, "train")
         check_classes(index, loaded.classes or index.classes)
     except DataError as error:
         raise CheckpointError(

@@ -18,7 +18,7 @@ from deepvit_train.calibration import reattention_norms
 from deepvit_train.config import TrainConfig, as_yaml, plain
 from deepvit_train.data.bad import BadFiles
 from deepvit_train.data.dataset import Batch, TrainOrder
-from deepvit_train.data.index import ImageIndex, check_classes, data_root, scan_split
+from deepvit_train.data.index import ImageIndex, check_classes, open_split
 from deepvit_train.data.split import calibration_loader, eval_loader, train_loader
 from deepvit_train.data.transform import denormalise
 from deepvit_train.distributed import World
@@ -68,10 +68,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
 
         # Data. An explicit checkpoint is looked at first: without it there is nothing to read data for.
         source = None if config.resume in ("auto", "never") else checkpoint.find(config.resume)
-        root = data_root(config.data)
-        train_index, val_index = (
-            scan_split(root, split, config.data.follow_links) for split in ("train", config.data.split)
-        )
+        train_index, val_index = (open_split(config.data, split) for split in ("train", config.data.split))
         check_classes(val_index, train_index.classes)
         plan = build_plan(config.trainer, config.schedule, len(train_index), world.size)
 

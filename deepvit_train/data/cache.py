@@ -18,6 +18,9 @@ VERSION = 1
 COARSEST_TICK_S = 2.0
 
 Stamp = tuple[str, int, int]
+Arrays = dict[str, np.ndarray]
+Names = dict[str, list[str]]
+Listing = tuple[Arrays, Names, list[Stamp]]  # an index, and what tells whether it is still right
 
 
 def cache_folder() -> Path:
@@ -37,28 +40,26 @@ def stamp_of(folder: str) -> Stamp:
     return folder, status.st_mtime_ns, status.st_ctime_ns
 
 
-def read(file: Path) -> tuple[dict[str, np.ndarray], list[str]] | None:
-    """The arrays and class names kept in a file, or None where there are none or a folder changed since."""
+def read(file: Path) -> tuple[Arrays, Names] | None:
+    """The arrays and names kept in a file, or None where there are none or a folder changed since."""
     try:
         with np.load(file, allow_pickle=False) as kept:
             about = json.loads(kept["about"].tobytes())
             if any(tuple(stamp) != stamp_of(stamp[0]) for stamp in about["stamps"]):
                 return None
-            return {name: kept[name] for name in kept.files if name != "about"}, about["classes"]
+            return {name: kept[name] for name in kept.files if name != "about"}, about["names"]
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
         return None  # no file, or a damaged one: it is made again
 
 
-def write(
-    file: Path, arrays: dict[str, np.ndarray], classes: list[str], stamps: list[Stamp], started: float
-) -> None:
+def write(file: Path, arrays: Arrays, names: Names, stamps: list[Stamp], started: float) -> None:
     """Keep an index made since `started`, each folder stamped before it was listed.
 
     Nothing is kept where a folder had changed just before, or where the cache can't be written.
     """
     if max(max(times) for _, *times in stamps) / 1e9 > started - COARSEST_TICK_S:
         return
-    about = json.dumps({"classes": classes, "stamps": stamps}).encode()
+    about = json.dumps({"names": names, "stamps": stamps}).encode()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         descriptor, partial = tempfile.mkstemp(dir=file.parent, suffix=".partial")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from deepvit_train.data.decode import BadImageError, Limits, open_picture
+from deepvit_train.data.decode import BadImageError, Limits, parse_picture
 from deepvit_train.data.index import ImageIndex
 from deepvit_train.data.transform import NOTHING_ERASED, Erasure, Transform
 from deepvit_train.determinism import derive_seed, generators_kept, permutation
@@ -82,7 +82,8 @@ class ImageDataset(Dataset[RawBatch]):
         for step in range(min(len(self.index), self.replacements + 1)):
             image = (key.image + step) % len(self.index)
             try:
-                picture = open_picture(self.index.path(image), self.limits)
+                data = self.index.read(image, self.limits.max_bytes)
+                picture = parse_picture(self.index.path(image), data, self.limits.max_pixels)
                 pixels, erasure = self.transform(picture, seed)
             except BadImageError as error:
                 bad.append(str(error))

@@ -1,18 +1,23 @@
-"""The index of a folder of images: which files there are, and the class of each."""
+"""The index of a data set: which images there are, the class of each, and where it is read."""
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from deepvit_train.data import cache
+from deepvit_train.data.cache import Arrays, Listing, Names
+from deepvit_train.data.decode import read_file
 from deepvit_train.data.digits import digits_root
 from deepvit_train.data.folder import Walk
+from deepvit_train.data.tar import TarFiles, list_tars
 from deepvit_train.error import DataError
 from deepvit_train.schema.data import DataConfig, DataName
 
@@ -30,14 +35,21 @@ class ImageIndex:
     paths: np.ndarray
     ends: np.ndarray
     targets: np.ndarray
+    tars: TarFiles | None = None
 
     def __len__(self) -> int:
         return len(self.ends)
 
     def path(self, image: int) -> str:
-        """The file of an image."""
+        """The file of an image; in a tar file its path behind that of the tar file."""
         start = self.ends[image - 1] if image else 0
         return f"{self.folder}/{os.fsdecode(self.paths[start : self.ends[image]].tobytes())}"
+
+    def read(self, image: int, max_bytes: int) -> bytes:
+        """The content of an image. Raises BadImageError."""
+        if self.tars is None:
+            return read_file(self.path(image), max_bytes)
+        return self.tars.read(image, self.path(image), max_bytes)
 
 
 def data_root(data: DataConfig) -> Path:
@@ -50,19 +62,40 @@ def data_root(data: DataConfig) -> Path:
     return folder
 
 
+def open_split(data: DataConfig, split: str) -> ImageIndex:
+    """The index of a split of a data set. Raises DataError."""
+    if data.name == DataName.tar:
+        return scan_tars(data_root(data), split)
+    return scan_split(data_root(data), split, data.follow_links)
+
+
 def scan_split(root: Path, split: str, follow_links: bool) -> ImageIndex:
     """Index root/split/CLASS/**/*.{jpg,png,...}. Raises DataError naming what is missing or empty."""
-    file = cache.cache_file(root.absolute(), split, follow_links)
+    walk = Walk(root.absolute(), split, follow_links)
+    kept, names = _kept(("folder", root.absolute(), split, follow_links), partial(_list, walk))
+    return ImageIndex(root / split, names["classes"], kept["paths"], kept["ends"], kept["targets"])
+
+
+def scan_tars(root: Path, split: str) -> ImageIndex:
+    """Index the tar files of a split. Raises DataError."""
+    kept, names = _kept(("tar", root.absolute(), split), partial(list_tars, root.absolute(), split))
+    tars, folder = TarFiles(names["tars"], kept["places"]), Path(names["tars"][0]).parent
+    return ImageIndex(folder, names["classes"], kept["paths"], kept["ends"], kept["targets"], tars)
+
+
+def _kept(key: tuple[object, ...], make: Callable[[], Listing]) -> tuple[Arrays, Names]:
+    """What the cache keeps under a key, or what is made now."""
+    file = cache.cache_file(*key)
     kept = cache.read(file)
     if kept is None:
-        started, walk = time.time(), Walk(root.absolute(), split, follow_links)
-        kept = _list(walk)
-        cache.write(file, *kept, walk.stamps, started)
-    arrays, classes = kept
-    return ImageIndex(root / split, classes, **arrays)
+        started = time.time()
+        arrays, names, stamps = make()
+        cache.write(file, arrays, names, stamps, started)
+        kept = arrays, names
+    return kept
 
 
-def _list(walk: Walk) -> tuple[dict[str, np.ndarray], list[str]]:
+def _list(walk: Walk) -> Listing:
     classes = walk.classes()
     blocks: list[bytes] = []
     lengths: list[np.ndarray] = []
@@ -80,7 +113,7 @@ def _list(walk: Walk) -> tuple[dict[str, np.ndarray], list[str]]:
         "ends": np.concatenate(lengths).cumsum(),
         "targets": np.repeat(np.arange(len(classes), dtype=np.int32), [len(found) for found in lengths]),
     }
-    return arrays, classes
+    return arrays, {"classes": classes}, walk.stamps
 
 
 def check_classes(index: ImageIndex, expected: list[str]) -> None:

@@ -11,6 +11,7 @@ from deepvit_train.schema.option import Choice, Section, option
 class DataName(Choice):
     digits = "digits"  # scikit-learn's handwritten digits, written as an ImageFolder into the cache folder
     imagefolder = "imagefolder"  # root/train/CLASS/*.jpg and root/val/CLASS/*.jpg
+    tar = "tar"  # the same in tar files: root/train.tar, root/train/*.tar or webdataset's root/train-*.tar
 
 
 @dataclass(kw_only=True, slots=True)
@@ -33,9 +34,9 @@ class DataConfig(Section):
         return "data."
 
     def check(self) -> None:
-        if self.name == DataName.imagefolder and not self.root:
+        if self.name in (DataName.imagefolder, DataName.tar) and not self.root:
             raise ConfigError(
-                "data.root is not given: data=imagefolder needs data.root=FOLDER with train/ and val/ in it"
+                f"data.root is not given: data={self.name} needs data.root=FOLDER with train and val in it"
             )
 
 
