@@ -1,0 +1,116 @@
+"""How far re-attention is from float64 on a trained model's own queries, keys and values.
+
+    python -m scripts.half_precision RUN [IMAGES]
+
+For each block, with statistics of the batch as in training: the relative error (norm of the difference by
+norm) of the output and of the gradients of q and Theta, by the operator and by the formula under autocast.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from deepvit_train.config import compose_command
+from deepvit_train.data.index import scan_split
+from deepvit_train.data.split import eval_loader
+from deepvit_train.distributed import World
+from deepvit_train.models import ReAttention
+from deepvit_train.models.reattention import mix_heads, plain_reattention, reattention, softmax_maps
+from deepvit_train.weights import load
+
+Inputs = tuple[Tensor, Tensor, Tensor]
+
+
+def by_autocast(
+    q: Tensor, k: Tensor, v: Tensor, theta: Tensor, bias: Tensor | None, norm: Any, dtype: torch.dtype
+) -> Tensor:
+    """The formula as autocast runs it: softmax in float32, then maps rounded for every product."""
+    with torch.autocast("cpu", dtype):
+        return mix_heads(softmax_maps(q, k), theta, bias, norm, 1.0) @ v
+
+
+WAYS = {
+    "operator, fp32": (torch.float32, reattention),
+    "operator, bf16": (torch.bfloat16, reattention),
+    "operator, fp16": (torch.float16, reattention),
+    "formula, fp32": (torch.float32, plain_reattention),
+    "formula under autocast, bf16": (torch.bfloat16, partial(by_autocast, dtype=torch.bfloat16)),
+    "formula under autocast, fp16": (torch.float16, partial(by_autocast, dtype=torch.float16)),
+}
+
+
+def record(run: str, images: int) -> list[tuple[ReAttention, Inputs]]:
+    """Each mixing block with its q, k and v for images of the run's validation split."""
+    loaded = load(run, "auto")
+    config = compose_command(
+        "eval", [f"checkpoint={run}", "data=imagefolder", f"data.root={loaded.data_root}", "data.workers=0"]
+    )
+    world = World(0, 1, torch.device("cpu"))
+    assert loaded.data_root is not None
+    index = scan_split(Path(loaded.data_root), "val", follow_links=False)
+    batch = next(iter(eval_loader(index, loaded.architecture.model, config.data, images, world)))
+    found = []
+    model = loaded.model.train()
+    for module in model.modules():
+        if isinstance(module, ReAttention):
+
+            def recording(q: Tensor, k: Tensor, v: Tensor, of: Any = (module, module.attend)) -> Tensor:
+                found.append((of[0], (q, k, v)))
+                return of[1](q, k, v)
+
+            module.attend = recording
+    with torch.no_grad():
+        model(batch.images)
+    return found
+
+
+def results(function: Any, dtype: torch.dtype, module: ReAttention, inputs: Inputs) -> list[Tensor]:
+    """Output, and gradients of q and Theta; q, k and v rounded to the type, Theta in float32 at least."""
+    full = torch.promote_types(dtype, torch.float32)
+    q, k, v = (each.detach().to(dtype).requires_grad_() for each in inputs)
+    theta = module.theta.detach().to(full).requires_grad_()
+    bias = None if module.theta_bias is None else module.theta_bias.detach().to(full)
+    norm = None if module.norm is None else copy.deepcopy(module.norm).to(full)
+    out = function(q, k, v, theta, bias, norm)
+    direction = torch.linspace(-1.0, 2.0, out.numel(), dtype=torch.float64).view_as(out).mul(7.0).cos()
+    gradients = torch.autograd.grad(out, [q, theta], direction.to(out.dtype))
+    return [each.detach().double() for each in (out, *gradients)]
+
+
+def main() -> None:
+    run, images = sys.argv[1], int((sys.argv[2:] or ["64"])[0])
+    torch.manual_seed(0)
+    blocks = record(run, images)
+    errors: dict[str, list[list[float]]] = {name: [] for name in WAYS}
+    spread = []
+    for module, inputs in blocks:
+        exact = results(plain_reattention, torch.float64, module, inputs)
+        maps = softmax_maps(inputs[0].double(), inputs[1].double())
+        spread.append(float(maps.std() * maps.shape[-1]))
+        for name, (dtype, function) in WAYS.items():
+            found = results(function, dtype, module, inputs)
+            pairs = zip(found, exact, strict=True)
+            errors[name].append([float((one - two).norm() / two.norm()) for one, two in pairs])
+    spread.sort()
+    title = (
+        f"{len(blocks)} blocks, {images} images; standard deviation of N A: least {spread[0]:.2g}, "
+        f"median {spread[len(spread) // 2]:.2g}, most {spread[-1]:.2g}"
+    )
+    table = Table("relative error: median block (worst)", "output", "gradient of q", "of Theta", title=title)
+    for name, rows in errors.items():
+        columns = [sorted(column) for column in zip(*rows, strict=True)]
+        table.add_row(name, *(f"{column[len(column) // 2]:.1e} ({column[-1]:.1e})" for column in columns))
+    Console(width=110).print(table)
+
+
+if __name__ == "__main__":
+    main()
