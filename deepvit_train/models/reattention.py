@@ -97,30 +97,36 @@ def reattention(
         return plain_reattention(q, k, v, theta, theta_bias, norm, scale=scale, dropout=dropout)
     full, count = torch.promote_types(v.dtype, torch.float32), q.shape[0] * q.shape[2] ** 2
     theta, bias = theta.to(full), None if theta_bias is None else theta_bias.to(full)
-    weight, shift = (scale * each for each in _affine(norm, theta))
-    mode = "none"
-    if isinstance(norm, nn.LayerNorm):
-        mode = "layer"
-        theta = theta - theta.mean(dim=1, keepdim=True)
-        bias = None if bias is None else bias - bias.mean()
-    elif isinstance(norm, nn.BatchNorm2d):
-        if norm.training or norm.running_mean is None or norm.running_var is None:
-            mode = "batch"
-            if count == 1:
-                raise ValueError(f"BatchNorm needs more than one value per head to train: {tuple(q.shape)}")
-        else:
+    weight, shift = _affine(norm, theta)
+    if scale != 1.0:
+        weight, shift = scale * weight, scale * shift
+    mode = _mode(norm)
+    if mode == "batch" and count <= 1:
+        raise ValueError(f"BatchNorm needs more than one value per head to train, got q {tuple(q.shape)}")
+    if mode == "none":  # nothing is left to do on maps but to mix them
+        if (
+            isinstance(norm, nn.BatchNorm2d)
+            and norm.running_mean is not None
+            and norm.running_var is not None
+        ):
             weight = weight * (norm.running_var.to(full) + norm.eps).rsqrt()
             shift = shift - weight * norm.running_mean.to(full)
-    if bias is not None and mode != "layer":
-        # Under batch statistics it cancels, but stays in the graph: its gradient is 0 instead of missing.
-        shift = shift + (weight if mode == "none" else 0.0) * bias
-    seed = torch.randint(2**62, (), device="cpu") if dropout else None
-    over_heads = bias if mode == "layer" else None
+        if bias is not None:
+            shift, bias = shift + weight * bias, None
     eps = 0.0 if norm is None else norm.eps
-    out, _, mean, var = operator(q, k, v, theta, over_heads, weight, shift, seed, mode, eps, dropout, chunk)
+    seed = torch.randint(2**62, (), device="cpu") if dropout else None
+    out, _, mean, var = operator(q, k, v, theta, bias, weight, shift, seed, mode, eps, dropout, chunk)
     if mode == "batch" and isinstance(norm, nn.BatchNorm2d) and norm.training:
         _update_running_statistics(norm, mean if bias is None else mean + bias, var, count)
     return out
+
+
+def _mode(norm: nn.Module | None) -> str:
+    """The statistics that M is normalised by: those of the 'batch', of each 'layer' of heads, or 'none'."""
+    if isinstance(norm, nn.LayerNorm):
+        return "layer"
+    has_running = norm is not None and norm.running_mean is not None and norm.running_var is not None
+    return "none" if norm is None or (has_running and not norm.training) else "batch"
 
 
 def _affine(norm: nn.Module | None, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -36,8 +37,9 @@ class Chunks:
     """
 
     def __init__(self, q: Tensor, full: torch.dtype, seed: Tensor | None, dropout: float, rows: int) -> None:
-        batch, self.heads, self.tokens, head_dim = q.shape
-        self.padded = -(-self.tokens // ALIGNMENT) * ALIGNMENT
+        self.batch, self.heads, self.tokens, head_dim = q.shape
+        self.padding = -self.tokens % ALIGNMENT
+        self.padded = self.tokens + self.padding
         self.scale = head_dim**-0.5
         self.full = full
         self.device = q.device
@@ -48,34 +50,38 @@ class Chunks:
         if not rows:
             budget = CPU_CHUNK_BYTES if q.device.type == "cpu" else CHUNK_BYTES
             rows = budget // (self.heads * self.padded * full.itemsize)
-        self.images = _slices(batch, rows // self.tokens)
+        self.images = _slices(self.batch, rows // self.tokens)
         self.rows = _slices(self.tokens, rows)
 
-    def load(self, images: slice, tensor: Tensor) -> Tensor:
-        """These images' share, of the type to compute in: (B, H, N, K) -> (C, H, N, K)."""
-        return tensor[images].to(self.full)
+    def __iter__(self) -> Iterator[tuple[slice, slice]]:
+        """The images and queries of each chunk."""
+        return ((images, rows) for images in self.images for rows in self.rows)
+
+    def cast(self, tensor: Tensor) -> Tensor:
+        """Contiguous, of the type to compute in."""
+        return tensor.to(self.full).contiguous()
 
     def over_keys(self, per_head: Tensor) -> Tensor:
         """(H,) -> (H, 1, P), to be added to maps: 0 at padded keys."""
-        return F.pad(per_head[:, None, None].expand(-1, 1, self.tokens), (0, self.padded - self.tokens))
+        return F.pad(per_head[:, None, None].expand(-1, 1, self.tokens), (0, self.padding))
 
     def pad(self, tensor: Tensor) -> Tensor:
-        """(C, H, N, K) -> (C, H, P, K), 0 at padding."""
-        return F.pad(tensor, (0, 0, 0, self.padded - self.tokens))
+        """(B, H, N, K) -> (B, H, P, K), 0 at padding."""
+        return F.pad(tensor, (0, 0, 0, self.padding))
 
-    def unpadded(self, maps: Tensor) -> Tensor:
+    def unpad(self, maps: Tensor) -> Tensor:
         """(C, H, R, P) -> (C, H, R, N), a view."""
         return maps[..., : self.tokens]
 
     def queries(self, q: Tensor, log_sums: Tensor | None = None) -> Tensor:
-        """What is multiplied with `keys`: (C, H, N, K) -> (C, H, N, K + 2). log_sums: (C, H, N)."""
-        queries = F.pad(q * (self.scale * math.log2(math.e)), (0, 2), value=1.0)
+        """What is multiplied with `keys`: (B, H, N, K) -> (B, H, N, K + 2). log_sums: (B, H, N)."""
+        queries = F.pad(q.to(self.full) * (self.scale * math.log2(math.e)), (0, 2), value=1.0)
         queries[..., -1] = 0.0 if log_sums is None else -log_sums
         return queries
 
     def keys(self, k: Tensor) -> Tensor:
-        """Padded keys, then a column that is NEVER at padding, and one of ones. -> (C, H, P, K + 2)."""
-        keys = F.pad(k, (0, 2, 0, self.padded - self.tokens), value=1.0)
+        """Padded keys, then a column that is NEVER at padding, and one of ones. -> (B, H, P, K + 2)."""
+        keys = F.pad(k.to(self.full), (0, 2, 0, self.padding), value=1.0)
         keys[:, :, : self.tokens, -2] = 0.0
         keys[:, :, self.tokens :, -2] = NEVER
         return keys
@@ -91,18 +97,18 @@ class Chunks:
             with torch.inference_mode(False):  # else it could not be written to outside inference mode
                 kept = torch.empty(size, dtype=self.full, device=self.device)
             setattr(_kept, str(self.full), kept)
-        return [each.view(shape) for each in kept[:size].chunk(count)]
+        return list(kept[:size].view(count, *shape))
 
     def first_maps(self, queries: Tensor, keys: Tensor, out: Tensor) -> Tensor:
-        """softmax(q k^T) over keys into out (C, H, R, P); returns the log2 of its rows' sums (C, H, R, 1)."""
+        """softmax(q k^T) over keys into out (C, H, R, P); returns the log2 of its rows' sums (C, H, R)."""
         product(queries, keys.mT, out)
         most = out.amax(-1, keepdim=True)
         total = out.sub_(most).exp2_().sum(-1, keepdim=True)
         out.mul_(total.reciprocal())
-        return total.log2_().add_(most)
+        return total.log2_().add_(most)[..., 0]
 
-    def again(self, queries: Tensor, keys: Tensor, out: Tensor) -> None:
-        """The same maps from queries that know the sums of their rows."""
+    def same_maps(self, queries: Tensor, keys: Tensor, out: Tensor) -> None:
+        """The same again from queries that know the sums of their rows."""
         product(queries, keys.mT, out)
         out.exp2_()
 

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import register_flop_formula
 from deepvit_train.models import reattention_kernel as kernel
 from deepvit_train.models.reattention_chunk import Chunks
 from deepvit_train.models.reattention_kernel import token_major
+from deepvit_train.models.reattention_norm import Mixing
 
 
 @torch.library.custom_op("deepvit_train::reattention", mutates_args=())
@@ -31,8 +32,8 @@ def operator(
     dropout: float,
     chunk: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What `kernel.forward` returns. Arguments as in `kernel.Mixing` and `Chunks`."""
-    mixing = kernel.Mixing(theta, bias, weight, shift, norm, eps)
+    """What `kernel.forward` returns. Arguments as in `Mixing` and `Chunks`."""
+    mixing = Mixing(theta, bias, weight, shift, norm, eps)
     with torch.autocast(q.device.type, enabled=False):
         return kernel.forward(q, k, v, mixing, Chunks(q, theta.dtype, seed, dropout, chunk))
 
@@ -58,7 +59,7 @@ def operator_backward(
     chunk: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of q, k, v, theta, bias, weight and shift."""
-    mixing = kernel.Mixing(theta, bias, weight, shift, norm, eps)
+    mixing = Mixing(theta, bias, weight, shift, norm, eps)
     with torch.autocast(q.device.type, enabled=False):
         chunks = Chunks(q, theta.dtype, seed, dropout, chunk)
         return kernel.backward(dout, out, log_sums, mean, var, q, k, v, mixing, chunks)
@@ -68,7 +69,7 @@ def operator_backward(
 def _(q: Tensor, k: Tensor, v: Tensor, theta: Tensor, *settings: Any) -> tuple[Tensor, ...]:
     statistics = len(theta) if "batch" in settings else 0
     log_sums = theta.new_empty(q.shape[:3])
-    return token_major(v, v.dtype), log_sums, theta.new_empty(statistics), theta.new_empty(statistics)
+    return token_major(v), log_sums, theta.new_empty(statistics), theta.new_empty(statistics)
 
 
 @operator_backward.register_fake
