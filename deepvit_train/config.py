@@ -51,6 +51,7 @@ class TrainConfig(Section):
     schedule: ScheduleConfig
     loss: LossConfig
     trainer: TrainerConfig
+    collapse: CollapseConfig
     seed: int = option("seed of weights, order, augmentation and dropout", low=0, high=2**31 - 1)
     name: str = option("name of the run")
     run_dir: str = option("folder of the run; the same folder again continues it")

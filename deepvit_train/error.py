@@ -42,6 +42,12 @@ class OutputError(UserError):
     exit_code = 6
 
 
+class Collapsed(UserError):
+    """More blocks became similar than collapse.stop_above allows."""
+
+    exit_code = 7
+
+
 class Interrupted(UserError):
     """A stop signal arrived; the state was saved first. The exit code is 128 + the signal's number."""
 

@@ -18,6 +18,7 @@ class Plan:
     eval_every_steps: int
     save_every_steps: int | None
     log_every_steps: int
+    probe_every_steps: int | None
 
     def evaluates(self, step: int) -> bool:
         """Whether the state after this step is evaluated."""
@@ -32,6 +33,10 @@ class Plan:
     def logs(self, step: int) -> bool:
         """Whether training scalars are logged after this step."""
         return step % self.log_every_steps == 0 or step == self.total_steps
+
+    def probes(self, step: int) -> bool:
+        """Whether attention collapse is looked at after this step; at step 0 for the untrained model."""
+        return self.probe_every_steps is not None and step % self.probe_every_steps == 0
 
     def epoch(self, step: int) -> float:
         """Epochs done after so many steps."""
@@ -63,4 +68,5 @@ def build_plan(trainer: TrainerConfig, schedule: ScheduleConfig, images: int, wo
         eval_every_steps=trainer.eval_every_epochs * steps_per_epoch,
         save_every_steps=trainer.save_every_steps,
         log_every_steps=trainer.log_every_steps,
+        probe_every_steps=trainer.probe_every_steps,
     )

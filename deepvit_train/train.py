@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from deepvit_train import checkpoint, distributed, slurm
 from deepvit_train.calibration import reattention_norms
+from deepvit_train.collapse.probe import Probe
 from deepvit_train.config import TrainConfig, as_yaml, plain
 from deepvit_train.data.bad import BadFiles
 from deepvit_train.data.dataset import Batch, TrainOrder
@@ -23,7 +24,7 @@ from deepvit_train.data.split import calibration_loader, eval_loader, train_load
 from deepvit_train.data.transform import denormalise
 from deepvit_train.distributed import World
 from deepvit_train.engine import FiniteGuard, StepOptions, first_non_finite, train_step
-from deepvit_train.error import Interrupted, NotFiniteError
+from deepvit_train.error import Collapsed, Interrupted, NotFiniteError
 from deepvit_train.interruption import EvaluationStopped, StopSignals, interrupted
 from deepvit_train.models import DeepViT, build_model, start_from
 from deepvit_train.models.summary import count_flops, count_parameters
@@ -113,6 +114,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
         # Loaders, and what is told at the start.
         bad = BadFiles(state.bad_files, config.data.max_bad, world, say)
         batches, validation = _loaders(config, world, plan, state, train_index, val_index, bad, signals)
+        probe = _probe(config, val_index, world)
         tracker = Tracker(folder.path if world.is_main else None, state.step)
         stack.callback(tracker.close)
         folder.note_environment(describe_environment(str(world.device), torch.get_num_threads(), world.size))
@@ -132,7 +134,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
         if writer is not None:
             stack.callback(writer.close)
         trainer = _Trainer(
-            config, world, plan, writer, state, validation, bad, tracker, signals, description, say
+            config, world, plan, writer, state, validation, bad, probe, tracker, signals, description, say
         )
         trainer.fit(batches)
         if writer is not None:
@@ -140,6 +142,8 @@ def run(config: TrainConfig) -> dict[str, Any]:
 
         # Close.
         result = {"run_dir": str(folder.path), **state.metrics}
+        if probe is not None and probe.looks:
+            say(f"attention maps: looked at {probe.looks} times, {probe.seconds:.2f} s in all")
         tracker.outcome(flatten(plain(config)), state.metrics, state.step)
         folder.write_result(result)
         say(f"done at step {state.step}: {_phrase(state.metrics)}")
@@ -159,6 +163,7 @@ class _Trainer:
     state: TrainState
     validation: Validation
     bad: BadFiles
+    probe: Probe | None  # the first rank's alone
     tracker: Tracker
     signals: StopSignals
     description: dict[str, Any]
@@ -183,6 +188,8 @@ class _Trainer:
         guard = FiniteGuard(self.world, scaled=state.scaler.is_enabled())
         if 0 < state.step != state.evaluated_step and plan.evaluates(state.step):
             self._evaluate_and_save()  # the run was stopped between the step and its evaluation
+        if state.step == 0 and plan.probes(0):
+            self._look_at_maps()
         with progress_bar() as progress:
             bar = progress.add_task("training", total=plan.total_steps, completed=state.step)
             while state.step < plan.total_steps:
@@ -192,8 +199,12 @@ class _Trainer:
                 self._look_at(micro_batches)
                 try:
                     result = train_step(state, forward, micro_batches, self.world, options, guard)
-                    stop, asked_to_save = self.world.largest(self.signals.stop, self.signals.take_save())
-                    save = bool(asked_to_save or stop) or plan.saves(state.step)
+                    with meter.paused():
+                        alarm = self._look_at_maps() if plan.probes(state.step) else False
+                    stop, asked_to_save, alarm = self.world.largest(
+                        self.signals.stop, self.signals.take_save(), alarm
+                    )
+                    save = bool(asked_to_save or stop or alarm) or plan.saves(state.step)
                     if plan.logs(state.step) or save:
                         guard.check()
                     if plan.logs(state.step) or save or self.world.size == 1:
@@ -217,6 +228,12 @@ class _Trainer:
                     self._save(best=False)
                 if stop:
                     raise self._interrupted()
+                if alarm:
+                    raise Collapsed(
+                        f"step {state.step}: the ratio of similar blocks is above collapse.stop_above="
+                        f"{config.collapse.stop_above:g} ({config.collapse.legend}); saved {self._saved()}; "
+                        "a higher collapse.stop_above goes on"
+                    )
 
     def _look_at(self, batches: list[Batch]) -> None:
         """Show the first images, and note the bad files of every batch."""
@@ -225,6 +242,22 @@ class _Trainer:
             self.tracker.images("train/images", shown, step=0)
         for batch in batches:
             self.bad.note(batch.bad)
+
+    def _look_at_maps(self) -> bool:
+        """Log what the probe sees. Returns whether so many blocks are similar that the run is to end."""
+        if self.probe is None:
+            return False
+        look, bounds = self.probe.look(self.state.model), self.config.collapse
+        self.tracker.scalars(self.state.step, look.scalars)
+        self.tracker.images("collapse/similarity", look.picture, self.state.step)
+        ratio = look.similar_ratio
+        if bounds.warn_above is not None and ratio > bounds.warn_above:
+            self.say(
+                f"step {self.state.step}: warning: {ratio:.2f} of the blocks are similar, more than "
+                f"collapse.warn_above={bounds.warn_above:g} ({bounds.legend})"
+            )
+        # The untrained model's maps may all be alike; that is no collapse.
+        return bounds.stop_above is not None and ratio > bounds.stop_above and self.state.step > 0
 
     def _settle_bad_files(self) -> None:
         if self.bad.settle():
@@ -307,6 +340,16 @@ def _loaders(
         world=world,
     )
     return iter(train), validation
+
+
+def _probe(config: TrainConfig, index: ImageIndex, world: World) -> Probe | None:
+    """What looks at attention maps, on a fixed choice of validation images; the first rank alone."""
+    if config.trainer.probe_every_steps is None or not world.is_main:
+        return None
+    alone, data = World(rank=0, size=1, device=world.device), replace(config.data, workers=0)
+    count = config.collapse.images
+    (batch,) = calibration_loader(index, config.model, data, count, count, 0, alone)
+    return Probe(batch.images, config.collapse)
 
 
 def _wrapped(model: DeepViT, config: TrainConfig, world: World) -> Callable[[Tensor], Tensor]:

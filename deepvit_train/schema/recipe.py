@@ -107,6 +107,9 @@ class TrainerConfig(Section):
     eval_every_epochs: int = option("epochs between evaluations", low=1)
     log_every_steps: int = option("optimizer steps between log lines", low=1)
     save_every_steps: int | None = option("also save every so many steps; null: at evaluations only", low=1)
+    probe_every_steps: int | None = option(
+        "steps between looks at attention collapse, on collapse.images; null: never", low=1
+    )
     keep_last: int = option("newest checkpoints to keep, besides the best", low=1)
     limit_batches: int | None = option(
         "steps an epoch and batches an evaluation, for trials; null: all", low=1

@@ -1,0 +1,113 @@
+"""Looks at a model while it trains: the same images every time, nothing drawn, nothing changed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from deepvit_train.collapse import measure
+from deepvit_train.models.record import BlockRecord, record_maps
+from deepvit_train.schema.collapse import CollapseConfig, Maps, Metric
+
+CHUNK = 8  # images whose maps are held at a time
+CELL = 8  # pixels a block takes in the picture of the matrix
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a probe saw: scalars by TensorBoard name, and a picture of the similarity matrix (1, 3, S, S)."""
+
+    scalars: dict[str, float]
+    picture: Tensor
+
+    @property
+    def similar_ratio(self) -> float:
+        """The share of blocks that are similar to those before them."""
+        return self.scalars["collapse/similar_ratio"]
+
+
+class Probe:
+    """Measures collapse on fixed images (B, C, height, width), with re-attention's batch statistics."""
+
+    def __init__(self, images: Tensor, config: CollapseConfig) -> None:
+        self.images = images
+        self.config = config
+        self.looks = 0
+        self.seconds = 0.0
+
+    def look(self, model: nn.Module) -> Look:
+        """Measure the model as it is; its mode, buffers and the random generators stay as they are."""
+        began = time.perf_counter()
+        totals: dict[str, Tensor] = {}
+        for images in self.images.split(CHUNK):
+            with _batch_statistics(model):
+                records = list(record_maps(model, images))
+            for name, value in self._measures(records).items():
+                totals[name] = totals.get(name, torch.zeros_like(value)) + value * len(images)
+        look = self._summary({name: total / len(self.images) for name, total in totals.items()})
+        self.looks += 1
+        self.seconds += time.perf_counter() - began
+        return look
+
+    def _measures(self, records: list[BlockRecord]) -> dict[str, Tensor]:
+        axis, metric = self.config.axis, self.config.metric
+        found = {}
+        for maps in Maps:
+            layers = [record.before if maps == Maps.pre_mix else record.after for record in records]
+            if maps == Maps.post_norm and not any(record.mixes for record in records):
+                continue  # the same maps again
+            for each in Metric:
+                found[f"{maps}/{each}"] = measure.similarity_matrix(layers, axis, each)
+            heads = [measure.off_diagonal_mean(measure.head_similarity(m, axis, metric)) for m in layers]
+            found[f"heads/{maps}"] = torch.tensor(heads, dtype=torch.float64)
+        features = [record.features for record in records]
+        found["features"] = measure.feature_similarity(features)
+        found["tokens"] = torch.tensor(measure.token_similarity(features[-1]), dtype=torch.float64)
+        return found
+
+    def _summary(self, found: dict[str, Tensor]) -> Look:
+        chosen = f"{self.config.maps}/{self.config.metric}"
+        matrix = found.get(chosen, found[f"{Maps.pre_mix}/{self.config.metric}"])
+        similar = measure.similar_blocks(matrix, self.config.threshold, self.config.k)
+        scalars = {"collapse/similar_ratio": float(similar.double().mean())}
+        for name, value in found.items():
+            kind, _, rest = name.partition("/")
+            if kind in ("pre_mix", "post_norm") and len(value) > 1:
+                scalars[f"collapse/similarity_{kind}_{rest}"] = float(value.diagonal(1).mean())
+            elif kind == "heads":
+                scalars[f"collapse/head_similarity_{rest}"] = float(value.mean())
+        scalars["collapse/feature_cosine_to_last"] = float(found["features"][:, -1].mean())
+        scalars["collapse/token_similarity_last"] = float(found["tokens"])
+        return Look(scalars, _picture(matrix))
+
+
+@contextmanager
+def _batch_statistics(model: nn.Module) -> Iterator[None]:
+    """Inside, BatchNorm over maps uses its batch's statistics and keeps none, as in training.
+
+    Running statistics lag behind the weights while the learning rate is high.
+    """
+    found = (getattr(module, "norm", None) for module in model.modules())
+    norms: list[Any] = [norm for norm in found if isinstance(norm, nn.BatchNorm2d)]
+    kept = [(norm, norm.running_mean, norm.running_var) for norm in norms]
+    for norm in norms:
+        norm.running_mean = norm.running_var = None
+    try:
+        yield
+    finally:
+        for norm, mean, variance in kept:
+            norm.running_mean, norm.running_var = mean, variance
+
+
+def _picture(matrix: Tensor) -> Tensor:
+    """A similarity matrix (L, L) as colours: blue -1, white 0, red 1. -> (1, 3, S, S) in 0..1."""
+    values = repeat(matrix.float().clamp(-1, 1), "p q -> (p a) (q b)", a=CELL, b=CELL)
+    red, blue = 1 - (-values).clamp(min=0), 1 - values.clamp(min=0)
+    return rearrange(torch.stack([red, torch.minimum(red, blue), blue]), "c p q -> 1 c p q")
