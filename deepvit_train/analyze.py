@@ -16,7 +16,6 @@ from deepvit_train.collapse.figure import save
 from deepvit_train.collapse.gallery import draw_all, take_pictures
 from deepvit_train.collapse.measurement import as_data, measure_model, theta_of
 from deepvit_train.collapse.report import write_html
-from deepvit_train.config import AnalyzeConfig
 from deepvit_train.data.bad import BadFiles
 from deepvit_train.data.dataset import Batch
 from deepvit_train.data.index import open_split
@@ -26,6 +25,7 @@ from deepvit_train.distributed import World, choose_device
 from deepvit_train.engine import evaluate
 from deepvit_train.error import ConfigError, OutputError
 from deepvit_train.models import DeepViT
+from deepvit_train.schema.command import AnalyzeConfig
 from deepvit_train.schema.data import DataConfig
 from deepvit_train.schema.recipe import Precision
 from deepvit_train.subject import TIMM, Subject, data_of, from_checkpoint, from_timm

@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 
 from deepvit_train import checkpoint
 from deepvit_train.checkpoint import DESCRIPTION, FORMAT, WEIGHT_FILES
-from deepvit_train.config import ConvertConfig
 from deepvit_train.error import OutputError
 from deepvit_train.models.importer import Imported, import_model
 from deepvit_train.models.summary import count_parameters
+from deepvit_train.schema.command import ConvertConfig
 from deepvit_train.schema.preset import Architecture, plain_from
 from deepvit_train.tracking import console
 

@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from rich.table import Table
 
 from deepvit_train import distributed
-from deepvit_train.config import DataCheckConfig
 from deepvit_train.data import check
 from deepvit_train.data.check import Split
 from deepvit_train.data.decode import BadImageError, parse_picture, read_file
@@ -29,6 +28,7 @@ from deepvit_train.determinism import generators_kept
 from deepvit_train.error import DataError
 from deepvit_train.models import build_model
 from deepvit_train.recipe import autocast
+from deepvit_train.schema.command import DataCheckConfig
 from deepvit_train.schema.preset import Architecture
 from deepvit_train.tracking import console, progress_bar
 

@@ -8,10 +8,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from deepvit_train.config import DataDemoConfig, DataFashionMnistConfig
 from deepvit_train.data.digits import write_digits
 from deepvit_train.data.fashion_mnist import write_fashion_mnist
 from deepvit_train.error import OutputError
+from deepvit_train.schema.command import DataDemoConfig, DataFashionMnistConfig
 from deepvit_train.tracking import console
 
 

@@ -12,12 +12,12 @@ from timm.data import ImageNetInfo
 
 from deepvit_train import distributed
 from deepvit_train.calibration import calibrate, using
-from deepvit_train.config import EvalConfig
 from deepvit_train.data.bad import BadFiles
 from deepvit_train.data.index import check_classes, open_split
 from deepvit_train.data.split import calibration_loader, eval_loader
 from deepvit_train.engine import EvalResult, evaluate
 from deepvit_train.error import CheckpointError, DataError
+from deepvit_train.schema.command import EvalConfig
 from deepvit_train.schema.data import DataConfig
 from deepvit_train.tracking import console
 from deepvit_train.weights import LoadedModel, load, result_file

@@ -12,8 +12,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from rich.table import Table
 
-from deepvit_train.config import TrainConfig, compose_command
+from deepvit_train.config import compose_command
 from deepvit_train.error import ConfigError, Interrupted, UserError
+from deepvit_train.schema.command import TrainConfig
 
 # The default name of a run says these already.
 IN_NAME = {"model.depth", "attn", "data", "seed"}

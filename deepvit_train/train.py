@@ -2,53 +2,44 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from deepvit_train import checkpoint, distributed, slurm
+from deepvit_train import checkpoint, distributed
 from deepvit_train.calibration import reattention_norms
 from deepvit_train.collapse.probe import Probe
-from deepvit_train.config import TrainConfig, as_yaml, plain
+from deepvit_train.config import as_yaml, plain
 from deepvit_train.data.bad import BadFiles
 from deepvit_train.data.dataset import Batch, TrainOrder
 from deepvit_train.data.index import ImageIndex, check_classes, open_split
 from deepvit_train.data.split import calibration_loader, eval_loader, train_loader
-from deepvit_train.data.transform import denormalise
 from deepvit_train.distributed import World
-from deepvit_train.engine import FiniteGuard, StepOptions, first_non_finite, train_step
-from deepvit_train.error import Collapsed, Interrupted, NotFiniteError
-from deepvit_train.interruption import EvaluationStopped, StopSignals, interrupted
-from deepvit_train.models import DeepViT, build_model, start_from
+from deepvit_train.interruption import StopSignals
+from deepvit_train.loop import Trainer, phrase
+from deepvit_train.models import build_model, start_from
 from deepvit_train.models.summary import count_flops, count_parameters
 from deepvit_train.plan import Plan, build_plan
 from deepvit_train.recipe import (
     build_ema,
-    build_mixup,
     build_optimizer,
     build_schedule,
     describe_groups,
     is_partial,
-    learning_rate,
 )
-from deepvit_train.regulariser import build_regulariser
 from deepvit_train.run_folder import RunFolder, describe_environment, flatten
 from deepvit_train.saving import CheckpointWriter
+from deepvit_train.schema.command import TrainConfig
 from deepvit_train.schema.preset import Architecture
 from deepvit_train.schema.recipe import Precision
 from deepvit_train.state import TrainState
-from deepvit_train.tracking import Meter, Tracker, console, progress_bar
+from deepvit_train.tracking import Tracker, console
 from deepvit_train.validation import Validation
 from deepvit_train.weights import description_of
-
-GRID_IMAGES = 36  # augmented training images shown in TensorBoard
 
 
 def run(config: TrainConfig) -> dict[str, Any]:
@@ -107,7 +98,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
         elif start:
             say(str(start))
         if state.step >= plan.total_steps and state.evaluated_step == state.step:
-            say(f"finished already: {_phrase(state.metrics)}")
+            say(f"finished already: {phrase(state.metrics)}")
             say(f"run folder: {folder.path}")
             return {"run_dir": str(folder.path), **state.metrics}
 
@@ -133,7 +124,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
         writer = CheckpointWriter(folder.checkpoints, config.trainer.keep_last) if world.is_main else None
         if writer is not None:
             stack.callback(writer.close)
-        trainer = _Trainer(
+        trainer = Trainer(
             config, world, plan, writer, state, validation, bad, probe, tracker, signals, description, say
         )
         trainer.fit(batches)
@@ -146,159 +137,10 @@ def run(config: TrainConfig) -> dict[str, Any]:
             say(f"attention maps: looked at {probe.looks} times, {probe.seconds:.2f} s in all")
         tracker.outcome(flatten(plain(config)), state.metrics, state.step)
         folder.write_result(result)
-        say(f"done at step {state.step}: {_phrase(state.metrics)}")
+        say(f"done at step {state.step}: {phrase(state.metrics)}")
         say(f"watch: tensorboard --logdir {folder.path.parent}")
         say(f"run folder: {folder.path}")
         return result
-
-
-@dataclass
-class _Trainer:
-    """The loop over steps and what is due between them."""
-
-    config: TrainConfig
-    world: World
-    plan: Plan
-    writer: CheckpointWriter | None  # the first rank's alone
-    state: TrainState
-    validation: Validation
-    bad: BadFiles
-    probe: Probe | None  # the first rank's alone
-    tracker: Tracker
-    signals: StopSignals
-    description: dict[str, Any]
-    say: Callable[[str], None]
-
-    def fit(self, batches: Iterator[Batch]) -> None:
-        """Train from the state's step to the plan's end."""
-        config, plan, state = self.config, self.plan, self.state
-        forward = _wrapped(state.model, config, self.world)
-        options = StepOptions(
-            seed=config.seed,
-            precision=config.trainer.precision,
-            label_smoothing=config.loss.label_smoothing,
-            mixup=build_mixup(
-                config.augment, config.loss.label_smoothing, self.validation.classes, plan.micro_batch
-            ),
-            clip_grad=config.trainer.clip_grad,
-            max_scaler_skips=config.trainer.max_scaler_skips,
-            regulariser=build_regulariser(config.loss, config.model.depth),
-        )
-        meter = Meter(self.world)
-        guard = FiniteGuard(self.world, scaled=state.scaler.is_enabled())
-        if 0 < state.step != state.evaluated_step and plan.evaluates(state.step):
-            self._evaluate_and_save()  # the run was stopped between the step and its evaluation
-        if state.step == 0 and plan.probes(0):
-            self._look_at_maps()
-        with progress_bar() as progress:
-            bar = progress.add_task("training", total=plan.total_steps, completed=state.step)
-            while state.step < plan.total_steps:
-                asked = time.perf_counter()
-                micro_batches = [next(batches) for _ in range(config.trainer.accumulate)]
-                waited_s = time.perf_counter() - asked
-                self._look_at(micro_batches)
-                try:
-                    result = train_step(state, forward, micro_batches, self.world, options, guard)
-                    with meter.paused():
-                        alarm = self._look_at_maps() if plan.probes(state.step) else False
-                    stop, asked_to_save, alarm = self.world.largest(
-                        self.signals.stop, self.signals.take_save(), alarm
-                    )
-                    save = bool(asked_to_save or stop or alarm) or plan.saves(state.step)
-                    if plan.logs(state.step) or save:
-                        guard.check()
-                    if plan.logs(state.step) or save or self.world.size == 1:
-                        self._settle_bad_files()
-                except NotFiniteError as error:
-                    where = first_non_finite(state.model, micro_batches, self.world, options.precision)
-                    raise NotFiniteError(
-                        f"{error}; first in {where}; last good checkpoint: {self._saved()}"
-                    ) from None
-                meter.add(result.loss, config.trainer.batch_size, waited_s)
-                progress.update(bar, completed=state.step)
-                if plan.logs(state.step):
-                    scalars = meter.take(learning_rate(state.optimizer), result.grad_norm)
-                    # The last step's, of this rank.
-                    penalty = {"train/cosine_penalty": result.penalty.item()} if options.regulariser else {}
-                    self._log(scalars | penalty)
-                if plan.evaluates(state.step) and not stop:
-                    with meter.paused():
-                        self._evaluate_and_save()
-                elif save:
-                    self._save(best=False)
-                if stop:
-                    raise self._interrupted()
-                if alarm:
-                    raise Collapsed(
-                        f"step {state.step}: the ratio of similar blocks is above collapse.stop_above="
-                        f"{config.collapse.stop_above:g} ({config.collapse.legend}); saved {self._saved()}; "
-                        "a higher collapse.stop_above goes on"
-                    )
-
-    def _look_at(self, batches: list[Batch]) -> None:
-        """Show the first images, and note the bad files of every batch."""
-        if self.state.step == 0:
-            shown = denormalise(batches[0].images[:GRID_IMAGES], self.config.model)
-            self.tracker.images("train/images", shown, step=0)
-        for batch in batches:
-            self.bad.note(batch.bad)
-
-    def _look_at_maps(self) -> bool:
-        """Log what the probe sees. Returns whether so many blocks are similar that the run is to end."""
-        if self.probe is None:
-            return False
-        look, bounds = self.probe.look(self.state.model), self.config.collapse
-        self.tracker.scalars(self.state.step, look.scalars)
-        self.tracker.images("collapse/similarity", look.picture, self.state.step)
-        ratio = look.similar_ratio
-        if bounds.warn_above is not None and ratio > bounds.warn_above:
-            self.say(
-                f"step {self.state.step}: warning: {ratio:.2f} of the blocks are similar, more than "
-                f"collapse.warn_above={bounds.warn_above:g} ({bounds.legend})"
-            )
-        # The untrained model's maps may all be alike; that is no collapse.
-        return bounds.stop_above is not None and ratio > bounds.stop_above and self.state.step > 0
-
-    def _settle_bad_files(self) -> None:
-        if self.bad.settle():
-            self.tracker.scalars(self.state.step, {"train/bad_files": len(self.state.bad_files)})
-
-    def _log(self, scalars: dict[str, float]) -> None:
-        step, plan = self.state.step, self.plan
-        self.tracker.scalars(step, scalars)
-        self.say(
-            f"step {step}/{plan.total_steps}  epoch {plan.epoch(step):.2f}  loss "
-            f"{scalars['train/loss']:.4f}  "
-            f"lr {scalars['train/lr']:.2e}  {scalars['train/images_per_s']:.0f} images/s"
-        )
-
-    def _evaluate_and_save(self) -> None:
-        try:
-            best = self.validation(self.state)
-        except EvaluationStopped:
-            # Saved without metrics; the resumed run begins with this evaluation.
-            self._save(best=False)
-            raise self._interrupted() from None
-        self._settle_bad_files()
-        self.tracker.scalars(self.state.step, self.state.metrics)
-        self.say(f"step {self.state.step}: {_phrase(self.state.metrics)}{' (best)' if best else ''}")
-        self._save(best)
-
-    def _save(self, best: bool) -> None:
-        if self.writer is not None:
-            root = self.config.data.root
-            state = self.state.plain() | {"data_root": root and str(Path(root).expanduser().resolve())}
-            self.writer.save(self.state.step, self.state.files(self.description), state, best)
-
-    def _interrupted(self) -> Interrupted:
-        error = interrupted(self.world.any(self.signals.stop), self._saved())
-        if self.config.trainer.requeue and self.world.is_main:
-            self.say(slurm.requeue())
-        return error
-
-    def _saved(self) -> Path | str:
-        """The newest checkpoint, once it is on the disk."""
-        return "the checkpoint of the first rank" if self.writer is None else self.writer.newest()
 
 
 def _loaders(
@@ -352,14 +194,6 @@ def _probe(config: TrainConfig, index: ImageIndex, world: World) -> Probe | None
     return Probe(batch.images, config.collapse)
 
 
-def _wrapped(model: DeepViT, config: TrainConfig, world: World) -> Callable[[Tensor], Tensor]:
-    """The model as it is trained: compiled where asked for, and with gradients exchanged between ranks."""
-    forward: nn.Module | Callable[[Tensor], Tensor] = model.train()
-    if world.size > 1:
-        forward = DistributedDataParallel(model, [world.device] if world.device.type == "cuda" else None)
-    return torch.compile(forward) if config.trainer.compile else forward
-
-
 def _summary(config: TrainConfig, plan: Plan, world: World, state: TrainState, train: int, val: int) -> str:
     model, optim = state.model, config.optim
     parameters, flops = count_parameters(model), count_flops(model, config.model.image_size)
@@ -374,10 +208,6 @@ def _summary(config: TrainConfig, plan: Plan, world: World, state: TrainState, t
         f"{plan.steps_per_epoch:,} an epoch; "
         f"{config.trainer.precision} on {world.device}, {torch.get_num_threads()} threads"
     )
-
-
-def _phrase(metrics: dict[str, float]) -> str:
-    return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
 
 
 def _silence(line: str) -> None:

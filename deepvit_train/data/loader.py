@@ -5,11 +5,11 @@ Shapes: B batch, S the model's image size.
 
 from __future__ import annotations
 
-import atexit
 import signal
-import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing import popen_fork, process
+from multiprocessing.context import ForkContext, ForkProcess
 
 import torch
 from torch.utils.data import DataLoader, Sampler
@@ -24,9 +24,6 @@ class LoaderOptions:
 
     workers: int
     device: torch.device
-
-
-_open: weakref.WeakSet[Loader] = weakref.WeakSet()
 
 
 class Loader:
@@ -55,12 +52,11 @@ class Loader:
             persistent_workers=options.workers > 0,
             # Forked processes share the index and the modules instead of copying them
             # (docs/decisions/0010-loader-processes.md).
-            multiprocessing_context="fork" if options.workers else None,
+            multiprocessing_context=_LoaderContext() if options.workers else None,
             worker_init_fn=_leave_signals_to_the_main_process,
             # Its own generator: a base seed drawn from torch's would change the draws that follow.
             generator=torch.Generator(),
         )
-        _open.add(self)
 
     def close(self) -> None:
         """End the loader processes."""
@@ -111,12 +107,23 @@ def _as_it_is(batch: RawBatch) -> RawBatch:
 
 def _leave_signals_to_the_main_process(worker: int) -> None:
     # A stop signal to the whole process group must not kill the loaders before the main process has saved.
+    # What is left of them at the end is killed (_LoaderContext).
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
 
 
-@atexit.register
-def _close_all() -> None:
-    # Python ends by asking its child processes to stop, by SIGTERM, which these ignore, and waits for them.
-    for loader in list(_open):
-        loader.close()
+class _Killed(popen_fork.Popen):
+    def terminate(self) -> None:
+        self.kill()
+
+
+class _LoaderProcess(ForkProcess):
+    @staticmethod
+    def _Popen(process_obj: process.BaseProcess) -> popen_fork.Popen:
+        return _Killed(process_obj)
+
+
+class _LoaderContext(ForkContext):
+    """Forks that are ended by SIGKILL where torch or Python would send SIGTERM, which they ignore."""
+
+    Process = _LoaderProcess
