@@ -6,7 +6,7 @@ PYTEST := $(BIN)/python -m pytest
 PIP_OPTIONS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow bench lint type format audit sbom clean
+.PHONY: help demo test test-slow bench bench-data lint type format audit sbom clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,9 @@ test-slow: .venv/.installed-dev ## run all tests, those that take minutes too
 
 bench: .venv/.installed-dev ## time plain and re-attention models side by side, with timm and vit-pytorch
 	$(BIN)/deepvit-bench
+
+bench-data: .venv/.installed-dev ## time the data pipeline beside timm's, and JPEG decoders
+	$(BIN)/python -m scripts.bench_data --decoders
 
 lint: .venv/.installed-dev ## check style, formatting and the layers of imports
 	$(BIN)/ruff check

@@ -122,7 +122,7 @@ def decoders(files: list[bytes]) -> dict[str, Callable[[], object]]:
     for name, module, each in (
         ("torchcodec", "torchcodec.decoders", lambda codec: [codec.decode_jpeg(data) for data in tensors]),
         ("torchvision", "torchvision.io", lambda codec: [codec.decode_jpeg(data) for data in tensors]),
-        ("SPDL", "spdl.io", lambda codec: [codec.to_numpy(codec.load_image(data)) for data in files[:1]]),
+        ("SPDL", "spdl.io", lambda codec: [codec.to_numpy(codec.load_image(data)) for data in files]),
         ("PyTurboJPEG", "turbojpeg", lambda codec: [codec.TurboJPEG().decode(data) for data in files]),
     ):
         try:
