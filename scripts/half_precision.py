@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import sys
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from rich.table import Table
 from torch import Tensor
 
 from deepvit_train.config import compose_command
-from deepvit_train.data.index import scan_split
+from deepvit_train.data.index import open_split
 from deepvit_train.data.split import eval_loader
 from deepvit_train.distributed import World
 from deepvit_train.models import ReAttention
@@ -51,13 +50,10 @@ WAYS = {
 def record(run: str, images: int) -> list[tuple[ReAttention, Inputs]]:
     """Each mixing block with its q, k and v for images of the run's validation split."""
     loaded = load(run, "auto")
-    config = compose_command(
-        "eval", [f"checkpoint={run}", "data=imagefolder", f"data.root={loaded.data_root}", "data.workers=0"]
-    )
-    world = World(0, 1, torch.device("cpu"))
-    assert loaded.data_root is not None
-    index = scan_split(Path(loaded.data_root), "val", follow_links=False)
-    batch = next(iter(eval_loader(index, loaded.architecture.model, config.data, images, world)))
+    config = compose_command("eval", [f"checkpoint={run}", "data.workers=0"])
+    data, world = loaded.data_for(config.data), World(0, 1, torch.device("cpu"))
+    index = open_split(data, "val")
+    batch = next(iter(eval_loader(index, loaded.architecture.model, data, images, world)))
     found = []
     model = loaded.model.train()
     for module in model.modules():
