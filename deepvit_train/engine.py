@@ -181,13 +181,11 @@ def first_non_finite(model: DeepViT, batches: Sequence[Batch], world: World, pre
             images = batch.images.to(world.device)
             look("the images", images)
             with autocast(world.device, precision):
-                model(images)
-            if found:
-                return found[0]
+                model(images)  # all of them, whatever was found: ranks may wait for each other inside
     finally:
         for hook in hooks:
             hook.remove()
-    return "the backward pass"
+    return found[0] if found else "the backward pass"
 
 
 @dataclass(frozen=True)

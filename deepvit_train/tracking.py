@@ -43,12 +43,11 @@ class Tracker:
         self._writer = None
         self._folder = folder
         if folder is not None:
+            kept = resumed_step or -1  # a run that begins anew logs step 0 anew
             with _writing(folder):
-                _drop_later(folder / "metrics.jsonl", resumed_step)
+                _drop_later(folder / "metrics.jsonl", kept)
                 self._file = (folder / "metrics.jsonl").open("a", buffering=1)
-                self._writer = SummaryWriter(
-                    str(folder / "tb"), purge_step=resumed_step + 1 if resumed_step else None
-                )
+                self._writer = SummaryWriter(str(folder / "tb"), purge_step=kept + 1)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Log scalars by their TensorBoard names: {'train/loss': 1.2}."""

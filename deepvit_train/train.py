@@ -70,7 +70,9 @@ def run(config: TrainConfig) -> dict[str, Any]:
         fresh = config.model.weights if not (begun or source) else None
         start = None if fresh is None else start_from(model, fresh)
         model.freeze(config.optim.freeze_blocks, config.optim.head_only)
-        model.to(world.device).set_grad_checkpointing(config.trainer.grad_checkpointing)
+        model.set_grad_checkpointing(config.trainer.grad_checkpointing)
+        model.set_sync_norm(config.trainer.sync_norm)
+        model.to(world.device)
 
         # The run's folder.
         folder = stack.enter_context(RunFolder(config.run_dir, writes=world.is_main))

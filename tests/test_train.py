@@ -12,7 +12,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from deepvit_train import train
+from deepvit_train import loop, train
 from deepvit_train.config import compose_command
 from deepvit_train.error import ConfigError, DataError, Interrupted, NotFiniteError, OutputError
 from tests.conftest import QUICK
@@ -89,16 +89,16 @@ def test_a_stopped_run_ends_as_the_uninterrupted_one(
 ) -> None:
     same = [f"attn={attn}", f"trainer.precision={precision}", "trainer.ema_decay=0.9", "model.dropout=0.1"]
     start(tmp_path / "whole", *same)
-    step = train.train_step
+    step = loop.train_step
 
-    def interrupting(state: train.TrainState, *arguments: object) -> object:
+    def interrupting(state: loop.TrainState, *arguments: object) -> object:
         result = step(state, *arguments)
         if state.step in (2, 6, 7):
             os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGINT)
         return result
 
-    monkeypatch.setattr(train, "train_step", interrupting)
+    monkeypatch.setattr(loop, "train_step", interrupting)
     for stopped_at in (2, 6, 7):
         with pytest.raises(Interrupted, match="SIGTERM") as error:
             start(tmp_path / "stopped", *same)
@@ -116,18 +116,18 @@ def test_a_stopped_run_ends_as_the_uninterrupted_one(
 
 
 def test_tensorboard_steps_increase_over_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    step = train.train_step
+    step = loop.train_step
 
-    def crashing(state: train.TrainState, *arguments: object) -> object:
+    def crashing(state: loop.TrainState, *arguments: object) -> object:
         if state.step == 9:
             raise KeyboardInterrupt  # as if killed: three steps after the last save, one log line lost
         return step(state, *arguments)
 
-    monkeypatch.setattr(train, "train_step", crashing)
+    monkeypatch.setattr(loop, "train_step", crashing)
     with pytest.raises(KeyboardInterrupt):
         start(tmp_path / "run")
     assert steps_logged(tmp_path / "run", "train/loss") == [3, 6, 9]
-    monkeypatch.setattr(train, "train_step", step)
+    monkeypatch.setattr(loop, "train_step", step)
     start(tmp_path / "run")
     events = EventAccumulator(str(tmp_path / "run" / "tb"))
     events.Reload()
@@ -222,15 +222,15 @@ def test_save_every_steps_and_keep_last(tmp_path: Path) -> None:
 
 
 def test_sigusr1_saves_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    step = train.train_step
+    step = loop.train_step
 
-    def signalling(state: train.TrainState, *arguments: object) -> object:
+    def signalling(state: loop.TrainState, *arguments: object) -> object:
         result = step(state, *arguments)
         if state.step == 4:
             os.kill(os.getpid(), signal.SIGUSR1)
         return result
 
-    monkeypatch.setattr(train, "train_step", signalling)
+    monkeypatch.setattr(loop, "train_step", signalling)
     start(tmp_path / "run", "trainer.keep_last=9")
     assert (tmp_path / "run" / "checkpoints" / "step_0000004").is_dir()
     assert state_of(tmp_path / "run")["step"] == 12
@@ -242,7 +242,7 @@ def test_a_stop_during_an_evaluation_saves_and_the_next_start_begins_with_it(
     start(tmp_path / "whole")
     unstopped = train.Validation.__call__
 
-    def stopping(self: train.Validation, state: train.TrainState) -> bool:
+    def stopping(self: train.Validation, state: loop.TrainState) -> bool:
         os.kill(os.getpid(), signal.SIGINT)
         return unstopped(self, state)
 
@@ -258,15 +258,15 @@ def test_a_stop_during_an_evaluation_saves_and_the_next_start_begins_with_it(
 
 
 def test_a_state_that_is_not_finite_is_never_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    step = train.train_step
+    step = loop.train_step
 
-    def poisoned(state: train.TrainState, *arguments: object) -> object:
+    def poisoned(state: loop.TrainState, *arguments: object) -> object:
         if state.step == 8:
             nan = float("nan")
             state.model.blocks[1].register_forward_hook(lambda module, inputs, output: output * nan)
         return step(state, *arguments)
 
-    monkeypatch.setattr(train, "train_step", poisoned)
+    monkeypatch.setattr(loop, "train_step", poisoned)
     with pytest.raises(
         NotFiniteError,
         match=r"step 9: the loss is nan.*first in blocks\.1; last good checkpoint: .*step_0000008",

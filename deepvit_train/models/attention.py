@@ -68,6 +68,7 @@ class ReAttention(Attention):
     """Attention whose maps are mixed across heads by a learned matrix, then normalised.
 
     Parameters besides those of Attention: `theta` (H, H), `theta_bias` (H,) in the paper's form, and `norm`.
+    With `sync_norm` a BatchNorm trains with the statistics of all ranks' batches.
     With a `lender` the block has no Theta of its own and uses the lender's.
     Source: arXiv 2103.11886, section 4.2; the initialisations are those of the authors' 1x1 convolution and
     of vit-pytorch.
@@ -95,6 +96,7 @@ class ReAttention(Attention):
         if lender is None:
             self._build_theta(heads, attn)
         self.norm = _build_norm(attn.norm, heads)
+        self.sync_norm = False
 
     def _build_theta(self, heads: int, attn: AttentionConfig) -> None:
         biased = attn.kind != AttentionKind.reattention_seed
@@ -116,9 +118,10 @@ class ReAttention(Attention):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         dropout = self.attn_dropout if self.training else 0.0
-        mixer = self.mixer
+        theta, bias = self.mixer.theta, self.mixer.theta_bias
+        sync = self.sync_norm and self.training
         return reattention(
-            q, k, v, mixer.theta, mixer.theta_bias, self.norm, scale=self.output_scale, dropout=dropout
+            q, k, v, theta, bias, self.norm, scale=self.output_scale, dropout=dropout, sync=sync
         )
 
     def maps(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from deepvit_train.error import ConfigError, nearest
+from deepvit_train.models.attention import ReAttention
 from deepvit_train.schema.model import ModelConfig, Pool, Stem
 
 # timm's names for what the head reads; '' is every token.
@@ -103,6 +104,12 @@ class TimmInterface(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping what it computed."""
         self.grad_checkpointing = enable
+
+    def set_sync_norm(self, enable: bool = True) -> None:
+        """Train re-attention's BatchNorm with the statistics of all ranks' batches, not each rank's own."""
+        for module in self.blocks.modules():
+            if isinstance(module, ReAttention):
+                module.sync_norm = enable
 
     def freeze(self, blocks: int = 0, head_only: bool = False) -> None:
         """Leave stem, tokens and the first `blocks` blocks as they are; with `head_only` all but the head.

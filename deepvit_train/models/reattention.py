@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from deepvit_train.models.reattention_operator import operator
 
@@ -74,6 +74,7 @@ def reattention(
     scale: float = 1.0,
     dropout: float = 0.0,
     chunk: int = 0,
+    sync: bool = False,
 ) -> Tensor:
     """Re-attention's output for queries, keys and values of shape (B, H, N, K).
 
@@ -89,19 +90,21 @@ def reattention(
             called as a module on maps that are kept.
         dropout: probability of dropping an entry of the softmax maps, before mixing; 0 outside training.
         chunk: rows of maps (queries, counted over images) worked on at a time; 0: chosen from the sizes.
+        sync: whether BatchNorm's batch statistics are those of all ranks' batches, which must be of one size.
 
     Returns:
         (B, H, N, K), in the type of v.
     """
     if norm is not None and type(norm) not in (nn.BatchNorm2d, nn.LayerNorm):
         return plain_reattention(q, k, v, theta, theta_bias, norm, scale=scale, dropout=dropout)
-    full, count = torch.promote_types(v.dtype, torch.float32), q.shape[0] * q.shape[2] ** 2
+    full = torch.promote_types(v.dtype, torch.float32)
     theta, bias = theta.to(full), None if theta_bias is None else theta_bias.to(full)
     weight, shift = _affine(norm, theta)
     if scale != 1.0:
         weight, shift = scale * weight, scale * shift
-    mode = _mode(norm)
-    if mode == "batch" and count <= 1:
+    mode = _mode(norm, sync)
+    count = q.shape[0] * q.shape[2] ** 2 * (distributed.get_world_size() if mode == "ranks" else 1)
+    if mode in ("batch", "ranks") and count <= 1:
         raise ValueError(f"BatchNorm needs more than one value per head to train, got q {tuple(q.shape)}")
     if mode == "none":  # nothing is left to do on maps but to mix them
         if (
@@ -116,17 +119,19 @@ def reattention(
     eps = 0.0 if norm is None else norm.eps
     seed = torch.randint(2**62, (), device="cpu") if dropout else None
     out, _, mean, var = operator(q, k, v, theta, bias, weight, shift, seed, mode, eps, dropout, chunk)
-    if mode == "batch" and isinstance(norm, nn.BatchNorm2d) and norm.training:
+    if mode in ("batch", "ranks") and isinstance(norm, nn.BatchNorm2d) and norm.training:
         _update_running_statistics(norm, mean if bias is None else mean + bias, var, count)
     return out
 
 
-def _mode(norm: nn.Module | None) -> str:
-    """The statistics that M is normalised by: those of the 'batch', of each 'layer' of heads, or 'none'."""
+def _mode(norm: nn.Module | None, sync: bool) -> str:
+    """What M is normalised over: the 'batch', those of all 'ranks', each 'layer' of heads, or 'none'."""
     if isinstance(norm, nn.LayerNorm):
         return "layer"
     has_running = norm is not None and norm.running_mean is not None and norm.running_var is not None
-    return "none" if norm is None or (has_running and not norm.training) else "batch"
+    if norm is None or (has_running and not norm.training):
+        return "none"
+    return "ranks" if sync and norm.training and distributed.is_initialized() else "batch"
 
 
 def _affine(norm: nn.Module | None, like: Tensor) -> tuple[Tensor, Tensor]:

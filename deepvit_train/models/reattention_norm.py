@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from deepvit_train.models.reattention_chunk import Chunks
 
@@ -109,7 +109,7 @@ class OverBatch(NoNorm):
     def __init__(self, mixing: Mixing, chunks: Chunks) -> None:
         super().__init__(mixing, chunks)
         self.bias = None
-        self.count = chunks.batch * chunks.tokens**2
+        self.count = chunks.batch * chunks.tokens**2 * self.ranks()
         self.center = mixing.theta.sum(0) / chunks.tokens
         self.center_maps = chunks.over_keys(self.center)
         self.norms: list[Tensor] = []
@@ -121,8 +121,9 @@ class OverBatch(NoNorm):
             self.sums.append(m.sum((2, 3)))
 
     def finish(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        rest = _total([each.double() for each in self.sums], self.center.double()) / self.count
-        square = torch.cat(self.norms).double().square().sum(0) / self.count
+        total = _total([each.double() for each in self.sums], self.center.double())
+        squares = torch.cat(self.norms).double().square().sum(0)
+        rest, square = self.over_ranks(torch.stack([total, squares])) / self.count
         var, rest = (square - rest**2).to(self.center), rest.to(self.center)
         slope = self.mixing.weight * (var + self.mixing.eps).rsqrt()
         return slope, self.mixing.shift - slope * rest, self.center + rest, var
@@ -134,10 +135,19 @@ class OverBatch(NoNorm):
         self.center_maps = self.chunks.over_keys(mean / self.deviation)
         both = (v.sum(2) * dout.sum(2)).sum((0, 2))
         along = (dout * out).sum((0, 2, 3)) - self.mixing.shift * both
+        both, along = self.over_ranks(torch.stack([both, along]))
         self.along = per_head(along / self.count)
         self.dx_mean = self.chunks.over_keys(self.mixing.weight * both / self.count)
         # Rows of maps sum to 1 unless dropped: then v less its mean makes dX less what its mean would be.
         return v if self.chunks.generator else v - v.mean(2, keepdim=True)
+
+    def ranks(self) -> int:
+        """How many processes' batches the statistics are over."""
+        return 1
+
+    def over_ranks(self, sums: Tensor) -> Tensor:
+        """Sums over this process's batch -> over the batches of all `ranks`."""
+        return sums
 
     def normalise(self, m: Tensor, spare: Tensor) -> None:
         m.sub_(self.center_maps)
@@ -152,7 +162,18 @@ class OverBatch(NoNorm):
         return dtheta / self.deviation, dbias
 
 
-NORMS: dict[str, type[NoNorm]] = {"none": NoNorm, "layer": OverHeads, "batch": OverBatch}
+class OverRanks(OverBatch):
+    """BatchNorm by the statistics of all ranks' batches, which are of one size."""
+
+    def ranks(self) -> int:
+        return distributed.get_world_size()
+
+    def over_ranks(self, sums: Tensor) -> Tensor:
+        distributed.all_reduce(sums)
+        return sums
+
+
+NORMS: dict[str, type[NoNorm]] = {"none": NoNorm, "layer": OverHeads, "batch": OverBatch, "ranks": OverRanks}
 
 
 def per_head(value: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ def operator_backward(
 
 @operator.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, theta: Tensor, *settings: Any) -> tuple[Tensor, ...]:
-    statistics = len(theta) if "batch" in settings else 0
+    statistics = len(theta) if "batch" in settings or "ranks" in settings else 0
     log_sums = theta.new_empty(q.shape[:3])
     return token_major(v), log_sums, theta.new_empty(statistics), theta.new_empty(statistics)
 

@@ -96,6 +96,7 @@ class TrainerConfig(Section):
     device: Device = option("where to train; auto: CUDA if there is any")
     threads: int | None = option("CPU threads of torch; null: torch's choice", low=1, high=4096)
     compile: bool = option("compile the model with torch.compile")
+    sync_norm: bool = option("train re-attention's BatchNorm with the statistics of all ranks' batches")
     grad_checkpointing: bool = option("recompute blocks in the backward pass to save memory")
     clip_grad: float | None = option("largest norm of the gradient; null: no clipping", above=0)
     ema_decay: float | None = option(

@@ -21,8 +21,11 @@ from deepvit_train.config import compose_command
 from tests.conftest import QUICK, forked
 from tests.fault.test_kill import lines_logged, metrics, outcome
 
-# LayerNorm over heads: BatchNorm's statistics are each rank's own, and would differ from one process's.
-SAME = [*QUICK, "attn=reattention_seed", "trainer.ema_decay=0.9", "trainer.save_every_steps=3"]
+# LayerNorm over heads: BatchNorm's statistics are each rank's own and differ from one process's, unless they are
+# synchronised.
+ANY = [*QUICK, "trainer.ema_decay=0.9", "trainer.save_every_steps=3"]
+SAME = [*ANY, "attn=reattention_seed"]
+SYNCHRONISED = [*ANY, "attn=reattention", "trainer.sync_norm=true", "trainer.accumulate=2"]
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
 
@@ -66,6 +69,15 @@ def test_two_ranks_train_as_one_process_does_and_evaluate_every_image_once(
     best = json.loads((one / "checkpoints" / "best" / "state.json").read_text())["best"]
     assert report["top1"] == best["val_ema/top1"]
     assert report["loss"] == pytest.approx(best["val_ema/loss"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_synchronised_batchnorm_trains_as_one_process_does(digits: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert forked(lambda: train.run(compose_command("train", [*SYNCHRONISED, f"run_dir={one}"]))) == 0
+    finish(torchrun("train", *SYNCHRONISED, f"run_dir={two}"))
+    for left, right in zip(metrics(one), metrics(two), strict=True):
+        assert left == pytest.approx(right, rel=1e-3, abs=1e-5)
 
 
 @pytest.mark.slow

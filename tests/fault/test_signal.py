@@ -129,16 +129,16 @@ def test_a_hostile_job_id_reaches_nothing(
 def test_a_run_stopped_under_slurm_saves_and_asks(
     scontrol: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Command
 ) -> None:
-    from deepvit_train import train
+    from deepvit_train import loop
 
     monkeypatch.setenv("SLURM_JOB_ID", "12")
-    step = train.train_step
+    step = loop.train_step
 
     def stopping(*arguments: object) -> object:
         os.kill(os.getpid(), signal.SIGTERM)
         return step(*arguments)
 
-    monkeypatch.setattr(train, "train_step", stopping)
+    monkeypatch.setattr(loop, "train_step", stopping)
     result = call("train", *QUICK, "run_dir=run", "trainer.requeue=true")
     assert result.returncode == 143
     assert "requeued as job 12" in result.stdout
