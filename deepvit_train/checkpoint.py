@@ -3,8 +3,8 @@
     RUN/checkpoints/step_0000100/   model, ema, optimizer, calibrated .safetensors; state.json; manifest.json
     RUN/checkpoints/last, best      links to two of them
 
-A checkpoint is written under a temporary name, flushed to the disk and renamed, so it is there whole or not
-at all. Nothing is pickled, and nothing read back is executed.
+Here they are found, verified and read; saving.py writes them. Nothing is pickled, and nothing read back is
+executed.
 """
 
 from __future__ import annotations
@@ -12,72 +12,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from deepvit_train.error import CheckpointError, OutputError, nearest
+from deepvit_train.error import CheckpointError, nearest
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 STATE = "state.json"
 WEIGHT_FILES = {"live": "model", "ema": "ema"}  # stems of the files of a checkpoint that hold a whole model
 DESCRIPTION = "deepvit_train"  # the key of the safetensors header that holds the model's description as JSON
-TEMPORARY = ".partial-"
-
-
-@dataclass(frozen=True)
-class TensorFile:
-    """A safetensors file to be written: tensors by name, and a JSON description for its header."""
-
-    tensors: dict[str, Tensor]
-    description: dict[str, Any] | None = None
-
-
-def write_checkpoint(folder: Path, step: int, files: dict[str, TensorFile], state: dict[str, Any]) -> Path:
-    """Write folder/step_NNNNNNN. Raises OutputError, with nothing half-written left, where that fails."""
-    target = folder / f"step_{step:07d}"
-    partial = folder / f"{TEMPORARY}{target.name}"
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        for name, file in files.items():
-            header = {DESCRIPTION: json.dumps(file.description, sort_keys=True)} if file.description else None
-            contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in file.tensors.items()}
-            save_file(contiguous, partial / f"{name}.safetensors", metadata=header)
-        _write_json(partial / STATE, {"format": FORMAT, "step": step, **state})
-        digests = {path.name: _digest(path, flush=True) for path in sorted(partial.iterdir())}
-        _write_json(partial / MANIFEST, {"format": FORMAT, "sha256": digests})
-        _digest(partial / MANIFEST, flush=True)
-        _flush_folder(partial)
-        if target.exists():
-            shutil.rmtree(target)
-        partial.rename(target)
-        _flush_folder(folder)
-    except (OSError, SafetensorError) as error:
-        need = sum(tensor.nbytes for file in files.values() for tensor in file.tensors.values())
-        free = shutil.disk_usage(folder).free if folder.is_dir() else 0
-        shutil.rmtree(partial, ignore_errors=True)
-        raise OutputError(
-            f"{target}: can't write the checkpoint ({error}); it needs {need / 2**20:.1f} MiB, "
-            f"{free / 2**20:.1f} MiB are free"
-        ) from None
-    return target
-
-
-def point(folder: Path, name: str, target: Path) -> None:
-    """Let the link folder/name lead to a checkpoint of the same folder, in one step."""
-    link = folder / f"{TEMPORARY}{name}"
-    link.unlink(missing_ok=True)
-    link.symlink_to(target.name)
-    link.replace(folder / name)
-    _flush_folder(folder)
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
@@ -98,15 +47,6 @@ def newest_valid(folder: Path, warn: Callable[[str], None]) -> Path | None:
     return None
 
 
-def prune(folder: Path, keep_last: int, keep: set[str]) -> None:
-    """Delete all but the newest `keep_last` checkpoints and those named, and what broken saves left."""
-    for path in checkpoints_in(folder)[:-keep_last]:
-        if path.name not in keep:
-            shutil.rmtree(path, ignore_errors=True)
-    for path in folder.glob(f"{TEMPORARY}*"):
-        shutil.rmtree(path, ignore_errors=True)
-
-
 def verify(path: Path) -> None:
     """Raise CheckpointError, naming the file, unless every file has the digest that the manifest says."""
     manifest = _read_json(path / MANIFEST)
@@ -114,14 +54,14 @@ def verify(path: Path) -> None:
     if not isinstance(digests, dict) or STATE not in digests or manifest.get("format") != FORMAT:
         raise CheckpointError(f"{path / MANIFEST}: not a manifest of format {FORMAT}")
     # Nothing vouches for the manifest but its own text, which is written in one way only.
-    if (path / MANIFEST).read_text() != _as_json(manifest):
+    if (path / MANIFEST).read_text() != as_json(manifest):
         raise CheckpointError(f"{path / MANIFEST}: damaged checkpoint (not as it was written)")
     for name, digest in digests.items():
         file = path / name
         if Path(name).name != name or file.is_symlink():
             raise CheckpointError(f"{path / MANIFEST}: names {name!r}, which is not a file of the checkpoint")
         try:
-            found = _digest(file)
+            found = digest_of(file)
         except OSError as error:
             raise CheckpointError(f"{file}: damaged checkpoint ({error.strerror})") from None
         if found != digest:
@@ -236,7 +176,8 @@ def calibrated_beside(file: Path) -> dict[str, Tensor] | None:
     return read_calibrated(file.parent).get(kind_of(file))
 
 
-def _digest(path: Path, flush: bool = False) -> str:
+def digest_of(path: Path, flush: bool = False) -> str:
+    """The SHA-256 of a file; with `flush` once it is on the disk."""
     with path.open("rb") as file:
         if flush:
             os.fsync(file.fileno())
@@ -246,20 +187,9 @@ def _digest(path: Path, flush: bool = False) -> str:
     return digest.hexdigest()
 
 
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _as_json(content: dict[str, Any]) -> str:
+def as_json(content: dict[str, Any]) -> str:
+    """The one way in which JSON files of a checkpoint are written."""
     return json.dumps(content, indent=1, sort_keys=True) + "\n"
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(_as_json(content))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -1,14 +1,43 @@
-"""Checkpoints written beside training: an exact snapshot is taken at once, the disk is waited for later."""
+"""Checkpoints written beside training: an exact snapshot is taken at once, the disk is waited for later.
+
+A checkpoint is written under a temporary name, flushed to the disk and renamed, so it is there whole or not
+at all, whenever a kill comes.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deepvit_train import checkpoint
-from deepvit_train.checkpoint import TensorFile
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from deepvit_train.checkpoint import (
+    DESCRIPTION,
+    FORMAT,
+    MANIFEST,
+    STATE,
+    as_json,
+    checkpoints_in,
+    digest_of,
+)
+from deepvit_train.error import OutputError
+
+TEMPORARY = ".partial-"
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """A safetensors file to be written: tensors by name, and a JSON description for its header."""
+
+    tensors: dict[str, Tensor]
+    description: dict[str, Any] | None = None
 
 
 class CheckpointWriter:
@@ -51,11 +80,72 @@ class CheckpointWriter:
     def newest(self) -> Path | str:
         """The newest checkpoint on the disk, to be named in a message."""
         self.wait()
-        return (checkpoint.checkpoints_in(self.folder) or ["none"])[-1]
+        return (checkpoints_in(self.folder) or ["none"])[-1]
 
     def _write(self, step: int, files: dict[str, TensorFile], state: dict[str, Any], best: bool) -> None:
-        written = checkpoint.write_checkpoint(self.folder, step, files, state)
-        checkpoint.point(self.folder, "last", written)
+        written = write_checkpoint(self.folder, step, files, state)
+        point(self.folder, "last", written)
         if best:
-            checkpoint.point(self.folder, "best", written)
-        checkpoint.prune(self.folder, self.keep_last, keep={(self.folder / "best").resolve().name})
+            point(self.folder, "best", written)
+        prune(self.folder, self.keep_last, keep={(self.folder / "best").resolve().name})
+
+
+def write_checkpoint(folder: Path, step: int, files: dict[str, TensorFile], state: dict[str, Any]) -> Path:
+    """Write folder/step_NNNNNNN. Raises OutputError, with nothing half-written left, where that fails."""
+    target = folder / f"step_{step:07d}"
+    partial = folder / f"{TEMPORARY}{target.name}"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for name, file in files.items():
+            header = {DESCRIPTION: json.dumps(file.description, sort_keys=True)} if file.description else None
+            contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in file.tensors.items()}
+            save_file(contiguous, partial / f"{name}.safetensors", metadata=header)
+        _write_json(partial / STATE, {"format": FORMAT, "step": step, **state})
+        digests = {path.name: digest_of(path, flush=True) for path in sorted(partial.iterdir())}
+        _write_json(partial / MANIFEST, {"format": FORMAT, "sha256": digests})
+        digest_of(partial / MANIFEST, flush=True)
+        _flush_folder(partial)
+        if target.exists():
+            shutil.rmtree(target)
+        partial.rename(target)
+        _flush_folder(folder)
+    except (OSError, SafetensorError) as error:
+        need = sum(tensor.nbytes for file in files.values() for tensor in file.tensors.values())
+        free = shutil.disk_usage(folder).free if folder.is_dir() else 0
+        shutil.rmtree(partial, ignore_errors=True)
+        raise OutputError(
+            f"{target}: can't write the checkpoint ({error}); it needs {need / 2**20:.1f} MiB, "
+            f"{free / 2**20:.1f} MiB are free"
+        ) from None
+    return target
+
+
+def point(folder: Path, name: str, target: Path) -> None:
+    """Let the link folder/name lead to a checkpoint of the same folder, in one step."""
+    link = folder / f"{TEMPORARY}{name}"
+    link.unlink(missing_ok=True)
+    link.symlink_to(target.name)
+    link.replace(folder / name)
+    _flush_folder(folder)
+
+
+def prune(folder: Path, keep_last: int, keep: set[str]) -> None:
+    """Delete all but the newest `keep_last` checkpoints and those named, and what broken saves left."""
+    for path in checkpoints_in(folder)[:-keep_last]:
+        if path.name not in keep:
+            shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob(f"{TEMPORARY}*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(as_json(content))

@@ -15,9 +15,10 @@ from timm.utils import ModelEmaV3
 from torch import Tensor
 
 from deepvit_train.calibration import Statistics
-from deepvit_train.checkpoint import WEIGHT_FILES, TensorFile, read_calibrated, read_state, read_tensors
+from deepvit_train.checkpoint import WEIGHT_FILES, read_calibrated, read_state, read_tensors
 from deepvit_train.error import CheckpointError
 from deepvit_train.models import DeepViT
+from deepvit_train.saving import TensorFile
 
 
 @dataclass

@@ -9,16 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from deepvit_train import checkpoint
-from deepvit_train.checkpoint import TensorFile
+from deepvit_train import checkpoint, saving
 from deepvit_train.error import CheckpointError, OutputError
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3, dtype=torch.int64)}
 
 
 def write(folder: Path, step: int) -> Path:
-    return checkpoint.write_checkpoint(
-        folder, step, {"model": TensorFile(TENSORS, {"dim": 3})}, {"note": "x"}
+    return saving.write_checkpoint(
+        folder, step, {"model": saving.TensorFile(TENSORS, {"dim": 3})}, {"note": "x"}
     )
 
 
@@ -80,8 +79,8 @@ def test_the_newest_whole_one_is_used_and_the_damaged_one_named(tmp_path: Path) 
 def test_pruning_keeps_the_newest_the_named_and_removes_leftovers(tmp_path: Path) -> None:
     for step in (1, 2, 3, 10):
         write(tmp_path, step)
-    (tmp_path / f"{checkpoint.TEMPORARY}step_0000011").mkdir()
-    checkpoint.prune(tmp_path, keep_last=2, keep={"step_0000001"})
+    (tmp_path / f"{saving.TEMPORARY}step_0000011").mkdir()
+    saving.prune(tmp_path, keep_last=2, keep={"step_0000001"})
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "step_0000001",
         "step_0000003",
@@ -93,10 +92,10 @@ def test_a_run_stands_for_its_best_checkpoint_else_its_newest(tmp_path: Path) ->
     folder = tmp_path / "checkpoints"
     first, second = write(folder, 1), write(folder, 2)
     assert checkpoint.find(str(tmp_path)) == second
-    checkpoint.point(folder, "best", first)
+    saving.point(folder, "best", first)
     assert checkpoint.find(str(tmp_path)) == first
     assert checkpoint.find(str(second)) == second
-    checkpoint.point(folder, "best", second)
+    saving.point(folder, "best", second)
     assert checkpoint.find(str(folder / "best")).resolve() == second
 
 
@@ -115,7 +114,7 @@ def test_a_full_disk_is_named_and_loses_nothing(tmp_path: Path, monkeypatch: pyt
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(saving, "save_file", full)
     with pytest.raises(OutputError, match=r"No space left.*it needs .* MiB, .* MiB are free"):
         write(tmp_path, 2)
     assert list(tmp_path.iterdir()) == [older]

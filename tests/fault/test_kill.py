@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from deepvit_train import checkpoint, train
+from deepvit_train import checkpoint, saving, train
 from deepvit_train.config import compose_command
 from tests.conftest import QUICK, forked
 
@@ -89,32 +89,21 @@ def whole(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_kills_at_random_moments_change_no_bit(whole: Path, workers: int, tmp_path: Path) -> None:
-    rng = random.Random(workers)
-    overrides = [*RUN, f"run_dir={tmp_path / 'run'}", f"data.workers={workers}"]
-    kills = 0
+def test_kills_of_the_real_command_at_random_moments_change_no_bit(whole: Path, tmp_path: Path) -> None:
+    overrides = [*RUN, f"run_dir={tmp_path / 'run'}", "data.workers=2"]
     for seen in (0, 4, 9, 13, 17):
         process = launch("-m", "deepvit_train.cli", "train", *overrides)
         kill_when(process, lambda seen=seen: lines_logged(tmp_path / "run") > seen)
         assert process.returncode == -signal.SIGKILL
-        kills += 1
-        time.sleep(rng.random() * 0.01)
-    assert kills == 5
     finish(*overrides)
     assert outcome(tmp_path / "run") == outcome(whole)
     assert metrics(tmp_path / "run") == metrics(whole)
 
 
-@pytest.mark.slow
-def test_a_hundred_kills_change_no_bit(digits: Path, tmp_path: Path) -> None:
-    rng = random.Random(100)
-    run = [*RUN, "trainer.epochs=80", "trainer.save_every_steps=1"]
-    assert forked(lambda: train.run(compose_command("train", [*run, f"run_dir={tmp_path / 'whole'}"]))) == 0
-    folder, kills = tmp_path / "run", 0
-    overrides = [*run, f"run_dir={folder}"]
-    while kills < 100:
-        # At the next line logged and a moment more, so that each start gets somewhere.
+def kill_at_random_moments(kills: int, overrides: list[str], folder: Path) -> None:
+    """Start the run so many times; SIGKILL each start at its next line logged and a moment more."""
+    rng = random.Random(kills)
+    for _ in range(kills):
         seen = lines_logged(folder)
         process = os.fork()
         if process == 0:
@@ -125,10 +114,18 @@ def test_a_hundred_kills_change_no_bit(digits: Path, tmp_path: Path) -> None:
         time.sleep(rng.random() * 0.02)
         os.kill(process, signal.SIGKILL)
         assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
-        kills += 1
+
+
+@pytest.mark.parametrize("kills", [6, pytest.param(100, marks=pytest.mark.slow)])
+def test_kills_at_random_moments_change_no_bit(digits: Path, kills: int, tmp_path: Path) -> None:
+    run = [*RUN, f"trainer.epochs={max(4, kills)}", "trainer.save_every_steps=1"]
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    assert forked(lambda: train.run(compose_command("train", [*run, f"run_dir={whole}"]))) == 0
+    overrides = [*run, f"run_dir={folder}"]
+    kill_at_random_moments(kills, overrides, folder)
     assert forked(lambda: train.run(compose_command("train", overrides))) == 0
-    assert outcome(folder) == outcome(tmp_path / "whole")
-    assert metrics(folder) == metrics(tmp_path / "whole")
+    assert outcome(folder) == outcome(whole)
+    assert metrics(folder) == metrics(whole)
 
 
 def dying(moment: int, overrides: list[str]) -> None:
@@ -145,8 +142,8 @@ def dying(moment: int, overrides: list[str]) -> None:
 
         return wrapped
 
-    for name in ("save_file", "_write_json", "_digest", "_flush_folder"):
-        setattr(checkpoint, name, counted(getattr(checkpoint, name)))
+    for name in ("save_file", "_write_json", "digest_of", "_flush_folder"):
+        setattr(saving, name, counted(getattr(saving, name)))
     for name in ("rename", "replace", "symlink_to", "mkdir"):
         setattr(Path, name, counted(getattr(Path, name)))
     train.run(compose_command("train", overrides))
