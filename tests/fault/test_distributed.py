@@ -21,8 +21,7 @@ from deepvit_train.config import compose_command
 from tests.conftest import QUICK, forked
 from tests.fault.test_kill import lines_logged, metrics, outcome
 
-# LayerNorm over heads: BatchNorm's statistics are each rank's own and differ from one process's, unless they are
-# synchronised.
+# LayerNorm over heads: unless synchronised, BatchNorm's statistics are each rank's own, not one process's.
 ANY = [*QUICK, "trainer.ema_decay=0.9", "trainer.save_every_steps=3"]
 SAME = [*ANY, "attn=reattention_seed"]
 SYNCHRONISED = [*ANY, "attn=reattention", "trainer.sync_norm=true", "trainer.accumulate=2"]
