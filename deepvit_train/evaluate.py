@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,12 +12,12 @@ from rich.table import Table
 from timm.data import ImageNetInfo
 
 from deepvit_train import distributed
-from deepvit_train.calibration import calibrate, using
+from deepvit_train.calibration import calibrate, reattention_norms, using
 from deepvit_train.data.bad import BadFiles
 from deepvit_train.data.index import check_classes, open_split
 from deepvit_train.data.split import calibration_loader, eval_loader
 from deepvit_train.engine import EvalResult, evaluate
-from deepvit_train.error import CheckpointError, DataError
+from deepvit_train.error import CheckpointError, ConfigError, DataError
 from deepvit_train.schema.command import EvalConfig
 from deepvit_train.schema.data import DataConfig
 from deepvit_train.tracking import console
@@ -34,6 +35,10 @@ def run(config: EvalConfig) -> dict[str, Any]:
 
     # The model and its preprocessing, from the checkpoint alone, unless it is another project's.
     loaded = load(config.checkpoint, config.weights.value, config.preset, **config.said())
+    if config.calibrate_images is not None:
+        loaded = replace(loaded, calibrate_images=config.calibrate_images, statistics=None)
+    if config.image_size is not None:
+        loaded = _at_size(loaded, config.image_size)
     model, preprocessing = loaded.model.to(world.device), loaded.architecture.model
     say(f"{loaded.file}: {loaded.weights} weights")
 
@@ -42,12 +47,12 @@ def run(config: EvalConfig) -> dict[str, Any]:
     index = open_split(data, data.split)
     classes = loaded.check_data(index)
 
-    # Calibrate where the checkpoint was saved between two evaluations, then evaluate.
+    # Calibrate where there are no statistics for these weights at this size, then evaluate.
     statistics = loaded.statistics
     if loaded.needs_calibration:
         say(
-            f"no calibrated statistics for these weights: calibrating on {loaded.calibrate_images} "
-            "training images"
+            f"no calibrated statistics for these weights at {preprocessing.image_size} pixels: "
+            f"calibrating on {loaded.calibrate_images} training images"
         )
         bad = BadFiles([], data.max_bad, world, say)
         batches = calibration_loader(
@@ -67,9 +72,21 @@ def run(config: EvalConfig) -> dict[str, Any]:
 
     report = _report(loaded, data, config, result)
     if world.is_main:
-        _tell(loaded, data, classes, result, report)
+        kind = data.split if config.image_size is None else f"{data.split}.{config.image_size}px"
+        _tell(loaded, kind, classes, result, report)
     distributed.stop()
     return report
+
+
+def _at_size(loaded: LoadedModel, image_size: int) -> LoadedModel:
+    """The model for another image size. Raises ConfigError where its statistics can't be measured anew."""
+    resized = loaded.at_size(image_size)
+    if resized is not loaded and reattention_norms(resized.model) and not resized.calibrate_images:
+        raise ConfigError(
+            f"image_size={image_size}: the BatchNorm statistics of {loaded.file} are those of "
+            f"{loaded.architecture.model.image_size} pixels, so add calibrate_images=512"
+        )
+    return resized
 
 
 def _training_images(loaded: LoadedModel, data: DataConfig) -> Any:
@@ -91,6 +108,7 @@ def _report(loaded: LoadedModel, data: DataConfig, config: EvalConfig, result: E
         "weights": loaded.weights,
         "data": str(data.name),
         "split": data.split,
+        "image_size": loaded.architecture.model.image_size,
         "precision": str(config.precision),
         "top1": result.top1,
         "top5": result.top5,
@@ -101,9 +119,9 @@ def _report(loaded: LoadedModel, data: DataConfig, config: EvalConfig, result: E
 
 
 def _tell(
-    loaded: LoadedModel, data: DataConfig, classes: list[str], result: EvalResult, report: dict[str, Any]
+    loaded: LoadedModel, kind: str, classes: list[str], result: EvalResult, report: dict[str, Any]
 ) -> None:
-    table = Table("class", "top-1", "images", title=f"{data.split}: {result.images} images")
+    table = Table("class", "top-1", "images", title=f"{kind}: {result.images} images")
     per_class = sorted(zip(result.class_accuracy, classes, result.class_images, strict=True))
     for accuracy, name, images in per_class[:WORST_CLASSES]:
         table.add_row(readable(name), f"{accuracy:.4f}", str(images))
@@ -119,7 +137,7 @@ def _tell(
         name: {"name": readable(name), "top1": accuracy, "images": images}
         for accuracy, name, images in per_class
     }
-    file = result_file(loaded, data.split)
+    file = result_file(loaded, kind)
     try:
         file.write_text(json.dumps({**report, "classes": by_class}, indent=1) + "\n")
         console.print(f"written: {file}")

@@ -47,6 +47,18 @@ class LoadedModel:
             )
         return replace(given, name=self.data, root=given.root or self.data_root)
 
+    def at_size(self, image_size: int) -> LoadedModel:
+        """For images of another size: positions resampled, statistics over maps to be measured anew.
+
+        Raises ConfigError where the patch does not divide it. The model is changed in place.
+        """
+        if image_size == self.architecture.model.image_size:
+            return self
+        self.model.set_input_size(image_size)
+        shape = replace(self.architecture.model, image_size=image_size)
+        architecture = Architecture(shape, self.architecture.attn)
+        return replace(self, architecture=architecture, statistics=None)
+
     def check_data(self, index: ImageIndex) -> list[str]:
         """The class names. Raises DataError where the data has others than the model, or another number."""
         if self.classes is not None:
@@ -99,10 +111,10 @@ def _data_root_beside(file: Path) -> str | None:
     return None if root is None else str(root)
 
 
-def result_file(loaded: LoadedModel, split: str) -> Path:
+def result_file(loaded: LoadedModel, name: str) -> Path:
     """Where an evaluation is written: beside the checkpoint's folder, or beside a weights file of its own."""
     subject = loaded.file.parent.resolve() if _in_checkpoint(loaded.file) else loaded.file
-    return subject.with_name(f"{subject.name}.{loaded.weights}.{split}.json")
+    return subject.with_name(f"{subject.name}.{loaded.weights}.{name}.json")
 
 
 def description_of(

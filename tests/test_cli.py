@@ -111,6 +111,18 @@ def test_evaluating_other_classes_names_them(call: Command, trained: Path, image
     refused(result, 4, "ant", "missing: 0, 1")
 
 
+def test_another_image_size_calibrates_anew(call: Command, trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path / "run", symlinks=True)
+    best = (tmp_path / "run" / "checkpoints" / "best").resolve()
+    result = call("eval", "checkpoint=run", "image_size=24", "calibrate_images=40")
+    assert result.returncode == 0, result.stderr
+    assert "at 24 pixels: calibrating on 40 training images" in result.stdout
+    report = json.loads(result.stdout.splitlines()[-1])
+    assert (report["images"], report["image_size"]) == (364, 24)
+    assert best.with_name(f"{best.name}.ema.val.24px.json").exists()
+    refused(call("eval", "checkpoint=run", "image_size=25"), 2, "image_size=25", "nearest: 24")
+
+
 def test_an_unreadable_image_is_an_error_in_evaluation(
     call: Command, trained: Path, digits: Path, tmp_path: Path
 ) -> None:

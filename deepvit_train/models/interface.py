@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from einops import rearrange
+from timm.layers import resample_abs_pos_embed
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -89,6 +90,24 @@ class TimmInterface(nn.Module):
         like = next(self.blocks.parameters())
         fresh = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
         self.head = fresh.to(like.device, like.dtype).train(self.training)
+
+    def set_input_size(self, img_size: int) -> None:
+        """Take images of so many pixels: position embeddings are resampled, the class token's is kept.
+
+        The statistics of a BatchNorm over maps are those of the former number of tokens: calibrate them anew.
+        Raises ConfigError where the patch does not divide the size.
+        """
+        patch = self.feature_info[0]["reduction"]
+        if img_size % patch:
+            near = max(1, round(img_size / patch)) * patch
+            raise ConfigError(
+                f"image_size={img_size} is not divisible by the model's patch size, {patch}; nearest: {near}"
+            )
+        side = img_size // patch
+        positions = resample_abs_pos_embed(self.pos_embed.detach(), [side, side])
+        self.pos_embed = nn.Parameter(positions, requires_grad=self.pos_embed.requires_grad)
+        for known in (self.pretrained_cfg, self.default_cfg):
+            known["input_size"] = (known["input_size"][0], img_size, img_size)
 
     def no_weight_decay(self) -> set[str]:
         """Parameters of two or more dimensions that weight decay leaves out."""

@@ -116,6 +116,13 @@ class EvalConfig(ForeignKeys):
     )
     data: DataConfig
     weights: Weights = option("which weights to evaluate; auto: the averaged ones where there are any")
+    image_size: int | None = option(
+        "evaluate at another image size, positions resampled; null: the model's own", low=1, high=65536
+    )
+    calibrate_images: int | None = option(
+        "measure BatchNorm statistics anew on so many training images; null: where the checkpoint has none",
+        low=1,
+    )
     batch_size: int = option("images a batch and rank", low=1)
     precision: Precision = option("autocast type; softmax, norms and weights stay fp32")
     device: Device = option("where to evaluate; auto: CUDA if there is any")
