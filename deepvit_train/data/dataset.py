@@ -5,16 +5,18 @@ Shapes: B batch, S the model's image size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, get_worker_info
 
 from deepvit_train.data.decode import BadImageError, Limits, parse_picture
 from deepvit_train.data.index import ImageIndex
+from deepvit_train.data.memory import ReusedMemory
 from deepvit_train.data.transform import NOTHING_ERASED, Erasure, Transform
 from deepvit_train.determinism import derive_seed, generators_kept, permutation
 
@@ -64,20 +66,28 @@ class ImageDataset(Dataset[RawBatch]):
         self.seed = seed
         self.limits = limits
         self.replacements = replacements
+        self.memory = ReusedMemory(blocks=1)
 
     def __getitems__(self, keys: Sequence[Key]) -> RawBatch:
         size = self.transform.size
-        pixels = np.empty((len(keys), size, size, 3), np.uint8)
+        pixels = self._empty((len(keys), 3, size, size))
         targets = np.empty(len(keys), np.int64)
         erase = np.empty((len(keys), len(Erasure._fields)), np.int64)
         bad: list[str] = []
         with generators_kept():
             for place, key in enumerate(keys):
-                pixels[place], targets[place], erase[place] = self._sample(key, bad)
-        images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-        return RawBatch(images, torch.from_numpy(targets), torch.from_numpy(erase), bad)
+                sample, targets[place], erase[place] = self._sample(key, bad)
+                pixels.numpy()[place] = sample.transpose(2, 0, 1)
+        return RawBatch(pixels, torch.from_numpy(targets), torch.from_numpy(erase), bad)
 
-    def _sample(self, key: Key, bad: list[str]) -> tuple[np.ndarray | int, int, Erasure]:
+    def _empty(self, shape: tuple[int, ...]) -> Tensor:
+        """Uninitialised bytes; in a loader process shared ones, as they are to be handed over."""
+        if get_worker_info() is None:
+            return self.memory.empty(shape, torch.uint8)
+        shared = torch.UntypedStorage._new_shared(math.prod(shape))
+        return torch.empty(0, dtype=torch.uint8).set_(shared).view(shape)
+
+    def _sample(self, key: Key, bad: list[str]) -> tuple[np.ndarray, int, Erasure]:
         seed = derive_seed("sample", self.seed, *key)
         for step in range(min(len(self.index), self.replacements + 1)):
             image = (key.image + step) % len(self.index)
@@ -89,7 +99,8 @@ class ImageDataset(Dataset[RawBatch]):
                 bad.append(str(error))
             else:
                 return pixels, int(self.index.targets[image]), erasure
-        return 0, int(self.index.targets[key.image]), NOTHING_ERASED
+        black = np.zeros((self.transform.size, self.transform.size, 3), np.uint8)
+        return black, int(self.index.targets[key.image]), NOTHING_ERASED
 
 
 class TrainOrder(Sampler[list[Key]]):

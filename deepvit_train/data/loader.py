@@ -5,7 +5,9 @@ Shapes: B batch, S the model's image size.
 
 from __future__ import annotations
 
+import atexit
 import signal
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing import popen_fork, process
@@ -15,6 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from deepvit_train.data.dataset import Batch, ImageDataset, Key, RawBatch
+from deepvit_train.data.memory import ReusedMemory
 from deepvit_train.data.transform import normalise
 
 
@@ -24,6 +27,11 @@ class LoaderOptions:
 
     workers: int
     device: torch.device
+
+
+KEPT_BATCHES = 3  # that of a step, the one after it, and one that somebody looks at
+
+_open: weakref.WeakSet[Loader] = weakref.WeakSet()
 
 
 class Loader:
@@ -43,6 +51,7 @@ class Loader:
         self.device = options.device
         self.mean, self.std = torch.tensor(mean, device=self.device), torch.tensor(std, device=self.device)
         self.noise = torch.Generator(self.device)
+        self.memory = ReusedMemory(KEPT_BATCHES)
         self.raw: DataLoader[RawBatch] = DataLoader(
             dataset,
             batch_sampler=order,
@@ -57,6 +66,7 @@ class Loader:
             # Its own generator: a base seed drawn from torch's would change the draws that follow.
             generator=torch.Generator(),
         )
+        _open.add(self)
 
     def close(self) -> None:
         """End the loader processes."""
@@ -71,7 +81,9 @@ class Loader:
 
     def prepare(self, raw: RawBatch) -> Batch:
         """Copy to the device, normalise, erase. Noise comes from each sample's own seed."""
-        images = normalise(raw.pixels.to(self.device, non_blocking=True), self.mean, self.std)
+        pixels = raw.pixels.to(self.device, non_blocking=True)
+        out = self.memory.empty(pixels.shape, torch.float32) if self.device.type == "cpu" else None
+        images = normalise(pixels, self.mean, self.std, out)
         for image, (top, left, height, width, seed) in zip(images, raw.erase.tolist(), strict=True):
             if height:
                 self.noise.manual_seed(seed)
@@ -107,9 +119,15 @@ def _as_it_is(batch: RawBatch) -> RawBatch:
 
 def _leave_signals_to_the_main_process(worker: int) -> None:
     # A stop signal to the whole process group must not kill the loaders before the main process has saved.
-    # What is left of them at the end is killed (_LoaderContext).
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+
+
+@atexit.register
+def _close_all() -> None:
+    # Before Python ends the processes that are left by SIGTERM, which these ignore.
+    for loader in list(_open):
+        loader.close()
 
 
 class _Killed(popen_fork.Popen):
@@ -124,6 +142,9 @@ class _LoaderProcess(ForkProcess):
 
 
 class _LoaderContext(ForkContext):
-    """Forks that are ended by SIGKILL where torch or Python would send SIGTERM, which they ignore."""
+    """Forks that end by SIGKILL where torch or Python would send SIGTERM, which they ignore.
+
+    That is when a loader was not closed in order: its queues may have gone before it told them to end.
+    """
 
     Process = _LoaderProcess
