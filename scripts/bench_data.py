@@ -1,8 +1,8 @@
 """Images/s of the data pipeline beside timm's create_loader, and of JPEG decoders; `make bench-data`.
 
-Both loaders read the same photographs, crop and resize them to 224 pixels, and give normalised (and, for DeiT,
-erased) float batches. timm interpolates bilinearly, its default; this project's crop is bicubic, which is more
-work. They take turns, pass by pass, so that a busy machine slows both; the figures are medians over the passes.
+Both loaders read the same photographs, crop and resize them to 224 pixels, and give normalised (and, for
+DeiT, erased) float batches. timm interpolates bilinearly, its default; this project's crop is bicubic, which
+is more work. They take turns, pass by pass, so that a busy machine slows both; the figures are medians.
 """
 
 from __future__ import annotations
