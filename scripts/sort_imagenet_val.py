@@ -85,12 +85,12 @@ def plan_moves(folder: Path, labels: dict[str, str]) -> list[tuple[Path, Path]]:
     return [(path, folder / labels[stem] / path.name) for stem, path in sorted(flat.items())]
 
 
-def main() -> int:
+def main(command_line: list[str] | None = None) -> int:
     """Check, then move. Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("labels", type=Path)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(command_line)
     try:
         if not arguments.folder.is_dir():
             raise LabelError(f"{arguments.folder}: no such folder")

@@ -46,7 +46,9 @@ def test_the_cells_come_seed_by_seed_each_once(digits: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("name", choices("study"))
 def test_every_cell_of_the_shipped_studies_composes(name: str, digits: Path, tmp_path: Path) -> None:
-    config = compose_command("study", [f"study={name}", f"root={digits}", f"out={tmp_path}"])
+    config = compose_command(
+        "study", [f"study={name}", f"root={digits}", f"out={tmp_path}", "study.seeds=[0]"]
+    )
     for cell in study.cells_of(config.study):
         overrides = study.commands_of(cell, config)["train"]
         composed = compose_command("train", overrides)
