@@ -10,7 +10,6 @@ Shapes: H heads.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -46,25 +45,42 @@ def reattention_norms(model: DeepViT) -> dict[str, nn.BatchNorm2d]:
 def calibrate(model: DeepViT, batches: Iterable[Batch], precision: Precision, world: World) -> Statistics:
     """Mean and variance of every re-attention BatchNorm: the batches' own, averaged over images and ranks.
 
-    Each batch is normalised by its own statistics on its way, everything else is as in evaluation. Works on a
-    copy: the model, its mode and its running statistics stay as they are.
+    Each batch is normalised by its own statistics on its way, everything else is as in evaluation. After, the
+    model, its mode and its running statistics are as before.
     """
-    model = copy.deepcopy(model).eval()
-    for norm in reattention_norms(model).values():
-        norm.train()
-        norm.momentum = 1.0  # the running statistics become those of the last batch
     images = torch.zeros((), dtype=torch.float64, device=world.device)
     sums = {
         name: torch.zeros_like(value, dtype=torch.float64) for name, value in statistics_of(model).items()
     }
-    for batch in batches:
-        with autocast(world.device, precision):
-            model.forward_features(batch.images.to(world.device, non_blocking=True))
-        images += len(batch.images)
-        for name, value in statistics_of(model).items():
-            sums[name] += value.double() * len(batch.images)
+    with _measuring(model):
+        for batch in batches:
+            with autocast(world.device, precision):
+                model.forward_features(batch.images.to(world.device, non_blocking=True))
+            images += len(batch.images)
+            for name, value in statistics_of(model).items():
+                sums[name] += value.double() * len(batch.images)
     world.sum(images)
     return {name: (world.sum(total) / images).float() for name, total in sums.items()}
+
+
+@contextmanager
+def _measuring(model: DeepViT) -> Iterator[None]:
+    """Inside, running statistics become those of each batch, and all else evaluates."""
+    modes = {module: module.training for module in model.modules()}
+    norms = list(reattention_norms(model).values())
+    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    model.eval()
+    for norm in norms:
+        norm.train()
+        norm.momentum, norm.num_batches_tracked = 1.0, torch.tensor(0)
+    try:
+        with using(model, None):
+            yield
+    finally:
+        for norm, (momentum, batches) in zip(norms, kept, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, batches
+        for module, training in modes.items():
+            module.training = training
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from deepvit_train.models import DeepViT
 from deepvit_train.recipe import autocast
 from deepvit_train.regulariser import CosineRegulariser
 from deepvit_train.schema.recipe import Precision
+from deepvit_train.sharding import whole
 from deepvit_train.state import TrainState
 
 
@@ -85,8 +86,8 @@ def train_step(
         penalty += micro_penalty.detach() / len(batches)
     state.scaler.unscale_(state.optimizer)
     parameters = [parameter for parameter in state.model.parameters() if parameter.grad is not None]
-    grad_norm = torch.nn.utils.get_total_norm(
-        [grad for each in parameters if (grad := each.grad) is not None]
+    grad_norm = whole(
+        torch.nn.utils.get_total_norm([grad for each in parameters if (grad := each.grad) is not None])
     )
     guard.observe(state.step + 1, loss, grad_norm)
     if options.clip_grad is not None:

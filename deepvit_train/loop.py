@@ -27,6 +27,7 @@ from deepvit_train.recipe import build_mixup, learning_rate
 from deepvit_train.regulariser import build_regulariser
 from deepvit_train.saving import CheckpointWriter
 from deepvit_train.schema.command import TrainConfig
+from deepvit_train.sharding import gathered, is_sharded, whole
 from deepvit_train.state import TrainState
 from deepvit_train.tracking import Meter, Tracker, progress_bar
 from deepvit_train.validation import Validation
@@ -90,7 +91,8 @@ class Trainer:
                     if due.logs or due.saves or self.world.size == 1:
                         self._settle_bad_files()
                 except NotFiniteError as error:
-                    where = first_non_finite(state.model, micro_batches, self.world, options.precision)
+                    with gathered(state.model) as model:
+                        where = first_non_finite(model, micro_batches, self.world, options.precision)
                     raise NotFiniteError(
                         f"{error}; first in {where}; last good checkpoint: {self._saved()}"
                     ) from None
@@ -149,9 +151,11 @@ class Trainer:
 
     def _look_at_maps(self) -> bool:
         """Log what the probe sees. Returns whether so many blocks are similar that the run is to end."""
-        if self.probe is None:
-            return False
-        look, bounds = self.probe.look(self.state.model), self.config.collapse
+        with gathered(self.state.model) as model:
+            if self.probe is None:
+                return False
+            look = self.probe.look(model)
+        bounds = self.config.collapse
         self.tracker.scalars(self.state.step, look.scalars)
         self.tracker.images("collapse/similarity", look.picture, self.state.step)
         ratio = look.similar_ratio
@@ -189,10 +193,15 @@ class Trainer:
         self._save(best)
 
     def _save(self, best: bool) -> None:
-        if self.writer is not None:
-            root = self.config.data.root
-            state = self.state.plain() | {"data_root": root and str(Path(root).expanduser().resolve())}
-            self.writer.save(self.state.step, self.state.files(self.description), state, best)
+        files = self.state.files(self.description)
+        if self.writer is None:
+            for file in files.values():
+                for tensor in file.tensors.values():
+                    whole(tensor)  # as the first rank asks for it
+            return
+        root = self.config.data.root
+        state = self.state.plain() | {"data_root": root and str(Path(root).expanduser().resolve())}
+        self.writer.save(self.state.step, files, state, best)
 
     def _interrupted(self) -> Interrupted:
         error = interrupted(self.world.any(self.signals.stop), self._saved())
@@ -216,7 +225,7 @@ class Trainer:
 def _wrapped(model: DeepViT, config: TrainConfig, world: World) -> Callable[[Tensor], Tensor]:
     """The model as it is trained: compiled where asked for, and with gradients exchanged between ranks."""
     forward: nn.Module | Callable[[Tensor], Tensor] = model.train()
-    if world.size > 1:
+    if world.size > 1 and not is_sharded(model):
         forward = DistributedDataParallel(model, [world.device] if world.device.type == "cuda" else None)
     return torch.compile(forward) if config.trainer.compile else forward
 

@@ -91,6 +91,6 @@ def build_mixup(
     return Mixup(augment.mixup, augment.cutmix, label_smoothing=label_smoothing, num_classes=num_classes)
 
 
-def build_ema(model: DeepViT, decay: float | None) -> ModelEmaV3 | None:
-    """Averaged weights, whose decay warms up, or None."""
-    return None if decay is None else ModelEmaV3(model, decay=decay, use_warmup=True)
+def build_ema(model: DeepViT, decay: float | None, *, foreach: bool = True) -> ModelEmaV3 | None:
+    """Averaged weights, whose decay warms up, or None. `foreach`: all tensors in one call; not if sharded."""
+    return None if decay is None else ModelEmaV3(model, decay=decay, use_warmup=True, foreach=foreach)

@@ -27,6 +27,7 @@ FREE_KEYS = {
     "data.max_bad",
     "trainer.device",
     "trainer.threads",
+    "trainer.shard",
     "trainer.log_every_steps",
     "trainer.save_every_steps",
     "trainer.probe_every_steps",

@@ -28,6 +28,7 @@ from deepvit_train.checkpoint import (
     digest_of,
 )
 from deepvit_train.error import OutputError
+from deepvit_train.sharding import whole
 
 TEMPORARY = ".partial-"
 
@@ -38,6 +39,11 @@ class TensorFile:
 
     tensors: dict[str, Tensor]
     description: dict[str, Any] | None = None
+
+    def snapshot(self) -> TensorFile:
+        """A copy on the CPU of the tensors as they are now. Every rank asks for it where they are sharded."""
+        copies = {key: whole(value.detach()).to("cpu", copy=True) for key, value in self.tensors.items()}
+        return TensorFile(copies, self.description)
 
 
 class CheckpointWriter:
@@ -58,13 +64,7 @@ class CheckpointWriter:
         Waits for the one before. Raises OutputError where that could not be written.
         """
         self.wait()
-        snapshot = {
-            name: TensorFile(
-                {key: value.detach().to("cpu", copy=True) for key, value in file.tensors.items()},
-                file.description,
-            )
-            for name, file in files.items()
-        }
+        snapshot = {name: file.snapshot() for name, file in files.items()}
         self._pending = self._thread.submit(self._write, step, snapshot, json.loads(json.dumps(state)), best)
 
     def wait(self) -> None:

@@ -19,6 +19,7 @@ from deepvit_train.checkpoint import WEIGHT_FILES, read_calibrated, read_state, 
 from deepvit_train.error import CheckpointError
 from deepvit_train.models import DeepViT
 from deepvit_train.saving import TensorFile
+from deepvit_train.sharding import placed_like
 
 
 @dataclass
@@ -89,8 +90,14 @@ class TrainState:
 
 def load_weights(model: DeepViT, file: Path) -> None:
     """Load a weights file into a model of the same shape. Raises CheckpointError."""
+    own = model.state_dict()
     try:
-        model.load_state_dict(read_tensors(file))
+        model.load_state_dict(
+            {
+                name: placed_like(own[name], value) if name in own else value
+                for name, value in read_tensors(file).items()
+            }
+        )
     except RuntimeError as error:
         raise CheckpointError(
             f"{file}: does not fit the model ({str(error).splitlines()[-1].strip()})"
@@ -114,4 +121,4 @@ def _load_optimizer(model: DeepViT, optimizer: torch.optim.Optimizer, file: Path
         if name not in parameters:
             raise CheckpointError(f"{file}: has state for {name}, which the model has not")
         # The step count of fused AdamW lives on the parameter's device as well.
-        optimizer.state[parameters[name]][kind] = value.to(parameters[name].device)
+        optimizer.state[parameters[name]][kind] = placed_like(parameters[name], value)

@@ -36,6 +36,7 @@ from deepvit_train.saving import CheckpointWriter
 from deepvit_train.schema.command import TrainConfig
 from deepvit_train.schema.preset import Architecture
 from deepvit_train.schema.recipe import Precision
+from deepvit_train.sharding import gathered, shard
 from deepvit_train.state import TrainState
 from deepvit_train.tracking import Tracker, console
 from deepvit_train.validation import Validation
@@ -72,7 +73,9 @@ def run(config: TrainConfig) -> dict[str, Any]:
         model.freeze(config.optim.freeze_blocks, config.optim.head_only)
         model.set_grad_checkpointing(config.trainer.grad_checkpointing)
         model.set_sync_norm(config.trainer.sync_norm)
-        model.to(world.device)
+        sharded = config.trainer.shard and world.size > 1
+        if not sharded:
+            model.to(world.device)
 
         # The run's folder.
         folder = stack.enter_context(RunFolder(config.run_dir, writes=world.is_main))
@@ -81,10 +84,15 @@ def run(config: TrainConfig) -> dict[str, Any]:
         world.barrier()
 
         # Optimizer, schedule, averaged weights.
+        ema = build_ema(model, config.trainer.ema_decay, foreach=not sharded)
+        if sharded:
+            shard(model, world)
+            if ema is not None:
+                shard(ema.module, world)
         optimizer = build_optimizer(model, config.optim)
         state = TrainState(
             model=model,
-            ema=build_ema(model, config.trainer.ema_decay),
+            ema=ema,
             optimizer=optimizer,
             schedule=build_schedule(optimizer, config.schedule, config.trainer.epochs, plan.steps_per_epoch),
             scaler=torch.amp.GradScaler(
@@ -197,8 +205,9 @@ def _probe(config: TrainConfig, index: ImageIndex, world: World) -> Probe | None
 
 
 def _summary(config: TrainConfig, plan: Plan, world: World, state: TrainState, train: int, val: int) -> str:
-    model, optim = state.model, config.optim
-    parameters, flops = count_parameters(model), count_flops(model, config.model.image_size)
+    optim = config.optim
+    with gathered(state.model) as model:
+        parameters, flops = count_parameters(model), count_flops(model, config.model.image_size)
     tuned = f"\nlearning rate: {describe_groups(state.optimizer)} parameters" if is_partial(optim) else ""
     parts = f"{plan.micro_batch} x {config.trainer.accumulate} accumulated x {world.size} ranks"
     return (

@@ -10,6 +10,7 @@ from deepvit_train.data.dataset import Batch
 from deepvit_train.distributed import World
 from deepvit_train.engine import evaluate
 from deepvit_train.schema.recipe import Precision
+from deepvit_train.sharding import gathered
 from deepvit_train.state import TrainState
 
 SELECT_BY = "top1"
@@ -34,10 +35,11 @@ class Validation:
         metrics: dict[str, float] = {}
         calibrated = {}
         for name, model in state.weights().items():
-            if self.calibration_images is not None:
-                calibrated[name] = calibrate(model, self.calibration_images, self.precision, self.world)
-            with using(model, calibrated.get(name)):
-                result = evaluate(model, self.images, self.world, self.precision, self.classes)
+            with gathered(model) as whole:
+                if self.calibration_images is not None:
+                    calibrated[name] = calibrate(whole, self.calibration_images, self.precision, self.world)
+                with using(whole, calibrated.get(name)):
+                    result = evaluate(whole, self.images, self.world, self.precision, self.classes)
             prefix = "val" if name == "live" else f"val_{name}"
             metrics |= {f"{prefix}/{key}": value for key, value in result.scalars().items()}
         state.metrics, state.calibrated, state.evaluated_step = metrics, calibrated, state.step

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +107,26 @@ def forked(*works: Callable[[], object]) -> int:
     processes = [_fork(work) for work in works]
     statuses = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes]
     return max(statuses, key=abs)
+
+
+def two_ranks(*works: Callable[[], object]) -> int:
+    """Run functions one after the other as each of two ranks, as torchrun would start them."""
+    ports = [free_port() for _ in works]  # each its own: a group must not meet the one before it
+
+    def as_rank(rank: int) -> None:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+        for work, port in zip(works, ports, strict=True):
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            work()
+
+    return forked(partial(as_rank, 0), partial(as_rank, 1))
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
 
 
 def _fork(work: Callable[[], object]) -> int:

@@ -97,6 +97,7 @@ class TrainerConfig(Section):
     threads: int | None = option("CPU threads of torch; null: torch's choice", low=1, high=4096)
     compile: bool = option("compile the model with torch.compile")
     sync_norm: bool = option("train re-attention's BatchNorm with the statistics of all ranks' batches")
+    shard: bool = option("spread parameters, gradients, averages and optimizer state over the ranks (FSDP2)")
     grad_checkpointing: bool = option("recompute blocks in the backward pass to save memory")
     clip_grad: float | None = option("largest norm of the gradient; null: no clipping", above=0)
     ema_decay: float | None = option(
@@ -124,6 +125,11 @@ class TrainerConfig(Section):
         return "trainer."
 
     def check(self) -> None:
+        if self.shard and self.precision == Precision.fp16:
+            raise ConfigError(
+                "trainer.precision=fp16: sharded gradients are not scaled; nearest: trainer.precision=bf16, "
+                "or trainer.shard=false"
+            )
         if self.batch_size % self.accumulate:
             raise ConfigError(
                 f"trainer.batch_size={self.batch_size} is not divisible by "

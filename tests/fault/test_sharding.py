@@ -1,0 +1,145 @@
+"""Models spread over two ranks train, look, save and resume as whole ones do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch.distributed.tensor import DTensor
+
+from deepvit_train import distributed, evaluate, loop, train
+from deepvit_train.config import compose_command
+from deepvit_train.error import NotFiniteError
+from deepvit_train.models import build_model
+from deepvit_train.schema.command import TrainConfig
+from deepvit_train.schema.preset import Architecture
+from deepvit_train.sharding import gathered, shard, whole
+from tests.conftest import QUICK, forked, two_ranks
+from tests.fault.test_distributed import finish, ranks_of, torchrun, weights
+from tests.fault.test_kill import lines_logged, metrics, outcome
+
+RUN = [*QUICK, "trainer.ema_decay=0.9", "trainer.save_every_steps=3"]
+SHARDED = [*RUN, "trainer.shard=true"]
+
+
+def begin(folder: Path, *overrides: str) -> dict[str, object]:
+    return train.run(compose_command("train", [*overrides, f"run_dir={folder}"]))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        # The probe looks on the first rank alone, between steps; an odd number of batches is evaluated.
+        [
+            "trainer.accumulate=2",
+            "trainer.probe_every_steps=2",
+            "trainer.eval_batch_size=40",
+        ],
+        pytest.param(
+            ["attn=reattention_seed", "trainer.grad_checkpointing=true", "optim.freeze_blocks=1"],
+            id="checkpointing",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["attn=self", "loss.cosine_weight=0.1", "model.dropout=0.1", "trainer.precision=bf16"],
+            id="regulariser",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_sharded_ranks_train_as_whole_ones_do(options: list[str], digits: Path, tmp_path: Path) -> None:
+    sharded, replicated = tmp_path / "sharded", tmp_path / "replicated"
+    runs = (replicated, RUN), (sharded, SHARDED)
+    assert two_ranks(*(partial(begin, folder, *run, *options) for folder, run in runs)) == 0
+    for left, right in zip(metrics(replicated), metrics(sharded), strict=True):
+        assert left == pytest.approx(right, rel=1e-4, abs=1e-6)
+    for name, value in weights(replicated).items():
+        # The gradient of the keys' bias is 0 but for rounding, and AdamW steps by its sign.
+        torch.testing.assert_close(weights(sharded)[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_a_sharded_run_resumes_bit_for_bit_and_its_checkpoints_are_like_any_other(
+    digits: Path, tmp_path: Path
+) -> None:
+    never_stopped, stopped = tmp_path / "never-stopped", tmp_path / "stopped"
+    run = [*SHARDED, "model.dropout=0.1"]
+    starts = (never_stopped, *run), (stopped, *run, "trainer.max_steps=7"), (stopped, *run)
+    assert two_ranks(*(partial(begin, *each) for each in starts)) == 0
+    assert outcome(stopped) == outcome(never_stopped)
+
+    # One process goes on where two stopped, and evaluates what they trained.
+    assert forked(lambda: begin(stopped, *run, "trainer.epochs=3")) == 0
+    last, overrides = stopped / "checkpoints" / "last", ["threads=1", "limit_batches=6", "batch_size=256"]
+    report = evaluate.run(compose_command("eval", [f"checkpoint={last}", *overrides]))
+    assert report["top1"] == metrics(stopped)[-1]["val_ema/top1"]
+
+
+def test_each_rank_keeps_its_share_and_may_use_the_gathered_model_alone() -> None:
+    def work() -> None:
+        world = distributed.start("cpu", timeout_s=60)
+        config = compose_command("train", ["model.depth=3", "attn=reattention_seed"])
+        assert isinstance(config, TrainConfig)
+        model = build_model(Architecture(config.model, config.attn), 10)
+        expected = {name: value.clone() for name, value in model.state_dict().items()}
+        images = torch.randn(2, 3, config.model.image_size, config.model.image_size)
+        logits = model.eval()(images).detach()
+        shard(model, world)
+
+        kept = sum(each.to_local().numel() for each in model.parameters() if isinstance(each, DTensor))
+        assert 0.45 < kept / sum(value.numel() for value in expected.values()) < 0.55
+        for name, value in model.state_dict().items():
+            assert torch.equal(whole(value), expected[name])
+        for _ in range(2):
+            with gathered(model) as plain:
+                if world.is_main:
+                    assert torch.equal(plain(images), logits)
+                    plain(images)
+            assert all(each.is_meta for each in plain.parameters())
+            model.train()(images).sum().backward()  # would wait for ever if the ranks' orders differed
+        distributed.stop()
+
+    assert two_ranks(work) == 0
+
+
+def test_weights_that_are_not_finite_are_seen_on_every_rank(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = loop.train_step
+
+    def poisoned(state: loop.TrainState, *arguments: object) -> object:
+        if state.step == 4 and int(os.environ["RANK"]) == 1:
+            weight = state.model.blocks[1].mlp.fc1.weight
+            assert isinstance(weight, DTensor)
+            weight.to_local().data.fill_(float("nan"))
+        return step(state, *arguments)
+
+    def work() -> None:
+        with pytest.raises(NotFiniteError, match=r"step 5: the loss is nan.*the weights themselves"):
+            begin(tmp_path / "run", *SHARDED)
+
+    monkeypatch.setattr(loop, "train_step", poisoned)
+    assert two_ranks(work) == 0
+
+
+@pytest.mark.slow
+def test_a_sharded_run_survives_a_killed_rank_bit_for_bit(digits: Path, tmp_path: Path) -> None:
+    run = [*SHARDED, "trainer.epochs=8", "trainer.log_every_steps=1"]
+    finish(torchrun("train", *run, f"run_dir={tmp_path / 'whole'}"))
+    process = torchrun(
+        "train",
+        *run,
+        f"run_dir={tmp_path / 'run'}",
+        options=("--max-restarts=2",),
+        TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1",  # see docs/cluster.md
+    )
+    while lines_logged(tmp_path / "run") < 5:
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(ranks_of(process.pid)[-1], signal.SIGKILL)
+    finish(process)
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
