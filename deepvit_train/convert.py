@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from deepvit_train import checkpoint
@@ -65,8 +66,8 @@ def _write(out: Path, imported: Imported, calibrated: bool) -> Path:
         save_file(imported.model.state_dict(), partial / name, metadata=header)
         partial.chmod(0o755)  # mkdtemp makes it the owner's alone
         partial.rename(out)
-    except OSError as error:
-        raise OutputError(f"out={out}: can't be written ({error.strerror})") from None
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"out={out}: can't be written ({error})") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return out / name

@@ -87,7 +87,7 @@ class CheckpointWriter:
         point(self.folder, "last", written)
         if best:
             point(self.folder, "best", written)
-        prune(self.folder, self.keep_last, keep={(self.folder / "best").resolve().name})
+        prune(self.folder, self.keep_last, written, keep={(self.folder / "best").resolve().name})
 
 
 def write_checkpoint(folder: Path, step: int, files: dict[str, TensorFile], state: dict[str, Any]) -> Path:
@@ -130,9 +130,13 @@ def point(folder: Path, name: str, target: Path) -> None:
     _flush_folder(folder)
 
 
-def prune(folder: Path, keep_last: int, keep: set[str]) -> None:
-    """Delete all but the newest `keep_last` checkpoints and those named, and what broken saves left."""
-    for path in checkpoints_in(folder)[:-keep_last]:
+def prune(folder: Path, keep_last: int, written: Path, keep: set[str]) -> None:
+    """Delete all but those named and the last up to the one written, and what broken saves left.
+
+    One of a later step is a damaged one that the run was not resumed from; it must not count as newest.
+    """
+    found = checkpoints_in(folder)
+    for path in found[: found.index(written) + 1][:-keep_last]:
         if path.name not in keep:
             shutil.rmtree(path, ignore_errors=True)
     for path in folder.glob(f"{TEMPORARY}*"):

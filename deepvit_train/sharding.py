@@ -53,7 +53,9 @@ def gathered(model: DeepViT) -> Iterator[DeepViT]:
     for buffer in model.buffers():
         dist.broadcast(buffer, src=0)
     plain = _structures[model]
-    plain.load_state_dict({name: whole(value) for name, value in model.state_dict().items()}, assign=True)
+    plain.load_state_dict(
+        {name: whole(value).clone() for name, value in model.state_dict().items()}, assign=True
+    )
     try:
         plain.train(model.training)
         yield plain

@@ -80,12 +80,20 @@ def test_pruning_keeps_the_newest_the_named_and_removes_leftovers(tmp_path: Path
     for step in (1, 2, 3, 10):
         write(tmp_path, step)
     (tmp_path / f"{saving.TEMPORARY}step_0000011").mkdir()
-    saving.prune(tmp_path, keep_last=2, keep={"step_0000001"})
+    written = tmp_path / "step_0000010"
+    saving.prune(tmp_path, keep_last=2, written=written, keep={"step_0000001"})
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "step_0000001",
         "step_0000003",
         "step_0000010",
     ]
+
+
+def test_pruning_never_takes_what_was_just_written(tmp_path: Path) -> None:
+    for step in (50, 60, 100):  # resumed from 50, as 100 was damaged
+        write(tmp_path, step)
+    saving.prune(tmp_path, keep_last=1, written=tmp_path / "step_0000060", keep=set())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_0000060", "step_0000100"]
 
 
 def test_a_run_stands_for_its_best_checkpoint_else_its_newest(tmp_path: Path) -> None:

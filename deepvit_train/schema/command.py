@@ -49,6 +49,11 @@ class TrainConfig(Section):
 
     def check(self) -> None:
         check_architecture(self.model, self.attn)
+        if self.trainer.shard and self.attn.theta_shared:
+            raise ConfigError(
+                "attn.theta_shared=true: blocks that are sharded one by one share no Theta; nearest: "
+                "trainer.shard=false"
+            )
         if self.optim.freeze_blocks > self.model.depth:
             raise ConfigError(
                 f"optim.freeze_blocks={self.optim.freeze_blocks} is more than "
