@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from deepvit_train.error import ConfigError
+
 
 @dataclass(frozen=True)
 class World:
@@ -50,6 +52,22 @@ class World:
         dist.all_gather_object(gathered, lines)
         return set().union(*gathered)
 
+    def first(self, text: str) -> str:
+        """What the first rank says, on every rank."""
+        said = [text]
+        if self.size > 1:
+            dist.broadcast_object_list(said, src=0)
+        return said[0]
+
+    def each(self, number: float) -> list[float]:
+        """The number of each rank, on every rank."""
+        if self.size == 1:
+            return [number]
+        found = torch.zeros(self.size, dtype=torch.float64)
+        found[self.rank] = number
+        dist.all_reduce(found)
+        return found.tolist()
+
     def barrier(self) -> None:
         """Wait until every rank is here."""
         self.any(0)
@@ -66,10 +84,18 @@ def launched_size() -> int:
 
 
 def choose_device(device: str) -> torch.device:
-    """This process's device for 'auto', 'cpu' or 'cuda'; CUDA kernels go there from now on."""
+    """This process's device for 'auto', 'cpu' or 'cuda'; CUDA kernels go there from now on.
+
+    Raises ConfigError where this machine has no such GPU.
+    """
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
-    chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    number, found = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if not found:
+        raise ConfigError(f"device={device}: torch finds no CUDA GPU here; nearest: device=cpu")
+    if number >= found:
+        raise ConfigError(f"torchrun --nproc-per-node: a rank each GPU, {found} here; nearest: {found}")
+    chosen = torch.device("cuda", number)
     torch.cuda.set_device(chosen)
     return chosen
 

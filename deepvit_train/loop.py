@@ -63,12 +63,15 @@ class Trainer:
     description: dict[str, Any]
     say: Callable[[str], None]
 
+    def __post_init__(self) -> None:
+        self.meter = Meter(self.world, self.state.losses, self.state.loss_steps)
+
     def fit(self, batches: Iterator[Batch]) -> None:
         """Train from the state's step to the plan's end."""
         config, plan, state = self.config, self.plan, self.state
         forward = _wrapped(state.model, config, self.world)
         options = self._step_options()
-        meter = Meter(self.world)
+        meter = self.meter
         guard = FiniteGuard(self.world, scaled=state.scaler.is_enabled())
         if 0 < state.step != state.evaluated_step and plan.evaluates(state.step):
             self._evaluate_and_save()  # the run was stopped between the step and its evaluation
@@ -193,6 +196,7 @@ class Trainer:
         self._save(best)
 
     def _save(self, best: bool) -> None:
+        self.state.losses, self.state.loss_steps = self.meter.losses()
         files = self.state.files(self.description)
         if self.writer is None:
             for file in files.values():
@@ -226,8 +230,24 @@ def _wrapped(model: DeepViT, config: TrainConfig, world: World) -> Callable[[Ten
     """The model as it is trained: compiled where asked for, and with gradients exchanged between ranks."""
     forward: nn.Module | Callable[[Tensor], Tensor] = model.train()
     if world.size > 1 and not is_sharded(model):
-        forward = DistributedDataParallel(model, [world.device] if world.device.type == "cuda" else None)
+        forward = _replicated(model, config.model.image_size, world)
     return torch.compile(forward) if config.trainer.compile else forward
+
+
+def _replicated(model: DeepViT, image_size: int, world: World) -> DistributedDataParallel:
+    """The model with gradients averaged over ranks, grouped for that as they will be in every step.
+
+    DDP regroups gradients once, after its first backward pass. From three ranks on, the first step of each
+    start would add them up in another order than the run that was never stopped: so that pass is for nothing.
+    """
+    device_ids = [world.device] if world.device.type == "cuda" else None
+    forward = DistributedDataParallel(model, device_ids, gradient_as_bucket_view=True)
+    before = [buffer.clone() for buffer in model.buffers()]
+    forward(torch.zeros(2, 3, image_size, image_size, device=world.device)).sum().backward()
+    model.zero_grad()
+    for buffer, value in zip(model.buffers(), before, strict=True):
+        buffer.copy_(value)
+    return forward
 
 
 def phrase(metrics: dict[str, float]) -> str:

@@ -41,17 +41,18 @@ def is_sharded(model: nn.Module) -> bool:
 
 @contextmanager
 def gathered(model: DeepViT) -> Iterator[DeepViT]:
-    """A sharded model whole on every rank, with the first rank's buffers; any other model itself.
+    """The model with the first rank's buffers, as a checkpoint holds it; a sharded one whole on every rank.
 
     All ranks enter; inside, each may use it alone or not at all. That FSDP2's own modules do not allow: their
-    order of gathering would differ from then on, and a backward pass would wait for ever. Takes the memory of
-    the weights. What is changed inside is lost.
+    order of gathering would differ from then on, and a backward pass would wait for ever. So a sharded model
+    is copied, which takes the memory of the weights; what is changed inside is lost.
     """
+    if dist.is_initialized():
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
     if not is_sharded(model):
         yield model
         return
-    for buffer in model.buffers():
-        dist.broadcast(buffer, src=0)
     plain = _structures[model]
     plain.load_state_dict(
         {name: whole(value).clone() for name, value in model.state_dict().items()}, assign=True

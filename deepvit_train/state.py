@@ -40,6 +40,8 @@ class TrainState:
         default_factory=dict
     )  # for live and ema weights at evaluated_step
     bad_files: list[str] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)  # sums since the last log line, of each rank
+    loss_steps: int = 0
 
     def weights(self) -> dict[str, DeepViT]:
         """The models to evaluate, by name: the live weights, and the averaged ones where there are any."""
@@ -69,6 +71,8 @@ class TrainState:
             "metrics": self.metrics,
             "best": self.best,
             "bad_files": self.bad_files,
+            "losses": self.losses,
+            "loss_steps": self.loss_steps,
         }
 
     def restore(self, checkpoint: Path) -> None:
@@ -78,12 +82,14 @@ class TrainState:
             load_weights(model, checkpoint / f"{WEIGHT_FILES[name]}.safetensors")
         _load_optimizer(self.model, self.optimizer, checkpoint / "optimizer.safetensors")
         self.step = state["step"]
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty unless the checkpoint was trained in fp16
+            self.scaler.load_state_dict(state["scaler"])
         self.scaler_skips = state["scaler_skips"]
         self.evaluated_step = state["evaluated_step"]
         self.metrics = state["metrics"]
         self.best = state["best"]
         self.bad_files = state["bad_files"]
+        self.losses, self.loss_steps = state["losses"], state["loss_steps"]
         self.calibrated = read_calibrated(checkpoint)
         self.schedule.step_update(self.step)
 

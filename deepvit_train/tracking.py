@@ -7,7 +7,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -97,22 +97,30 @@ def _writing(folder: Path | None) -> Iterator[None]:
 
 
 class Meter:
-    """Averages over the steps since the last log line. Losses stay on the device until then."""
+    """Averages over the steps since the last log line. Losses stay on the device until then.
 
-    def __init__(self, world: World) -> None:
+    A run that goes on between two lines brings the sum of each rank's losses since, and the number of steps.
+    """
+
+    def __init__(self, world: World, losses: Sequence[float] = (), steps: int = 0) -> None:
         self._world = world
         self._reset()
+        self._loss_steps = steps
+        if len(losses) == world.size:
+            self._loss += losses[world.rank]
+        elif losses:
+            self._loss += sum(losses) / len(losses)  # of another number of ranks
 
     def _reset(self) -> None:
         self._loss = torch.zeros((), device=self._world.device)
-        self._steps = self._images = 0
+        self._loss_steps = self._images = 0
         self._waited = 0.0
         self._since = time.perf_counter()
 
     def add(self, loss: Tensor, images: int, waited_s: float) -> None:
         """Count a step: its loss, its images over all ranks, and how long it waited for them."""
         self._loss += loss
-        self._steps += 1
+        self._loss_steps += 1
         self._images += images
         self._waited += waited_s
 
@@ -123,9 +131,13 @@ class Meter:
         yield
         self._since += time.perf_counter() - before
 
+    def losses(self) -> tuple[list[float], int]:
+        """The sum of each rank's losses since the last line, and how many steps. Waits for the device."""
+        return self._world.each(float(self._loss)), self._loss_steps
+
     def take(self, learning_rate: float, grad_norm: Tensor) -> dict[str, float]:
         """The scalars of a log line, the loss averaged over ranks; starts over. Waits for the device."""
-        loss = float(self._world.sum(self._loss)) / (self._steps * self._world.size)
+        loss = float(self._world.sum(self._loss)) / (self._loss_steps * self._world.size)
         passed = time.perf_counter() - self._since
         values = {
             "train/loss": loss,

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -109,17 +110,17 @@ def forked(*works: Callable[[], object]) -> int:
     return max(statuses, key=abs)
 
 
-def two_ranks(*works: Callable[[], object]) -> int:
-    """Run functions one after the other as each of two ranks, as torchrun would start them."""
+def as_ranks(count: int, *works: Callable[[], object]) -> int:
+    """Run functions one after the other as each of so many ranks, as torchrun would start them."""
     ports = [free_port() for _ in works]  # each its own: a group must not meet the one before it
 
     def as_rank(rank: int) -> None:
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
         for work, port in zip(works, ports, strict=True):
             os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
             work()
 
-    return forked(partial(as_rank, 0), partial(as_rank, 1))
+    return forked(*[partial(as_rank, rank) for rank in range(count)])
 
 
 def free_port() -> int:
@@ -139,5 +140,7 @@ def _fork(work: Callable[[], object]) -> int:
         status = 0
     except SystemExit as end:
         status = int(end.code or 0)
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(status)

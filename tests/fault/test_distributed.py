@@ -10,15 +10,16 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from deepvit_train import train
+from deepvit_train import loop, train
 from deepvit_train.config import compose_command
-from tests.conftest import QUICK, forked
+from tests.conftest import QUICK, as_ranks, forked
 from tests.fault.test_kill import lines_logged, metrics, outcome
 
 # LayerNorm over heads: unless synchronised, BatchNorm's statistics are each rank's own, not one process's.
@@ -45,6 +46,10 @@ def finish(process: subprocess.Popen[str]) -> str:
     return said
 
 
+def begin(folder: Path, *overrides: str) -> dict[str, object]:
+    return train.run(compose_command("train", [*overrides, f"run_dir={folder}"]))
+
+
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "checkpoints" / "last" / "model.safetensors")
 
@@ -68,6 +73,40 @@ def test_two_ranks_train_as_one_process_does_and_evaluate_every_image_once(
     best = json.loads((one / "checkpoints" / "best" / "state.json").read_text())["best"]
     assert report["top1"] == best["val_ema/top1"]
     assert report["loss"] == pytest.approx(best["val_ema/loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["trainer.accumulate=2"],
+        # Statistics that no calibration measures, and those of a stem that none ever does.
+        pytest.param(["model.stem=cnn", "trainer.calibrate_images=0"], id="running statistics"),
+        pytest.param(["trainer.compile=true"], id="compiled", marks=pytest.mark.slow),
+    ],
+)
+def test_three_ranks_go_on_bit_for_bit(
+    options: list[str], digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    never_stopped, stopped = tmp_path / "never-stopped", tmp_path / "stopped"
+    run = [*ANY, "trainer.batch_size=36", "trainer.save_every_steps=4", "model.dropout=0.1", *options]
+    step = loop.train_step
+
+    def break_off(state: loop.TrainState, *arguments: object) -> object:
+        """After step 4: between two saves, and between two lines of the log."""
+        if state.step == 5:
+            raise KeyboardInterrupt
+        return step(state, *arguments)
+
+    def begin_and_break_off() -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(loop, "train_step", break_off)
+            with pytest.raises(KeyboardInterrupt):
+                begin(stopped, *run)
+
+    parts = partial(begin, never_stopped, *run), begin_and_break_off, partial(begin, stopped, *run)
+    assert as_ranks(3, *parts) == 0
+    assert outcome(stopped) == outcome(never_stopped)
+    assert metrics(stopped) == metrics(never_stopped)
 
 
 @pytest.mark.slow

@@ -12,23 +12,19 @@ import pytest
 import torch
 from torch.distributed.tensor import DTensor
 
-from deepvit_train import distributed, evaluate, loop, train
+from deepvit_train import distributed, evaluate, loop
 from deepvit_train.config import compose_command
 from deepvit_train.error import NotFiniteError
 from deepvit_train.models import build_model
 from deepvit_train.schema.command import TrainConfig
 from deepvit_train.schema.preset import Architecture
 from deepvit_train.sharding import gathered, shard, whole
-from tests.conftest import QUICK, forked, two_ranks
-from tests.fault.test_distributed import finish, ranks_of, torchrun, weights
+from tests.conftest import QUICK, as_ranks, forked
+from tests.fault.test_distributed import begin, finish, ranks_of, torchrun, weights
 from tests.fault.test_kill import lines_logged, metrics, outcome
 
 RUN = [*QUICK, "trainer.ema_decay=0.9", "trainer.save_every_steps=3"]
 SHARDED = [*RUN, "trainer.shard=true"]
-
-
-def begin(folder: Path, *overrides: str) -> dict[str, object]:
-    return train.run(compose_command("train", [*overrides, f"run_dir={folder}"]))
 
 
 @pytest.mark.parametrize(
@@ -55,7 +51,7 @@ def begin(folder: Path, *overrides: str) -> dict[str, object]:
 def test_sharded_ranks_train_as_whole_ones_do(options: list[str], digits: Path, tmp_path: Path) -> None:
     sharded, replicated = tmp_path / "sharded", tmp_path / "replicated"
     runs = (replicated, RUN), (sharded, SHARDED)
-    assert two_ranks(*(partial(begin, folder, *run, *options) for folder, run in runs)) == 0
+    assert as_ranks(2, *(partial(begin, folder, *run, *options) for folder, run in runs)) == 0
     for left, right in zip(metrics(replicated), metrics(sharded), strict=True):
         assert left == pytest.approx(right, rel=1e-4, abs=1e-6)
     for name, value in weights(replicated).items():
@@ -69,7 +65,7 @@ def test_a_sharded_run_resumes_bit_for_bit_and_its_checkpoints_are_like_any_othe
     never_stopped, stopped = tmp_path / "never-stopped", tmp_path / "stopped"
     run = [*SHARDED, "model.dropout=0.1"]
     starts = (never_stopped, *run), (stopped, *run, "trainer.max_steps=7"), (stopped, *run)
-    assert two_ranks(*(partial(begin, *each) for each in starts)) == 0
+    assert as_ranks(2, *(partial(begin, *each) for each in starts)) == 0
     assert outcome(stopped) == outcome(never_stopped)
 
     # One process goes on where two stopped, and evaluates what they trained.
@@ -103,7 +99,7 @@ def test_each_rank_keeps_its_share_and_may_use_the_gathered_model_alone() -> Non
             model.train()(images).sum().backward()  # would wait for ever if the ranks' orders differed
         distributed.stop()
 
-    assert two_ranks(work) == 0
+    assert as_ranks(2, work) == 0
 
 
 def test_weights_that_are_not_finite_are_seen_on_every_rank(
@@ -123,7 +119,7 @@ def test_weights_that_are_not_finite_are_seen_on_every_rank(
             begin(tmp_path / "run", *SHARDED)
 
     monkeypatch.setattr(loop, "train_step", poisoned)
-    assert two_ranks(work) == 0
+    assert as_ranks(2, work) == 0
 
 
 @pytest.mark.slow
