@@ -25,11 +25,13 @@ from deepvit_train.distributed import World, choose_device
 from deepvit_train.engine import evaluate
 from deepvit_train.error import ConfigError, OutputError
 from deepvit_train.models import DeepViT
+from deepvit_train.output import write_text
 from deepvit_train.schema.command import AnalyzeConfig
 from deepvit_train.schema.data import DataConfig
 from deepvit_train.schema.recipe import Precision
 from deepvit_train.subject import TIMM, Subject, data_of, from_checkpoint, from_timm
 from deepvit_train.tracking import console
+from deepvit_train.weights import measure_statistics
 
 IMAGES_SEED = 0  # the choice of images is the same for every model
 PICTURES = 4  # images whose attention is shown
@@ -61,7 +63,7 @@ def run(config: AnalyzeConfig) -> dict[str, Any]:
         "images": sum(len(batch.images) for batch in seen[0]),
         "models": analyses,
     }
-    _write(out / "analysis.json", json.dumps(analysis, indent=1) + "\n")
+    write_text(out / "analysis.json", json.dumps(analysis, indent=1) + "\n")
     console.print(f"written: {out / 'analysis.json'}")
 
     # Draw.
@@ -71,7 +73,7 @@ def run(config: AnalyzeConfig) -> dict[str, Any]:
             for subject, entry, batches in zip(subjects, analyses, seen, strict=True)
         ]
         files = _save_figures(drawn, out / "figures")
-        _write(out / "report.html", write_html(analysis, files, config.collapse))
+        write_text(out / "report.html", write_html(analysis, files, config.collapse))
         console.print(f"written: {out / 'figures'}\nread: {out / 'report.html'}")
     return analysis
 
@@ -176,11 +178,9 @@ def _accuracy(subject: Subject, config: AnalyzeConfig, data: DataConfig, world: 
     model, batch_size = loaded.model.to(world.device), config.eval_batch_size
     statistics = {"calibrated": loaded.statistics, "running": None}
     if loaded.needs_calibration:
-        training = open_split(data, "train")
-        images = calibration_loader(
-            training, shape, data, loaded.calibrate_images, batch_size, loaded.seed, world
+        statistics["calibrated"] = measure_statistics(
+            loaded, data, batch_size, Precision.fp32, world, console.print
         )
-        statistics["calibrated"] = calibrate(model, images, Precision.fp32, world)
     found = {}
     for name, values in statistics.items():
         if name == "running" and not reattention_norms(model):
@@ -191,10 +191,3 @@ def _accuracy(subject: Subject, config: AnalyzeConfig, data: DataConfig, world: 
             result = evaluate(model, batches, world, Precision.fp32, len(classes))
         found[name] = {"top1": result.top1, "loss": result.loss, "images": result.images}
     return found
-
-
-def _write(file: Path, text: str) -> None:
-    try:
-        file.write_text(text)
-    except OSError as error:
-        raise OutputError(f"{file}: can't be written ({error.strerror})") from None

@@ -25,14 +25,19 @@ from deepvit_train.error import CheckpointError, nearest
 FORMAT = 1
 MANIFEST = "manifest.json"
 STATE = "state.json"
+SET_ASIDE = "-before"  # ends the name of a checkpoint while another of its step takes its place
 WEIGHT_FILES = {"live": "model", "ema": "ema"}  # stems of the files of a checkpoint that hold a whole model
 DESCRIPTION = "deepvit_train"  # the key of the safetensors header that holds the model's description as JSON
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
     """The checkpoints in a folder by the step in their names, oldest first; the clock plays no part."""
-    found = [path for path in folder.glob("step_*") if path.is_dir() and path.name[5:].isdigit()]
-    return sorted(found, key=lambda path: int(path.name[5:]))
+    found = {
+        path: int(step)
+        for path in folder.glob("step_*")
+        if (step := path.name[5:].removesuffix(SET_ASIDE)).isdigit() and path.is_dir()
+    }
+    return sorted(found, key=lambda path: (found[path], not path.name.endswith(SET_ASIDE)))
 
 
 def newest_valid(folder: Path, warn: Callable[[str], None]) -> Path | None:
@@ -115,11 +120,11 @@ def read_description(file: Path) -> dict[str, Any] | None:
     return description
 
 
-def find(path: str) -> Path:
+def find(path: str, prefer: str = "best") -> Path:
     """What `checkpoint=PATH` means: a verified checkpoint folder, or a weights file.
 
-    A run folder stands for its best checkpoint, else its newest; a folder of deepvit-convert for its weights
-    file. Raises CheckpointError.
+    A run folder stands for its best checkpoint, else, or if one prefers the 'last', its newest whole one; a
+    folder of deepvit-convert for its weights file. Raises CheckpointError.
     """
     given = Path(path).expanduser()
     if given.is_file():
@@ -133,7 +138,7 @@ def find(path: str) -> Path:
     if (converted := given / f"{WEIGHT_FILES['live']}.safetensors").is_file():
         return converted
     folder = given if given.name == "checkpoints" else given / "checkpoints"
-    if (folder / "best").exists():
+    if prefer == "best" and (folder / "best").exists():
         best = (folder / "best").resolve()
         verify(best)
         return best

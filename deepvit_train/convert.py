@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from deepvit_train.checkpoint import DESCRIPTION, FORMAT, WEIGHT_FILES
 from deepvit_train.error import OutputError
 from deepvit_train.models.importer import Imported, import_model
 from deepvit_train.models.summary import count_parameters
+from deepvit_train.output import new_folder
 from deepvit_train.schema.command import ConvertConfig
 from deepvit_train.schema.preset import Architecture, plain_from
 from deepvit_train.tracking import console
@@ -51,25 +50,14 @@ def run(config: ConvertConfig) -> dict[str, Any]:
 
 
 def _write(out: Path, imported: Imported, calibrated: bool) -> Path:
-    """The weights file in its folder, whole or not at all."""
-    try:
-        if out.exists() and any(out.iterdir()):
-            raise OutputError(f"out={out}: holds something already; name a new folder or empty it")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        # Beside the target, so that the rename stays on one file system.
-        partial = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
-    except OSError as error:
-        raise OutputError(f"out={out}: can't be written ({error.strerror})") from None
+    """The weights file, in its folder."""
     name = f"{WEIGHT_FILES['live']}.safetensors"
-    try:
-        header = {DESCRIPTION: json.dumps(_description(imported, calibrated), sort_keys=True)}
-        save_file(imported.model.state_dict(), partial / name, metadata=header)
-        partial.chmod(0o755)  # mkdtemp makes it the owner's alone
-        partial.rename(out)
-    except (OSError, SafetensorError) as error:
-        raise OutputError(f"out={out}: can't be written ({error})") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    header = {DESCRIPTION: json.dumps(_description(imported, calibrated), sort_keys=True)}
+    with new_folder(out) as folder:
+        try:
+            save_file(imported.model.state_dict(), folder / name, metadata=header)
+        except SafetensorError as error:
+            raise OutputError(f"out={out}: can't be written ({error})") from None
     return out / name
 
 

@@ -148,9 +148,12 @@ class FiniteGuard:
 
     def check(self) -> None:
         """Raise NotFiniteError naming the first bad step, on every rank alike. Waits for the device."""
-        first = self.world.any(int(self.first))
+        mine = int(self.first)
+        first = self.world.any(mine)
+        if first >= 0 > mine:
+            raise NotFiniteError(f"step {first}: the loss of another rank is not finite")
         if first >= 0:
-            self._fail(first)
+            self._fail(mine)
 
     def _fail(self, step: int) -> None:
         loss, norm = self.values.tolist()
@@ -221,9 +224,11 @@ def evaluate(
     bad: list[str] = []
     start = time.perf_counter()
     for batch in batches:
-        if batch.bad:
-            bad = batch.bad
+        bad += batch.bad
+        if bad and world.size == 1:
             break
+        if bad:
+            continue  # nothing counts any more, but other ranks may wait for this one at every batch
         images, targets = batch.images.to(world.device, non_blocking=True), batch.targets.to(world.device)
         with autocast(world.device, precision):
             logits = model(images)

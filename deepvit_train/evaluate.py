@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -12,16 +13,15 @@ from rich.table import Table
 from timm.data import ImageNetInfo
 
 from deepvit_train import distributed
-from deepvit_train.calibration import calibrate, reattention_norms, using
-from deepvit_train.data.bad import BadFiles
-from deepvit_train.data.index import check_classes, open_split
-from deepvit_train.data.split import calibration_loader, eval_loader
+from deepvit_train.calibration import reattention_norms, using
+from deepvit_train.data.index import open_split
+from deepvit_train.data.split import eval_loader
 from deepvit_train.engine import EvalResult, evaluate
-from deepvit_train.error import CheckpointError, ConfigError, DataError
+from deepvit_train.error import ConfigError
 from deepvit_train.schema.command import EvalConfig
 from deepvit_train.schema.data import DataConfig
 from deepvit_train.tracking import console
-from deepvit_train.weights import LoadedModel, load, result_file
+from deepvit_train.weights import LoadedModel, load, measure_statistics, result_file
 
 WORST_CLASSES = 5  # shown in the table; the JSON file has all
 
@@ -54,18 +54,7 @@ def run(config: EvalConfig) -> dict[str, Any]:
             f"no calibrated statistics for these weights at {preprocessing.image_size} pixels: "
             f"calibrating on {loaded.calibrate_images} training images"
         )
-        bad = BadFiles([], data.max_bad, world, say)
-        batches = calibration_loader(
-            _training_images(loaded, data),
-            preprocessing,
-            data,
-            loaded.calibrate_images,
-            config.batch_size,
-            loaded.seed,
-            world,
-        )
-        statistics = calibrate(model, bad.watch(batches), config.precision, world)
-        bad.settle()
+        statistics = measure_statistics(loaded, data, config.batch_size, config.precision, world, say)
     batches = eval_loader(index, preprocessing, data, config.batch_size, world, config.limit_batches)
     with using(model, statistics):
         result = evaluate(model, batches, world, config.precision, len(classes))
@@ -87,19 +76,6 @@ def _at_size(loaded: LoadedModel, image_size: int) -> LoadedModel:
             f"{loaded.architecture.model.image_size} pixels, so add calibrate_images=512"
         )
     return resized
-
-
-def _training_images(loaded: LoadedModel, data: DataConfig) -> Any:
-    try:
-        index = open_split(data, "train")
-        check_classes(index, loaded.classes or index.classes)
-    except DataError as error:
-        raise CheckpointError(
-            f"{loaded.file}: holds no calibrated statistics, and there are no training images to measure "
-            "them on "
-            f"({error}); give data.root=FOLDER with train/, or a checkpoint saved at an evaluation"
-        ) from None
-    return index
 
 
 def _report(loaded: LoadedModel, data: DataConfig, config: EvalConfig, result: EvalResult) -> dict[str, Any]:
@@ -146,11 +122,16 @@ def _tell(
     print(json.dumps(report), flush=True)
 
 
+@cache
+def _imagenet() -> ImageNetInfo:
+    return ImageNetInfo("imagenet22k")
+
+
 def readable(class_name: str) -> str:
     """A class folder's name; with the word for it where it is one of ImageNet's WordNet ids."""
     if not re.fullmatch(r"n\d{8}", class_name):
         return class_name
     try:
-        return f"{class_name} ({ImageNetInfo('imagenet22k').label_name_to_description(class_name)})"
+        return f"{class_name} ({_imagenet().label_name_to_description(class_name)})"
     except KeyError:
         return class_name

@@ -38,11 +38,11 @@ class StopSignals:
         return asked
 
     def watch(self, batches: Iterable[Batch], world: World) -> Iterable[Batch]:
-        """The batches of an evaluation, ending in EvaluationStopped when a stop signal comes.
+        """The batches of an evaluation, ending in EvaluationStopped when a stop signal came to any rank.
 
-        With several ranks an evaluation runs to its end: they would not stop at the same batch.
+        All ranks must read to the end, though some may have fewer batches than others.
         """
-        return _Watched(batches, self) if world.size == 1 else batches
+        return _Watched(batches, self, world)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGUSR1:
@@ -52,15 +52,22 @@ class StopSignals:
 
 
 class _Watched:
-    def __init__(self, batches: Iterable[Batch], signals: StopSignals) -> None:
+    def __init__(self, batches: Iterable[Batch], signals: StopSignals, world: World) -> None:
         self._batches = batches
         self._signals = signals
+        self._world = world
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in self._batches:
-            if self._signals.stop:
+        batches = iter(self._batches)
+        while True:
+            batch = next(batches, None)
+            stop, more = self._world.largest(self._signals.stop, batch is not None)
+            if stop:
                 raise EvaluationStopped
-            yield batch
+            if not more:
+                return
+            if batch is not None:
+                yield batch
 
 
 def interrupted(number: int, saved: object) -> Interrupted:

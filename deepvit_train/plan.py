@@ -54,6 +54,11 @@ def build_plan(trainer: TrainerConfig, schedule: ScheduleConfig, images: int, wo
             f"trainer.batch_size={max(1, round(trainer.batch_size / parts)) * parts}"
         )
     steps_per_epoch = images // trainer.batch_size
+    if images < parts:
+        raise ConfigError(
+            f"{images} training images are too few for {world_size} ranks x trainer.accumulate="
+            f"{trainer.accumulate}; nearest: trainer.accumulate={max(1, images // world_size)}"
+        )
     if not steps_per_epoch:
         raise ConfigError(
             f"trainer.batch_size={trainer.batch_size} is more than the {images} training images; "

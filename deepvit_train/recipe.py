@@ -32,7 +32,7 @@ def build_optimizer(model: DeepViT, optim: OptimConfig) -> torch.optim.Optimizer
     """
     exempt = model.no_weight_decay()
     if not optim.decay_theta:
-        exempt |= {name for name, _ in model.named_parameters() if name.endswith(".theta")}
+        exempt |= {name for name, _ in model.named_parameters() if name.endswith("theta")}
     groups: Any
     if optim.layer_decay == 1.0:
         groups = param_groups_weight_decay(model, optim.weight_decay, no_weight_decay_list=exempt)
@@ -84,9 +84,9 @@ def build_mixup(
         return None
     if micro_batch % 2:
         raise ConfigError(
-            f"trainer.batch_size: mixup and cutmix pair up images, but {micro_batch} images reach each "
-            "forward "
-            f"pass; nearest: {micro_batch + 1}, or augment.mixup=0 augment.cutmix=0"
+            "augment.mixup and augment.cutmix pair up images, but "
+            f"{micro_batch} of trainer.batch_size reach each forward pass; nearest: an even number, or "
+            "augment.mixup=0 augment.cutmix=0"
         )
     return Mixup(augment.mixup, augment.cutmix, label_smoothing=label_smoothing, num_classes=num_classes)
 

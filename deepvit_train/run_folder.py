@@ -18,7 +18,9 @@ from typing import Any
 import yaml
 
 import deepvit_train
+from deepvit_train.checkpoint import checkpoints_in
 from deepvit_train.error import ConfigError, OutputError
+from deepvit_train.output import write_text
 
 # What may change when a run goes on: where it runs and what it tells, not what it computes.
 FREE_KEYS = {
@@ -28,6 +30,7 @@ FREE_KEYS = {
     "trainer.device",
     "trainer.threads",
     "trainer.shard",
+    "trainer.grad_checkpointing",
     "trainer.log_every_steps",
     "trainer.save_every_steps",
     "trainer.probe_every_steps",
@@ -96,8 +99,8 @@ class RunFolder:
 
     @property
     def begun(self) -> bool:
-        """Whether a run was begun here before."""
-        return (self.path / "config.yaml").exists()
+        """Whether there is a run to go on with; one that never saved anything is none."""
+        return bool(checkpoints_in(self.checkpoints))
 
     def adopt(self, config: dict[str, Any], resume: str, note: Callable[[str], None]) -> None:
         """Take a run's configuration. Raises ConfigError naming the keys in which the run here differs."""
@@ -119,7 +122,7 @@ class RunFolder:
                 if key not in ("name", "run_dir", "resume"):
                     note(f"changed since the run began: {line}")
         # The first file of a run: a folder without it holds none, whenever a kill came.
-        _replace(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+        write_text(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
         self.checkpoints.mkdir(exist_ok=True)
 
     def stored_config(self) -> dict[str, Any]:
@@ -143,12 +146,12 @@ class RunFolder:
             starts = json.loads(file.read_text())
         except (OSError, ValueError):
             starts = []
-        _replace(file, json.dumps([*starts, environment], indent=1) + "\n")
+        write_text(file, json.dumps([*starts, environment], indent=1) + "\n")
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Write the outcome of a finished run to result.json."""
         if self.writes:
-            _replace(self.path / "result.json", json.dumps(result, indent=1) + "\n")
+            write_text(self.path / "result.json", json.dumps(result, indent=1) + "\n")
 
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, str]:
@@ -203,16 +206,3 @@ def _git_revision() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip() or None
     except (OSError, subprocess.TimeoutExpired):
         return None
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a small file whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise OutputError(f"{path}: can't be written ({error.strerror})") from None

@@ -22,6 +22,7 @@ from deepvit_train.checkpoint import (
     DESCRIPTION,
     FORMAT,
     MANIFEST,
+    SET_ASIDE,
     STATE,
     as_json,
     checkpoints_in,
@@ -106,10 +107,10 @@ def write_checkpoint(folder: Path, step: int, files: dict[str, TensorFile], stat
         _write_json(partial / MANIFEST, {"format": FORMAT, "sha256": digests})
         digest_of(partial / MANIFEST, flush=True)
         _flush_folder(partial)
-        if target.exists():
-            shutil.rmtree(target)
+        before = set_aside(target)
         partial.rename(target)
         _flush_folder(folder)
+        shutil.rmtree(before, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         need = sum(tensor.nbytes for file in files.values() for tensor in file.tensors.values())
         free = shutil.disk_usage(folder).free if folder.is_dir() else 0
@@ -119,6 +120,15 @@ def write_checkpoint(folder: Path, step: int, files: dict[str, TensorFile], stat
             f"{free / 2**20:.1f} MiB are free"
         ) from None
     return target
+
+
+def set_aside(target: Path) -> Path:
+    """Rename a checkpoint of the same step, if there is one: whole and found, until the new one is there."""
+    before = target.with_name(f"{target.name}{SET_ASIDE}")
+    if target.exists():
+        shutil.rmtree(before, ignore_errors=True)
+        target.rename(before)
+    return before
 
 
 def point(folder: Path, name: str, target: Path) -> None:

@@ -25,6 +25,7 @@ from deepvit_train.config import compose_command, plain
 from deepvit_train.data.index import ImageIndex, scan_split
 from deepvit_train.determinism import derive_seed, permutation
 from deepvit_train.error import DataError, Interrupted, OutputError, UserError
+from deepvit_train.output import write_text
 from deepvit_train.schema.study import GridConfig, StudyConfig
 from deepvit_train.study_table import figures, table
 from deepvit_train.tracking import console
@@ -66,7 +67,7 @@ def run(config: StudyConfig) -> dict[str, Any]:
         console.print(f"cell {number} of {len(due)}: {cell.name}")
         outcome = _run_cell(cell, config, out)
         console.print(f"  {outcome['status']} in {outcome['seconds']:.0f} s {outcome.get('error', '')}")
-        (out / "cells" / f"{cell.name}.json").write_text(json.dumps(outcome, indent=1) + "\n")
+        write_text(out / "cells" / f"{cell.name}.json", json.dumps(outcome, indent=1) + "\n")
     return _summarise(cells, config, out)
 
 
@@ -186,9 +187,9 @@ def _summarise(cells: list[Cell], config: StudyConfig, out: Path) -> dict[str, A
     done = [found for found in stored if found["status"] == "done"]
     failed = {found["name"]: found["error"] for found in stored if found["status"] != "done"}
     result = {"config": plain(config), "finished": len(done), "cells": len(cells), "failed": failed}
-    (out / "study.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_text(out / "study.json", json.dumps(result, indent=1) + "\n")
     if done:
-        (out / "table.md").write_text(table(done))
+        write_text(out / "table.md", table(done))
         (out / "figures").mkdir(exist_ok=True)
         for name, figure in figures(done, config.study, config.collapse).items():
             save(figure, out / "figures", name)

@@ -61,15 +61,15 @@ def run(config: TrainConfig) -> dict[str, Any]:
         signals = stack.enter_context(StopSignals())
 
         # Data. An explicit checkpoint is looked at first: without it there is nothing to read data for.
-        source = None if config.resume in ("auto", "never") else checkpoint.find(config.resume)
+        source = None if config.resume in ("auto", "never") else checkpoint.find(config.resume, "last")
         train_index, val_index = (open_split(config.data, split) for split in ("train", config.data.split))
         check_classes(val_index, train_index.classes)
         plan = build_plan(config.trainer, config.schedule, len(train_index), world.size)
 
         # Model. Weights to start from are read before the run's folder is made: a bad file leaves none.
         model = build_model(Architecture(config.model, config.attn), len(train_index.classes))
-        begun = checkpoint.checkpoints_in(Path(config.run_dir).expanduser() / "checkpoints")
-        fresh = config.model.weights if not (begun or source) else None
+        folder = RunFolder(config.run_dir, writes=world.is_main)
+        fresh = config.model.weights if not (folder.begun or source) else None
         start = None if fresh is None else start_from(model, fresh)
         model.freeze(config.optim.freeze_blocks, config.optim.head_only)
         model.set_grad_checkpointing(config.trainer.grad_checkpointing)
@@ -79,7 +79,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
             model.to(world.device)
 
         # The run's folder.
-        folder = stack.enter_context(RunFolder(config.run_dir, writes=world.is_main))
+        stack.enter_context(folder)
         say(f"run folder: {folder.path}")
         folder.adopt(plain(config), config.resume, say)
         world.barrier()
@@ -162,7 +162,7 @@ def _origin(folder: RunFolder, source: Path | None, world: World, say: Callable[
     chosen = ""
     if world.is_main:
         newest = checkpoint.newest_valid(folder.checkpoints, say)
-        if newest is None and checkpoint.checkpoints_in(folder.checkpoints):
+        if newest is None and folder.begun:
             raise CheckpointError(
                 f"{folder.checkpoints}: no checkpoint is whole; to begin anew, move that folder away"
             )

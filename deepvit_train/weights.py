@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from deepvit_train import checkpoint
-from deepvit_train.calibration import Statistics, reattention_norms
-from deepvit_train.data.index import ImageIndex, check_classes
+from deepvit_train.calibration import Statistics, calibrate, reattention_norms
+from deepvit_train.data.bad import BadFiles
+from deepvit_train.data.index import ImageIndex, check_classes, open_split
+from deepvit_train.data.split import calibration_loader
+from deepvit_train.distributed import World
 from deepvit_train.error import CheckpointError, ConfigError, DataError
 from deepvit_train.models import DeepViT
 from deepvit_train.models.importer import import_model
 from deepvit_train.schema.data import DataConfig, DataName
 from deepvit_train.schema.model import AttentionConfig, ModelConfig
 from deepvit_train.schema.preset import Architecture, plain_from
+from deepvit_train.schema.recipe import Precision
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,33 @@ def load(path: str, weights: str, preset: str | None = None, **said: Any) -> Loa
         )
     except (ConfigError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file}: its description can't be used ({error})") from None
+
+
+def measure_statistics(
+    loaded: LoadedModel,
+    data: DataConfig,
+    batch_size: int,
+    precision: Precision,
+    world: World,
+    say: Callable[[str], None],
+) -> Statistics:
+    """Calibrate a model on the images that its training run calibrates on.
+
+    Raises CheckpointError where there are none, DataError for too many bad ones.
+    """
+    try:
+        index = open_split(data, "train")
+        check_classes(index, loaded.classes or index.classes)
+    except DataError as error:
+        raise CheckpointError(
+            f"{loaded.file}: holds no calibrated statistics, and there are no training images to measure "
+            f"them on ({error}); give data.root=FOLDER with train/, or a checkpoint saved at an evaluation"
+        ) from None
+    count, bad = loaded.calibrate_images, BadFiles([], data.max_bad, world, say)
+    images = calibration_loader(index, loaded.architecture.model, data, count, batch_size, loaded.seed, world)
+    statistics = calibrate(loaded.model, bad.watch(images), precision, world)
+    bad.settle()
+    return statistics
 
 
 def _in_checkpoint(file: Path) -> bool:

@@ -94,7 +94,9 @@ def _batch_statistics(model: nn.Module) -> Iterator[None]:
 
     Running statistics lag behind the weights while the learning rate is high.
     """
-    found = (getattr(module, "norm", None) for module in model.modules())
+    # What is frozen trains and evaluates by the statistics it came with.
+    frozen = {module for part in getattr(model, "frozen", ()) for module in part.modules()}
+    found = (getattr(module, "norm", None) for module in model.modules() if module not in frozen)
     norms: list[Any] = [norm for norm in found if isinstance(norm, nn.BatchNorm2d)]
     kept = [(norm, norm.running_mean, norm.running_var) for norm in norms]
     for norm in norms:
