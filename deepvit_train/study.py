@@ -3,6 +3,7 @@
 OUT/data/               the images every cell reads
 OUT/runs/CELL/          a run of deepvit-train, with analysis/analysis.json of deepvit-analyze
 OUT/cells/CELL.json     what the table takes from it, or why it failed; CELL.log: what it printed
+OUT/settings.json       what all cells have in common
 OUT/study.json, table.md, figures/
 """
 
@@ -24,8 +25,9 @@ from deepvit_train.collapse.figure import save
 from deepvit_train.config import compose_command, plain
 from deepvit_train.data.index import ImageIndex, scan_split
 from deepvit_train.determinism import derive_seed, permutation
-from deepvit_train.error import DataError, Interrupted, OutputError, UserError
+from deepvit_train.error import ConfigError, DataError, Interrupted, OutputError, UserError
 from deepvit_train.output import write_text
+from deepvit_train.run_folder import differences
 from deepvit_train.schema.study import GridConfig, StudyConfig
 from deepvit_train.study_table import figures, table
 from deepvit_train.tracking import console
@@ -57,6 +59,7 @@ def run(config: StudyConfig) -> dict[str, Any]:
         commands_of(cell, config)  # a mistake in the configuration comes out before hours of training
     try:
         (out / "cells").mkdir(parents=True, exist_ok=True)
+        _adopt(config, out / "settings.json")
         _select_images(config, out / "data")
     except OSError as error:
         raise OutputError(f"out={out}: can't be written ({error.strerror})") from None
@@ -69,6 +72,17 @@ def run(config: StudyConfig) -> dict[str, Any]:
         console.print(f"  {outcome['status']} in {outcome['seconds']:.0f} s {outcome.get('error', '')}")
         write_text(out / "cells" / f"{cell.name}.json", json.dumps(outcome, indent=1) + "\n")
     return _summarise(cells, config, out)
+
+
+def _adopt(config: StudyConfig, file: Path) -> None:
+    """Note what all cells have in common. Raises ConfigError where the study was begun with something else."""
+    common = ("train", "root", "train_images", "val_images", "collapse")
+    settings = {key: value for key, value in plain(config).items() if key in common}
+    if file.exists() and (changes := differences(json.loads(file.read_text()), settings)):
+        raise ConfigError(
+            f"{file.parent} holds a study with {'; '.join(changes.values())}; choose another out="
+        )
+    write_text(file, json.dumps(settings, indent=1) + "\n")
 
 
 def cells_of(grid: GridConfig) -> Iterator[Cell]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -58,7 +59,11 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
     if max(Counter(names).values()) == 1:
         return jobs
     telling = [key for key in swept if key not in IN_NAME]
-    return [[*job, f"name={name}{_suffix(job, telling)}"] for job, name in zip(jobs, names, strict=True)]
+    named = [f"{name}{_suffix(job, telling)}" for job, name in zip(jobs, names, strict=True)]
+    # Two values may read alike as part of a file name.
+    seen = Counter(named)
+    named = [name if seen[name] == 1 else f"{name}-{number}" for number, name in enumerate(named, start=1)]
+    return [[*job, f"name={name}"] for job, name in zip(jobs, named, strict=True)]
 
 
 def _compose(job: Sequence[str]) -> TrainConfig:
@@ -67,7 +72,8 @@ def _compose(job: Sequence[str]) -> TrainConfig:
 
 def _suffix(job: Sequence[str], keys: Sequence[str]) -> str:
     values = dict(override.split("=", 1) for override in job)
-    return "".join(f"-{key.rsplit('.', 1)[-1]}{values[key]}" for key in keys)
+    told = (f"-{key.rsplit('.', 1)[-1]}{values[key]}" for key in keys)
+    return re.sub(r"[^\w.-]+", "_", "".join(told))
 
 
 def _table(outcomes: list[tuple[str, str, dict[str, Any]]]) -> Table:

@@ -35,6 +35,30 @@ def test_nothing_is_pickled(tmp_path: Path) -> None:
     assert {file.suffix for file in write(tmp_path, 1).iterdir()} == {".safetensors", ".json"}
 
 
+def test_a_kill_while_a_checkpoint_of_the_same_step_is_replaced_leaves_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, rename = write(tmp_path, 12), Path.rename
+
+    def die(path: Path, target: Path) -> None:
+        if path.name.startswith(saving.TEMPORARY):
+            raise KeyboardInterrupt
+        rename(path, target)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "rename", die)
+        write(tmp_path, 12)
+    left = checkpoint.newest_valid(tmp_path, pytest.fail)
+    assert left is not None
+    assert left != written
+    assert checkpoint.read_state(left)["step"] == 12
+    assert checkpoint.newest_valid(tmp_path, pytest.fail) == left
+    assert write(tmp_path, 12) == written
+    assert checkpoint.newest_valid(tmp_path, pytest.fail) == written
+    saving.prune(tmp_path, 1, written, keep=set())
+    assert [path.name for path in tmp_path.iterdir()] == [written.name]
+
+
 def test_every_flipped_bit_and_every_cut_is_seen(tmp_path: Path) -> None:
     written = write(tmp_path, 1)
     rng = random.Random(0)

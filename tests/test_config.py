@@ -153,6 +153,10 @@ def test_a_sweep_makes_a_run_of_each_combination_with_a_name_of_its_own() -> Non
     assert len(set(names)) == 4
     named = [compose_command("train", job).name for job in expand(["optim.lr=1e-3,2e-3", "name=try"])]
     assert named == ["try-lr0.001", "try-lr0.002"]
+    # A folder is named after them: no slash leads out of runs/, and no two are one.
+    folders = expand(["data=imagefolder", "data.root=/a/x,/a-x,/a//x", "name=try"])
+    named = [compose_command("train", job).name for job in folders]
+    assert named == ["try-root_a_x-1", "try-root_a-x", "try-root_a_x-3"]
 
 
 def test_configs_are_found_in_a_checkout() -> None:

@@ -168,6 +168,13 @@ def test_where_values_first_stop_being_finite(place: str) -> None:
     assert found == place
 
 
+def test_a_rank_that_saw_nothing_says_whose_loss_was_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    guard = FiniteGuard(WORLD, scaled=True)
+    monkeypatch.setattr(type(WORLD), "largest", lambda self, number: [max(number, 4)])
+    with pytest.raises(NotFiniteError, match="step 4: the loss of another rank"):
+        guard.check()
+
+
 def test_the_loss_scaler_skips_so_many_steps_and_no_more() -> None:
     state = state_of(Precision.fp16)
     state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=1)

@@ -95,6 +95,15 @@ def test_a_study_goes_on_where_it_stopped_and_past_a_broken_cell(digits: Path, t
     assert all(line.count("|") == text[0].count("|") for line in text)
 
 
+def test_a_study_is_not_continued_with_other_settings(digits: Path, tmp_path: Path) -> None:
+    study.run(configure(digits, tmp_path, "limit_cells=0"))
+    study.run(configure(digits, tmp_path, "limit_cells=0", "study.seeds=[0,1,2]", "threads=null"))
+    with pytest.raises(ConfigError, match=r"collapse\.k=\d \(now 3\)"):
+        study.run(configure(digits, tmp_path, "limit_cells=0", "collapse.k=3"))
+    with pytest.raises(ConfigError, match=r"train_images=40 \(now 20\)"):
+        study.run(configure(digits, tmp_path, "limit_cells=0", "train_images=20"))
+
+
 def test_the_images_are_shared_evenly_by_the_classes(digits: Path, tmp_path: Path) -> None:
     study.run(configure(digits, tmp_path, "limit_cells=0"))
     for split, each in (("train", 4), ("val", 2)):

@@ -14,7 +14,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from deepvit_train import loop, train
 from deepvit_train.config import compose_command
-from deepvit_train.error import ConfigError, DataError, Interrupted, NotFiniteError, OutputError
+from deepvit_train.error import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    Interrupted,
+    NotFiniteError,
+    OutputError,
+)
 from tests.conftest import QUICK
 
 FILES = ("model", "ema", "optimizer")
@@ -207,9 +214,37 @@ def test_a_damaged_newest_checkpoint_is_named_and_passed_over(
     assert digests(tmp_path / "run") == whole
 
 
-def test_another_run_can_be_started_from_a_checkpoint(tmp_path: Path) -> None:
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(tmp_path: Path) -> None:
+    start(tmp_path / "run", "trainer.epochs=1", "schedule.warmup_epochs=0")
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    (tmp_path / "run" / "checkpoints" / "last" / "model.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"no checkpoint is whole; to begin anew, move that folder"):
+        start(tmp_path / "run", "trainer.epochs=1", "schedule.warmup_epochs=0")
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+    (tmp_path / "run" / "checkpoints").rename(tmp_path / "damaged")
+    start(tmp_path / "run", "optim.lr=2e-3")
+    assert steps_logged(tmp_path / "run", "train/loss") == [3, 6, 9, 12]
+
+
+def test_a_first_start_that_failed_may_be_corrected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched, pytest.raises(MemoryError):
+        patched.setattr(loop, "train_step", lambda *_: (_ for _ in ()).throw(MemoryError))
+        start(tmp_path / "run", "trainer.batch_size=64")
+    start(tmp_path / "run")
+    start(tmp_path / "clean")
+    assert digests(tmp_path / "run") == digests(tmp_path / "clean")
+
+
+def test_another_run_can_be_started_from_a_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     start(tmp_path / "first")
-    start(tmp_path / "second", f"resume={tmp_path / 'first'}", "trainer.epochs=3")
+    # Where the first run stopped, whichever of its checkpoints was the best; and in another precision.
+    best = tmp_path / "first" / "checkpoints" / "best"
+    best.unlink()
+    best.symlink_to("step_0000006")
+    start(tmp_path / "second", f"resume={tmp_path / 'first'}", "trainer.epochs=3", "trainer.precision=fp16")
+    assert "at step 12 of 18" in capsys.readouterr().out
     assert state_of(tmp_path / "second")["step"] == 18
 
 
