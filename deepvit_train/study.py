@@ -75,13 +75,12 @@ def run(config: StudyConfig) -> dict[str, Any]:
 
 
 def _adopt(config: StudyConfig, file: Path) -> None:
-    """Note what all cells have in common. Raises ConfigError where the study was begun with something else."""
+    """Note what all cells have in common. Raises ConfigError where the study there has something else."""
     common = ("train", "root", "train_images", "val_images", "collapse")
     settings = {key: value for key, value in plain(config).items() if key in common}
     if file.exists() and (changes := differences(json.loads(file.read_text()), settings)):
-        raise ConfigError(
-            f"{file.parent} holds a study with {'; '.join(changes.values())}; choose another out="
-        )
+        told = "; ".join(changes.values())
+        raise ConfigError(f"{file.parent} holds a study with {told}; choose another out=")
     write_text(file, json.dumps(settings, indent=1) + "\n")
 
 

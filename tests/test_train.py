@@ -227,9 +227,13 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(tmp_path: Pat
 
 
 def test_a_first_start_that_failed_may_be_corrected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patched, pytest.raises(MemoryError):
-        patched.setattr(loop, "train_step", lambda *_: (_ for _ in ()).throw(MemoryError))
-        start(tmp_path / "run", "trainer.batch_size=64")
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "train_step", fail)
+        with pytest.raises(MemoryError):
+            start(tmp_path / "run", "trainer.batch_size=64")
     start(tmp_path / "run")
     start(tmp_path / "clean")
     assert digests(tmp_path / "run") == digests(tmp_path / "clean")
