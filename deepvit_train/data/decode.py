@@ -20,6 +20,8 @@ import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image
 
+from deepvit_train.data import jpeg
+
 # Pillow's own limit, a constant, would stand in the way of a higher data.max_pixels.
 Image.MAX_IMAGE_PIXELS = None
 
@@ -46,8 +48,9 @@ def printable(text: str) -> str:
     )
 
 
-# Gives (H, W, 3) uint8, upright, for a factor to shrink by; and the factor it is really shrunk by, that or 1.
-Decode = Callable[[int], tuple[np.ndarray, int]]
+# For a factor to shrink by and the number of rows that are wanted from the top: (H, W, 3) uint8, upright, of
+# these rows or more; and the factor it is really shrunk by, that or 1.
+Decode = Callable[[int, int], tuple[np.ndarray, int]]
 
 
 @dataclass(frozen=True)
@@ -69,14 +72,14 @@ class Picture:
     decode: Decode
     damage: list[str] = field(default_factory=list)  # what a decoder complained of, once it is decoded
 
-    def pixels(self, shrink: int = 1) -> tuple[np.ndarray, int]:
+    def pixels(self, shrink: int = 1, rows: int | None = None) -> tuple[np.ndarray, int]:
         """The upright pixels, (ceil(height / n), ceil(width / n), 3), and n: `shrink`, or 1.
 
-        JPEGs are shrunk by 1, 2, 4 or 8 while they are decoded, which saves most of the time. Raises
-        BadImageError.
+        JPEGs are shrunk by 1, 2, 4 or 8 while they are decoded, which saves most of the time. With `rows` of
+        the height, what lies below them may be missing; JPEGs are decoded no further. Raises BadImageError.
         """
         try:
-            return self.decode(shrink)
+            return self.decode(shrink, self.height if rows is None else rows)
         except MemoryError:
             raise
         except Exception as error:
@@ -131,13 +134,19 @@ def _jpeg(path: str, data: bytes) -> Picture | None:
     height, width, colours, _ = head
     if colours not in ("YCbCr", "Gray"):
         return None
-    turned = _orientation(_open(data)) if _has_metadata(data) else 1
+    turned = _orientation(_open(data)) if jpeg.has_metadata(data) else 1
     damage: list[str] = []
 
-    def decode(shrink: int) -> tuple[np.ndarray, int]:
+    def decode(shrink: int, rows: int) -> tuple[np.ndarray, int]:
+        rows = height if turned != 1 else rows
+        upper, kept = jpeg.cut_below(data, rows, height)
         try:
             pixels = simplejpeg.decode_jpeg(
-                data, min_factor=shrink, min_height=-(-height // shrink), min_width=-(-width // shrink)
+                upper,
+                min_factor=shrink,
+                min_height=-(-kept // shrink),
+                min_width=-(-width // shrink),
+                strict=kept == height,  # else it complains of the data that are left over
             )
         except ValueError as error:
             # Damaged. Pillow decides whether enough is left of it.
@@ -153,7 +162,7 @@ def _general(path: str, data: bytes) -> Picture:
     image = _open(data)
     turned = _orientation(image)
 
-    def decode(shrink: int) -> tuple[np.ndarray, int]:
+    def decode(shrink: int, rows: int) -> tuple[np.ndarray, int]:
         return upright(_rgb(image), turned), 1
 
     return Picture(path, *_turned_size(*image.size, turned), f"{image.format} {image.mode}", decode)
@@ -168,18 +177,6 @@ def _open(data: bytes) -> Image.Image:
         # Pillow warns of oddities in metadata, file by file; what matters is whether the pixels can be read.
         warnings.simplefilter("ignore")
         return Image.open(io.BytesIO(data), formats=FORMATS)
-
-
-def _has_metadata(data: bytes) -> bool:
-    """Whether a JPEG has an APP1 segment, where an orientation would be."""
-    place = 2
-    while data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] not in (b"\xda", b""):
-        if data[place + 1] == 0xE1:
-            return True
-        # A marker may be padded with 0xff.
-        length = int.from_bytes(data[place + 2 : place + 4], "big")
-        place += 1 if data[place + 1] == 0xFF else 2 + max(2, length)
-    return False
 
 
 def _orientation(image: Image.Image) -> int:

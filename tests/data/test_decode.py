@@ -99,6 +99,51 @@ def test_jpegs_are_decoded_as_pillow_decodes_them(
         assert np.array_equal(pixels_of(file), np.asarray(Image.open(file).convert("RGB")))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"subsampling": 0},
+        {"subsampling": 1},
+        {"restart_marker_blocks": 7},
+        {"optimize": True},
+        {"progressive": True},
+    ],
+)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_jpeg_is_decoded_no_further_than_the_rows_that_are_wanted(
+    tmp_path: Path, mode: str, options: dict[str, int]
+) -> None:
+    for number, photograph in enumerate(photographs(3)):
+        file = tmp_path / f"{number}.jpg"
+        photograph.convert(mode).save(file, quality=80, **options)
+        whole, picture = pixels_of(file), open_picture(str(file), LIMITS)
+        for rows in (1, 15, 16, 17, 150, picture.height - 1, picture.height):
+            upper, _ = picture.pixels(rows=rows)
+            assert np.array_equal(upper[:rows], whole[:rows])
+            decoded_all = len(upper) == picture.height
+            assert decoded_all == (bool(options.get("progressive")) or rows > picture.height - 16)
+        shrunk, factor = picture.pixels(shrink=2, rows=150)
+        assert np.array_equal(shrunk[: 150 // factor], picture.pixels(shrink=2)[0][: 150 // factor])
+
+
+def test_damage_above_the_rows_that_are_wanted_reads_as_pillow_reads_it(tmp_path: Path) -> None:
+    """And the end of a file is missed, though it lies below."""
+    file = tmp_path / "image.jpg"
+    next(photographs(1)).save(file, quality=80)
+    whole = bytearray(file.read_bytes())
+    rng = np.random.default_rng(0)
+    for place in rng.integers(len(whole) // 4, len(whole) // 2, 40):
+        damaged = whole.copy()
+        damaged[place] ^= 1 << int(rng.integers(8))
+        file.write_bytes(damaged)
+        upper, _ = open_picture(str(file), LIMITS).pixels(rows=200)
+        assert np.array_equal(upper[:200], np.asarray(Image.open(file).convert("RGB"))[:200])
+    file.write_bytes(whole[: len(whole) * 9 // 10])
+    with pytest.raises(BadImageError):
+        open_picture(str(file), LIMITS).pixels(rows=16)
+
+
 @pytest.mark.parametrize("shrink", [2, 4, 8])
 @pytest.mark.parametrize("size", [(640, 480), (641, 481), (7, 1000), (1, 1), (8, 9)])
 def test_a_jpeg_is_shrunk_while_it_is_decoded(tmp_path: Path, size: tuple[int, int], shrink: int) -> None:
