@@ -74,7 +74,7 @@ def train_step(
             smoothing = 0.0  # the mixed targets are smoothed already
             with seeded(derive_seed("mixup", options.seed, state.step, number, world.rank)):
                 images, targets = options.mixup(images, targets)
-        # Gradients are exchanged between ranks once a step, after the last micro-batch.
+        # Replicas exchange gradients once a step, after its last micro-batch; sharded ranks after each.
         local: Any = getattr(forward, "no_sync", nullcontext) if number + 1 < len(batches) else nullcontext
         with local():
             with autocast(world.device, options.precision):

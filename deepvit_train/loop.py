@@ -46,7 +46,7 @@ class _Due:
     alarms: bool
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Trainer:
     """The loop over steps and what is due between them."""
 

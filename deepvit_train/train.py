@@ -136,7 +136,18 @@ def run(config: TrainConfig) -> dict[str, Any]:
         if writer is not None:
             stack.callback(writer.close)
         trainer = Trainer(
-            config, world, plan, writer, state, validation, bad, probe, tracker, signals, description, say
+            config=config,
+            world=world,
+            plan=plan,
+            writer=writer,
+            state=state,
+            validation=validation,
+            bad=bad,
+            probe=probe,
+            tracker=tracker,
+            signals=signals,
+            description=description,
+            say=say,
         )
         trainer.fit(batches)
         if writer is not None:

@@ -35,11 +35,11 @@ class Validation:
         metrics: dict[str, float] = {}
         calibrated = {}
         for name, model in state.weights().items():
-            with gathered(model) as whole:
+            with gathered(model) as plain:
                 if self.calibration_images is not None:
-                    calibrated[name] = calibrate(whole, self.calibration_images, self.precision, self.world)
-                with using(whole, calibrated.get(name)):
-                    result = evaluate(whole, self.images, self.world, self.precision, self.classes)
+                    calibrated[name] = calibrate(plain, self.calibration_images, self.precision, self.world)
+                with using(plain, calibrated.get(name)):
+                    result = evaluate(plain, self.images, self.world, self.precision, self.classes)
             prefix = "val" if name == "live" else f"val_{name}"
             metrics |= {f"{prefix}/{key}": value for key, value in result.scalars().items()}
         state.metrics, state.calibrated, state.evaluated_step = metrics, calibrated, state.step

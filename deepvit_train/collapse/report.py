@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup  # jinja2's own type of text that is HTML already
 
 from deepvit_train.collapse.gallery import by_block, mixes
 from deepvit_train.schema.collapse import CollapseConfig, Maps, Metric

@@ -38,6 +38,20 @@ class CollapseConfig(Section):
     )
     k: int = option("blocks before it that a block is compared with", low=1, high=4096)
     images: int = option("validation images that maps are collected on", low=1)
+
+    @classmethod
+    def prefix(cls) -> str:
+        return "collapse."
+
+    @property
+    def legend(self) -> str:
+        """The definition of a similar block in one line, for figures."""
+        cosine = f"{self.metric} {self.axis} cosine > {self.threshold:g}"
+        return f"{self.maps.label} maps, {cosine} to the {self.k} before"
+
+
+@dataclass(kw_only=True, slots=True)
+class WatchConfig(CollapseConfig):
     warn_above: float | None = option(
         "say so when the ratio of similar blocks exceeds this; null: never", low=0, high=1
     )
@@ -45,19 +59,9 @@ class CollapseConfig(Section):
         "save and end the run when the ratio of similar blocks exceeds this; null: never", low=0, high=1
     )
 
-    @classmethod
-    def prefix(cls) -> str:
-        return "collapse."
-
     def check(self) -> None:
         if self.warn_above is not None and self.stop_above is not None and self.warn_above > self.stop_above:
             raise ConfigError(
                 f"collapse.warn_above={self.warn_above:g} is above collapse.stop_above={self.stop_above:g}: "
                 f"no warning would come before the stop; nearest: collapse.warn_above={self.stop_above:g}"
             )
-
-    @property
-    def legend(self) -> str:
-        """The definition of a similar block in one line, for figures."""
-        cosine = f"{self.metric} {self.axis} cosine > {self.threshold:g}"
-        return f"{self.maps.label} maps, {cosine} to the {self.k} before"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from deepvit_train.error import ConfigError, nearest
-from deepvit_train.schema.collapse import CollapseConfig
+from deepvit_train.schema.collapse import CollapseConfig, WatchConfig
 from deepvit_train.schema.data import AugmentConfig, DataConfig
 from deepvit_train.schema.model import AttentionConfig, Interpolation, ModelConfig, Pool, check_architecture
 from deepvit_train.schema.option import Choice, Section, option
@@ -39,7 +39,7 @@ class TrainConfig(Section):
     schedule: ScheduleConfig
     loss: LossConfig
     trainer: TrainerConfig
-    collapse: CollapseConfig
+    collapse: WatchConfig
     seed: int = option("seed of weights, order, augmentation and dropout", low=0, high=2**31 - 1)
     name: str = option("name of the run")
     run_dir: str = option("folder of the run; the same folder again continues it")

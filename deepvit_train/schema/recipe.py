@@ -12,10 +12,6 @@ class OptimName(Choice):
     adamw = "adamw"
 
 
-class ScheduleName(Choice):
-    cosine = "cosine"
-
-
 class CosineAxis(Choice):
     heads = "heads"  # the vector at each (query, key) runs over heads: the authors' code
     queries = "queries"  # the vector of each head and key runs over queries: the paper's Eq. 2
@@ -60,7 +56,6 @@ class OptimConfig(Section):
 
 @dataclass(kw_only=True, slots=True)
 class ScheduleConfig(Section):
-    name: ScheduleName = option("shape of the learning rate over the run, by step")
     warmup_epochs: float = option("epochs of linear warm-up, part of trainer.epochs", low=0)
     warmup_lr: float = option("learning rate at the first step of the warm-up", low=0, high=1000)
     min_lr: float = option("learning rate at the end of the decay and during the cooldown", low=0, high=1000)
@@ -114,7 +109,7 @@ class TrainerConfig(Section):
     )
     keep_last: int = option("newest checkpoints to keep, besides the best", low=1)
     limit_batches: int | None = option(
-        "steps an epoch and batches an evaluation, for trials; null: all", low=1
+        "steps an epoch and batches an evaluation of each rank, for trials; null: all", low=1
     )
     timeout_s: float = option("seconds that a rank waits for the others before the run ends", above=0)
     requeue: bool = option("after a stop signal, ask SLURM to queue the job again (scontrol requeue)")

@@ -17,8 +17,6 @@ DEFINITION = CollapseConfig(
     threshold=0.9,
     k=1,
     images=4,
-    warn_above=None,
-    stop_above=None,
 )
 
 

@@ -71,6 +71,7 @@ def outcome(folder: Path) -> dict[str, str]:
     """SHA-256 of all that the last checkpoint holds."""
     last = folder / "checkpoints" / "last"
     files = {name: last / f"{name}.safetensors" for name in FILES}
+    assert files["model"].exists()
     return {
         name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items() if file.exists()
     }
