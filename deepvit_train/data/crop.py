@@ -85,7 +85,7 @@ def resize(pixels: np.ndarray, height: int, width: int, interpolation: Interpola
     """Resize (H, W, 3) uint8 with antialiasing; torch's kernel needs a sixth of Pillow's time."""
     if pixels.shape[:2] == (height, width):
         return pixels
-    # Channels last in memory, and by the stride of the batch too: so the kernel takes its fast way in and out.
+    # Channels last in memory, and by the batch stride too, so that the kernel takes its fast way in and out.
     # NumPy copies part of a picture in half of torch's time.
     images = torch.from_numpy(np.ascontiguousarray(pixels))[None].permute(0, 3, 1, 2)
     images = F.interpolate(images, (height, width), mode=interpolation.value, antialias=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch.utils.data import Dataset, Sampler, get_worker_info
 from deepvit_train.data.decode import BadImageError, Limits, parse_picture
 from deepvit_train.data.index import ImageIndex
 from deepvit_train.data.memory import ReusedMemory
+from deepvit_train.data.shared import Block, SharedBlocks
 from deepvit_train.data.transform import NOTHING_ERASED, Erasure, Transform
 from deepvit_train.determinism import derive_seed, generators_kept, permutation
 
@@ -67,10 +68,13 @@ class ImageDataset(Dataset[RawBatch]):
         self.limits = limits
         self.replacements = replacements
         self.memory = ReusedMemory(blocks=1)
+        self.shared: SharedBlocks | None = None  # its loader's, in that loader's processes
 
     def __getitems__(self, keys: Sequence[Key]) -> RawBatch:
         size = self.transform.size
-        pixels = self._empty((len(keys), 3, size, size))
+        shape = (len(keys), 3, size, size)
+        block = self._shared_block(shape)
+        pixels = self._empty(shape) if block is None else block.pixels
         targets = np.empty(len(keys), np.int64)
         erase = np.empty((len(keys), len(Erasure._fields)), np.int64)
         bad: list[str] = []
@@ -78,10 +82,17 @@ class ImageDataset(Dataset[RawBatch]):
             for place, key in enumerate(keys):
                 sample, targets[place], erase[place] = self._sample(key, bad)
                 pixels.numpy()[place] = sample.transpose(2, 0, 1)
-        return RawBatch(pixels, torch.from_numpy(targets), torch.from_numpy(erase), bad)
+        sent: Any = pixels if block is None else block
+        return RawBatch(sent, torch.from_numpy(targets), torch.from_numpy(erase), bad)
+
+    def _shared_block(self, shape: tuple[int, ...]) -> Block | None:
+        process = get_worker_info()
+        if process is None or self.shared is None:
+            return None
+        return self.shared.take(process.id, shape)
 
     def _empty(self, shape: tuple[int, ...]) -> Tensor:
-        """Uninitialised bytes; in a loader process shared ones, as they are to be handed over."""
+        """Uninitialised bytes; fresh shared ones in a loader process, all of whose blocks are being read."""
         if get_worker_info() is None:
             return self.memory.empty(shape, torch.uint8)
         shared = torch.UntypedStorage._new_shared(math.prod(shape))
@@ -135,6 +146,11 @@ class TrainOrder(Sampler[list[Key]]):
         self.rank = rank
         self.world_size = world_size
 
+    @property
+    def largest_batch(self) -> int:
+        """The images of a micro-batch."""
+        return self.batch_size // (self.accumulate * self.world_size)
+
     def __len__(self) -> int:
         return len(self.steps) * self.accumulate
 
@@ -169,6 +185,11 @@ class EvalOrder(Sampler[list[Key]]):
         self.batch_size = batch_size
         starts = range(rank * batch_size, len(images), world_size * batch_size)
         self.starts = starts[:limit_batches]
+
+    @property
+    def largest_batch(self) -> int:
+        """The most images of a batch."""
+        return min(self.batch_size, len(self.images))
 
     def __len__(self) -> int:
         return len(self.starts)

@@ -10,14 +10,16 @@ import signal
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import popen_fork, process
 from multiprocessing.context import ForkContext, ForkProcess
 
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, get_worker_info
 
-from deepvit_train.data.dataset import Batch, ImageDataset, Key, RawBatch
+from deepvit_train.data.dataset import Batch, EvalOrder, ImageDataset, RawBatch, TrainOrder
 from deepvit_train.data.memory import ReusedMemory
+from deepvit_train.data.shared import SharedBlocks
 from deepvit_train.data.transform import normalise
 
 
@@ -30,6 +32,7 @@ class LoaderOptions:
 
 
 KEPT_BATCHES = 3  # that of a step, the one after it, and one that somebody looks at
+BLOCKS_A_WORKER = 3  # two batches ahead, DataLoader's default, and one that is being read
 
 _open: weakref.WeakSet[Loader] = weakref.WeakSet()
 
@@ -43,7 +46,7 @@ class Loader:
     def __init__(
         self,
         dataset: ImageDataset,
-        order: Sampler[list[Key]],
+        order: TrainOrder | EvalOrder,
         options: LoaderOptions,
         mean: list[float],
         std: list[float],
@@ -52,6 +55,10 @@ class Loader:
         self.mean, self.std = torch.tensor(mean, device=self.device), torch.tensor(std, device=self.device)
         self.noise = torch.Generator(self.device)
         self.memory = ReusedMemory(KEPT_BATCHES)
+        begin = None
+        if options.workers:
+            size = order.largest_batch * 3 * dataset.transform.size**2
+            begin = partial(_begin, SharedBlocks(options.workers, BLOCKS_A_WORKER, size))
         self.raw: DataLoader[RawBatch] = DataLoader(
             dataset,
             batch_sampler=order,
@@ -62,7 +69,7 @@ class Loader:
             # Forked processes share the index and the modules instead of copying them
             # (docs/decisions/0010-loader-processes.md).
             multiprocessing_context=_LoaderContext() if options.workers else None,
-            worker_init_fn=_leave_signals_to_the_main_process,
+            worker_init_fn=begin,
             # Its own generator: a base seed drawn from torch's would change the draws that follow.
             generator=torch.Generator(),
         )
@@ -117,7 +124,12 @@ def _as_it_is(batch: RawBatch) -> RawBatch:
     return batch
 
 
-def _leave_signals_to_the_main_process(worker: int) -> None:
+def _begin(shared: SharedBlocks, worker: int) -> None:
+    """What a loader process does first."""
+    info = get_worker_info()
+    assert info is not None
+    assert isinstance(info.dataset, ImageDataset)
+    info.dataset.shared = shared
     # A stop signal to the whole process group must not kill the loaders before the main process has saved.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)

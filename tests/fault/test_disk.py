@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import resource
+import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -86,6 +88,21 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_the_run_goes_on_when_there_is
     assert list((small_disk / "run" / "checkpoints").glob(".partial-*")) == []
     subprocess.run(["mount", "-o", "remount,size=400m", str(small_disk)], check=True)
     assert forked(lambda: start(small_disk / "run", *size)) == 0
+
+
+def test_batches_need_no_shared_memory_of_the_system(digits: Path, tmp_path: Path) -> None:
+    """A container has 64 MB of it; here it is 1 MiB, less than a batch."""
+    large = ["model.image_size=64", "model.patch_size=16", "trainer.batch_size=128", "data.workers=2"]
+    train = [sys.executable, "-m", "deepvit_train.cli", "train", *QUICK, *large, f"run_dir={tmp_path}/run"]
+    command = f"mount -t tmpfs -o size=1m tmpfs /dev/shm || exit 99; exec {shlex.join(train)}"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", command], env=environment, capture_output=True, text=True
+    )
+    if done.returncode == 99 or "unshare:" in done.stderr:
+        pytest.skip("may not mount a file system here")
+    assert done.returncode == 0, done.stderr
+    assert "done at step 12" in done.stdout
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -1,0 +1,71 @@
+"""Memory that loader processes fill and the main process reads, used again and again.
+
+Fresh shared memory costs a page fault for every 4 KiB of every batch, a tenth of a loader's time
+(docs/log.md), and room in /dev/shm, of which a container has 64 MB. This memory is made before the processes
+are forked, which inherit it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import mmap
+import weakref
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_known: weakref.WeakValueDictionary[int, SharedBlocks] = weakref.WeakValueDictionary()
+_numbers = itertools.count()
+
+
+class SharedBlocks:
+    """Some blocks of bytes for each loader process."""
+
+    def __init__(self, workers: int, blocks: int, size: int) -> None:
+        self._bytes = _shared_bytes(workers * blocks * size).reshape(workers, blocks, size)
+        self._taken = _shared_bytes(workers * blocks).reshape(workers, blocks)
+        self.number = next(_numbers)
+        _known[self.number] = self
+
+    def take(self, worker: int, shape: tuple[int, ...]) -> Block | None:
+        """One of a loader process's blocks that nobody reads, as uint8; None where there is none so large."""
+        free = (self._taken[worker] == 0).nonzero()[0]
+        if not len(free) or math.prod(shape) > self._bytes.shape[2]:
+            return None
+        self._taken[worker, free[0]] = 1
+        return Block(self, worker, int(free[0]), shape)
+
+    def view(self, worker: int, block: int, shape: tuple[int, ...]) -> np.ndarray:
+        """The bytes of a block, as they are."""
+        return self._bytes[worker, block, : math.prod(shape)].reshape(shape)
+
+    def receive(self, worker: int, block: int, shape: tuple[int, ...]) -> Tensor:
+        """A filled block, which is free again once no tensor, view or array refers to it."""
+        view = self._bytes[worker, block, : math.prod(shape)]
+        weakref.finalize(view, self._free, worker, block).atexit = False
+        return torch.from_numpy(view).view(shape)
+
+    def _free(self, worker: int, block: int) -> None:
+        self._taken[worker, block] = 0
+
+
+class Block:
+    """A block that a loader process fills. Only its place is sent; what arrives is a tensor."""
+
+    def __init__(self, blocks: SharedBlocks, worker: int, number: int, shape: tuple[int, ...]) -> None:
+        self.pixels = torch.from_numpy(blocks.view(worker, number, shape))
+        self._place = blocks.number, worker, number, shape
+
+    def __reduce__(self) -> tuple[Callable[..., Tensor], tuple[int, int, int, tuple[int, ...]]]:
+        return _receive, self._place
+
+
+def _receive(blocks: int, worker: int, number: int, shape: tuple[int, ...]) -> Tensor:
+    return _known[blocks].receive(worker, number, shape)
+
+
+def _shared_bytes(size: int) -> np.ndarray:
+    return np.frombuffer(mmap.mmap(-1, size), np.uint8)
