@@ -170,8 +170,10 @@ def _posterize(image: Image.Image, bits: int, **options: object) -> Image.Image:
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor, out: Tensor | None = None) -> Tensor:
     """(B, 3, S, S) uint8 to float32: values in 0..1 less the mean, by the standard deviation."""
-    # In place: on the CPU a second array of this size costs more than both operations.
-    return torch.sub(images, 255 * mean.view(3, 1, 1), out=out).div_(255 * std.view(3, 1, 1))
+    # In place: on the CPU a second array of this size costs more than all three. The copy first: no kernel
+    # subtracts floats from bytes by vectors.
+    out = images.float() if out is None else out.copy_(images)
+    return out.sub_(255 * mean.view(3, 1, 1)).div_(255 * std.view(3, 1, 1))
 
 
 def denormalise(images: Tensor, model: ModelConfig) -> Tensor:
