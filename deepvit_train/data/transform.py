@@ -82,7 +82,9 @@ class TrainTransform:
             pixels = torch.from_numpy(pixels).flip(1).numpy()
         if self.steps is not None:
             seed_generators(draws.getrandbits(63))
-            pixels = np.asarray(self.steps(Image.fromarray(pixels)))
+            image = Image.fromarray(pixels)
+            if (varied := self.steps(image)) is not image:
+                pixels = np.asarray(varied)
         return pixels, random_erasure(draws, self.size) if draws.random() < self.erase else NOTHING_ERASED
 
 
