@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,7 @@ class Trainer:
     signals: StopSignals
     description: dict[str, Any]
     say: Callable[[str], None]
+    meter: Meter = field(init=False)
 
     def __post_init__(self) -> None:
         self.meter = Meter(self.world, self.state.losses, self.state.loss_steps)
@@ -71,7 +72,6 @@ class Trainer:
         config, plan, state = self.config, self.plan, self.state
         forward = _wrapped(state.model, config, self.world)
         options = self._step_options()
-        meter = self.meter
         guard = FiniteGuard(self.world, scaled=state.scaler.is_enabled())
         if 0 < state.step != state.evaluated_step and plan.evaluates(state.step):
             self._evaluate_and_save()  # the run was stopped between the step and its evaluation
@@ -86,7 +86,7 @@ class Trainer:
                 self._look_at(micro_batches)
                 try:
                     result = train_step(state, forward, micro_batches, self.world, options, guard)
-                    with meter.paused():
+                    with self.meter.paused():
                         alarm = self._look_at_maps() if plan.probes(state.step) else False
                     due = self._agree(alarm)
                     if due.logs or due.saves:
@@ -99,15 +99,15 @@ class Trainer:
                     raise NotFiniteError(
                         f"{error}; first in {where}; last good checkpoint: {self._saved()}"
                     ) from None
-                meter.add(result.loss, config.trainer.batch_size, waited_s)
+                self.meter.add(result.loss, config.trainer.batch_size, waited_s)
                 progress.update(bar, completed=state.step)
                 if due.logs:
-                    scalars = meter.take(learning_rate(state.optimizer), result.grad_norm)
+                    scalars = self.meter.take(learning_rate(state.optimizer), result.grad_norm)
                     # The last step's, of this rank.
                     penalty = {"train/cosine_penalty": result.penalty.item()} if options.regulariser else {}
                     self._log(scalars | penalty)
                 if due.evaluates:
-                    with meter.paused():
+                    with self.meter.paused():
                         self._evaluate_and_save()
                 elif due.saves:
                     self._save(best=False)
