@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from deepvit_train import slurm
 from deepvit_train.collapse.probe import Probe
@@ -18,16 +17,17 @@ from deepvit_train.data.bad import BadFiles
 from deepvit_train.data.dataset import Batch
 from deepvit_train.data.transform import denormalise
 from deepvit_train.distributed import World
-from deepvit_train.engine import FiniteGuard, StepOptions, first_non_finite, train_step
+from deepvit_train.engine import StepOptions, train_step
 from deepvit_train.error import Collapsed, Interrupted, NotFiniteError
+from deepvit_train.finite import FiniteGuard, first_non_finite
 from deepvit_train.interruption import EvaluationStopped, StopSignals, interrupted
 from deepvit_train.models import DeepViT
+from deepvit_train.parallel import gathered, is_sharded, replicate, whole
 from deepvit_train.plan import Plan
 from deepvit_train.recipe import build_mixup, learning_rate
 from deepvit_train.regulariser import build_regulariser
 from deepvit_train.saving import CheckpointWriter
 from deepvit_train.schema.command import TrainConfig
-from deepvit_train.sharding import gathered, is_sharded, whole
 from deepvit_train.state import TrainState
 from deepvit_train.tracking import Meter, Tracker, progress_bar
 from deepvit_train.validation import Validation
@@ -230,24 +230,8 @@ def _wrapped(model: DeepViT, config: TrainConfig, world: World) -> Callable[[Ten
     """The model as it is trained: compiled where asked for, and with gradients exchanged between ranks."""
     forward: nn.Module | Callable[[Tensor], Tensor] = model.train()
     if world.size > 1 and not is_sharded(model):
-        forward = _replicated(model, config.model.image_size, world)
+        forward = replicate(model, config.model.image_size, world)
     return torch.compile(forward) if config.trainer.compile else forward
-
-
-def _replicated(model: DeepViT, image_size: int, world: World) -> DistributedDataParallel:
-    """The model with gradients averaged over ranks, grouped for that as they will be in every step.
-
-    DDP regroups gradients once, after its first backward pass. From three ranks on, the first step of each
-    start would add them up in another order than the run that was never stopped: so that pass is for nothing.
-    """
-    device_ids = [world.device] if world.device.type == "cuda" else None
-    forward = DistributedDataParallel(model, device_ids, gradient_as_bucket_view=True)
-    before = [buffer.clone() for buffer in model.buffers()]
-    forward(torch.zeros(2, 3, image_size, image_size, device=world.device)).sum().backward()
-    model.zero_grad()
-    for buffer, value in zip(model.buffers(), before, strict=True):
-        buffer.copy_(value)
-    return forward
 
 
 def phrase(metrics: dict[str, float]) -> str:

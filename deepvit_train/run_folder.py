@@ -18,8 +18,8 @@ from typing import Any
 import yaml
 
 import deepvit_train
-from deepvit_train.checkpoint import checkpoints_in
-from deepvit_train.error import ConfigError, OutputError
+from deepvit_train.checkpoint import checkpoints_in, newest_valid
+from deepvit_train.error import CheckpointError, ConfigError, OutputError
 from deepvit_train.output import write_text
 
 # What may change when a run goes on: where it runs and what it tells, not what it computes.
@@ -101,6 +101,18 @@ class RunFolder:
     def begun(self) -> bool:
         """Whether there is a run to go on with; one that never saved anything is none."""
         return bool(checkpoints_in(self.checkpoints))
+
+    def newest(self, note: Callable[[str], None]) -> Path | None:
+        """The newest whole checkpoint; None for processes that don't write.
+
+        Raises CheckpointError where there are some and none is whole: a run must not silently begin anew.
+        """
+        newest = newest_valid(self.checkpoints, note) if self.writes else None
+        if self.writes and self.begun and newest is None:
+            raise CheckpointError(
+                f"{self.checkpoints}: no checkpoint is whole; to begin anew, move that folder away"
+            )
+        return newest
 
     def adopt(self, config: dict[str, Any], resume: str, note: Callable[[str], None]) -> None:
         """Take a run's configuration. Raises ConfigError naming the keys in which the run here differs."""

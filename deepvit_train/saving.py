@@ -29,7 +29,7 @@ from deepvit_train.checkpoint import (
     digest_of,
 )
 from deepvit_train.error import OutputError
-from deepvit_train.sharding import whole
+from deepvit_train.parallel import whole
 
 TEMPORARY = ".partial-"
 

@@ -18,8 +18,8 @@ from deepvit_train.calibration import Statistics
 from deepvit_train.checkpoint import WEIGHT_FILES, read_calibrated, read_state, read_tensors
 from deepvit_train.error import CheckpointError
 from deepvit_train.models import DeepViT
+from deepvit_train.parallel import placed_like
 from deepvit_train.saving import TensorFile
-from deepvit_train.sharding import placed_like
 
 
 @dataclass

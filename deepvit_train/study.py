@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -23,9 +22,8 @@ from typing import Any
 from deepvit_train import analyze, train
 from deepvit_train.collapse.figure import save
 from deepvit_train.config import compose_command, plain
-from deepvit_train.data.index import ImageIndex, scan_split
-from deepvit_train.determinism import derive_seed, permutation
-from deepvit_train.error import ConfigError, DataError, Interrupted, OutputError, UserError
+from deepvit_train.data.subset import copy_images
+from deepvit_train.error import ConfigError, Interrupted, OutputError, UserError
 from deepvit_train.output import write_text
 from deepvit_train.run_folder import differences
 from deepvit_train.schema.study import GridConfig, StudyConfig
@@ -60,7 +58,8 @@ def run(config: StudyConfig) -> dict[str, Any]:
     try:
         (out / "cells").mkdir(parents=True, exist_ok=True)
         _adopt(config, out / "settings.json")
-        _select_images(config, out / "data")
+        counts = {"train": config.train_images, "val": config.val_images}
+        copy_images(Path(config.root).expanduser(), out / "data", counts)
     except OSError as error:
         raise OutputError(f"out={out}: can't be written ({error.strerror})") from None
 
@@ -218,40 +217,3 @@ def _summarise(cells: list[Cell], config: StudyConfig, out: Path) -> dict[str, A
 def _stored(out: Path, cell: Cell) -> dict[str, Any]:
     file = out / "cells" / f"{cell.name}.json"
     return json.loads(file.read_text()) if file.exists() else {}
-
-
-def _select_images(config: StudyConfig, folder: Path) -> None:
-    """Copy the images of the study into its folder, evenly over classes; or link the splits to read all."""
-    root = Path(config.root).expanduser()
-    for split, count in (("train", config.train_images), ("val", config.val_images)):
-        if (folder / split).exists():
-            continue
-        index = scan_split(root, split, follow_links=False)
-        folder.mkdir(parents=True, exist_ok=True)
-        if count is None:
-            (folder / split).symlink_to(index.folder.resolve(), target_is_directory=True)
-            continue
-        partial = folder / f".{split}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        for place in _evenly(index, count):
-            file = Path(index.path(place))
-            target = partial / file.relative_to(index.folder)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, target)
-        partial.rename(folder / split)
-
-
-def _evenly(index: ImageIndex, count: int) -> list[int]:
-    """The same choice for every study: as many images of each class as of any other."""
-    each, rest = divmod(count, len(index.classes))
-    if rest:
-        raise DataError(f"{count} images can't be shared evenly by {len(index.classes)} classes")
-    chosen: list[int] = []
-    for label in range(len(index.classes)):
-        members = (index.targets == label).nonzero()[0]
-        if len(members) < each:
-            raise DataError(
-                f"{index.folder}: class {index.classes[label]} has {len(members)} images, not {each}"
-            )
-        chosen += members[permutation(len(members), derive_seed("study", label))[:each]].tolist()
-    return chosen

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +19,11 @@ from deepvit_train.data.dataset import Batch, TrainOrder
 from deepvit_train.data.index import ImageIndex, check_classes, open_split
 from deepvit_train.data.split import calibration_loader, eval_loader, train_loader
 from deepvit_train.distributed import World
-from deepvit_train.error import CheckpointError
 from deepvit_train.interruption import StopSignals
 from deepvit_train.loop import Trainer, phrase
 from deepvit_train.models import build_model, start_from
 from deepvit_train.models.summary import count_flops, count_parameters
+from deepvit_train.parallel import gathered, shard
 from deepvit_train.plan import Plan, build_plan
 from deepvit_train.recipe import (
     build_ema,
@@ -37,7 +37,6 @@ from deepvit_train.saving import CheckpointWriter
 from deepvit_train.schema.command import TrainConfig
 from deepvit_train.schema.preset import Architecture
 from deepvit_train.schema.recipe import Precision
-from deepvit_train.sharding import gathered, shard
 from deepvit_train.state import TrainState
 from deepvit_train.tracking import Tracker, console
 from deepvit_train.validation import Validation
@@ -102,9 +101,9 @@ def run(config: TrainConfig) -> dict[str, Any]:
         )
 
         # Resume: the run's own folder, before an explicit checkpoint, initial weights, a fresh start.
-        origin = _origin(folder, source, world, say)
+        origin = world.first(str(folder.newest(say) or source or ""))  # chosen by one rank for all
         if origin:
-            state.restore(origin)
+            state.restore(Path(origin))
             say(f"resumed from {origin} at step {state.step} of {plan.total_steps}")
         elif start:
             say(str(start))
@@ -163,23 +162,6 @@ def run(config: TrainConfig) -> dict[str, Any]:
         say(f"watch: tensorboard --logdir {folder.path.parent}")
         say(f"run folder: {folder.path}")
         return result
-
-
-def _origin(folder: RunFolder, source: Path | None, world: World, say: Callable[[str], None]) -> Path | None:
-    """The checkpoint to go on from, chosen by the first rank for all.
-
-    Raises CheckpointError where the run has checkpoints and none is whole: it must not silently begin anew.
-    """
-    chosen = ""
-    if world.is_main:
-        newest = checkpoint.newest_valid(folder.checkpoints, say)
-        if newest is None and folder.begun:
-            raise CheckpointError(
-                f"{folder.checkpoints}: no checkpoint is whole; to begin anew, move that folder away"
-            )
-        chosen = str(newest or source or "")
-    chosen = world.first(chosen)
-    return Path(chosen) if chosen else None
 
 
 def _loaders(

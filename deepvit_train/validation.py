@@ -9,8 +9,8 @@ from deepvit_train.calibration import calibrate, using
 from deepvit_train.data.dataset import Batch
 from deepvit_train.distributed import World
 from deepvit_train.engine import evaluate
+from deepvit_train.parallel import gathered
 from deepvit_train.schema.recipe import Precision
-from deepvit_train.sharding import gathered
 from deepvit_train.state import TrainState
 
 SELECT_BY = "top1"

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from deepvit_train.config import compose_command
-from deepvit_train.engine import FiniteGuard, train_step
+from deepvit_train.engine import train_step
+from deepvit_train.finite import FiniteGuard
 from deepvit_train.models import DeepViT
 from deepvit_train.regulariser import CosineRegulariser, build_regulariser
 from deepvit_train.schema.recipe import CosineAxis, Precision

@@ -1,7 +1,7 @@
 """Memory that loader processes fill and the main process reads, used again and again.
 
 Fresh shared memory costs a page fault for every 4 KiB of every batch, a tenth of a loader's time, and room in
-/dev/shm, of which a container has 64 MB. This memory is made before the processes are forked: they inherit it.
+/dev/shm, of which a container has 64 MB. This memory is made before processes are forked, which inherit it.
 """
 
 from __future__ import annotations

@@ -16,9 +16,9 @@ from deepvit_train import distributed, evaluate, loop
 from deepvit_train.config import compose_command
 from deepvit_train.error import NotFiniteError
 from deepvit_train.models import build_model
+from deepvit_train.parallel import gathered, shard, whole
 from deepvit_train.schema.command import TrainConfig
 from deepvit_train.schema.preset import Architecture
-from deepvit_train.sharding import gathered, shard, whole
 from tests.conftest import QUICK, as_ranks, forked
 from tests.fault.test_distributed import begin, finish, ranks_of, torchrun, weights
 from tests.fault.test_kill import lines_logged, metrics, outcome

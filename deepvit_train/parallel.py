@@ -1,7 +1,8 @@
-"""Models whose parameters, gradients, averages and optimizer state are spread over the ranks: torch's FSDP2.
+"""Models on several ranks: whole on each, or spread over them.
 
-Of R ranks each keeps 1/R of every tensor; a block is gathered for its forward and for its backward pass. The
-functions here take models and tensors that are sharded or not, so that other code need not know which.
+Replicas exchange gradients (DDP). Of a sharded model (FSDP2) each of R ranks keeps 1/R of every parameter,
+gradient, average and moment; a block is gathered for its forward and for its backward pass. The functions
+here take models and tensors that are sharded or not, so that other code need not know which.
 """
 
 from __future__ import annotations
@@ -11,17 +12,35 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from weakref import WeakKeyDictionary
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from deepvit_train.distributed import World
 from deepvit_train.models import DeepViT
 
 # Each sharded model without shards and without weights.
 _structures: WeakKeyDictionary[nn.Module, DeepViT] = WeakKeyDictionary()
+
+
+def replicate(model: DeepViT, image_size: int, world: World) -> DistributedDataParallel:
+    """The model with gradients averaged over ranks, grouped for that as they will be in every step.
+
+    DDP regroups gradients once, after its first backward pass. From three ranks on, the first step of each
+    start would add them up in another order than the run that was never stopped: so that pass is for nothing.
+    """
+    device_ids = [world.device] if world.device.type == "cuda" else None
+    forward = DistributedDataParallel(model, device_ids, gradient_as_bucket_view=True)
+    before = [buffer.clone() for buffer in model.buffers()]
+    forward(torch.zeros(2, 3, image_size, image_size, device=world.device)).sum().backward()
+    model.zero_grad()
+    for buffer, value in zip(model.buffers(), before, strict=True):
+        buffer.copy_(value)
+    return forward
 
 
 def shard(model: DeepViT, world: World) -> None:
