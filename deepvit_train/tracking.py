@@ -31,6 +31,8 @@ from deepvit_train.error import OutputError
 
 # Paths and figures are printed as they are: no markup, no colouring, no wrapping inside a word to be copied.
 console = Console(markup=False, highlight=False, soft_wrap=True)
+if not console.is_terminal:
+    console.width = 200  # a file or a pipe has no width: no table is squeezed into 80 columns
 
 
 class Tracker:

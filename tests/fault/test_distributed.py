@@ -148,8 +148,11 @@ def test_two_ranks_stop_at_the_same_step_and_go_on_bit_for_bit(digits: Path, tmp
 
 
 @pytest.mark.slow
-def test_a_killed_rank_is_restarted_by_torchrun_and_the_run_resumes(digits: Path, tmp_path: Path) -> None:
-    run = [*SAME, "trainer.epochs=8", "trainer.log_every_steps=1"]
+@pytest.mark.parametrize("options", [SAME, [*ANY, "trainer.shard=true"]], ids=["replicated", "sharded"])
+def test_a_killed_rank_is_restarted_by_torchrun_and_the_run_resumes(
+    options: list[str], digits: Path, tmp_path: Path
+) -> None:
+    run = [*options, "trainer.epochs=8", "trainer.log_every_steps=1"]
     finish(torchrun("train", *run, f"run_dir={tmp_path / 'whole'}"))
     process = torchrun(
         "train",

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import time
 from functools import partial
 from pathlib import Path
 
@@ -20,8 +18,8 @@ from deepvit_train.parallel import gathered, shard, whole
 from deepvit_train.schema.command import TrainConfig
 from deepvit_train.schema.preset import Architecture
 from tests.conftest import QUICK, as_ranks, forked
-from tests.fault.test_distributed import begin, finish, ranks_of, torchrun, weights
-from tests.fault.test_kill import lines_logged, metrics, outcome
+from tests.fault.test_distributed import begin, weights
+from tests.fault.test_kill import metrics, outcome
 
 RUN = [*QUICK, "trainer.ema_decay=0.9", "trainer.save_every_steps=3"]
 SHARDED = [*RUN, "trainer.shard=true"]
@@ -120,22 +118,3 @@ def test_weights_that_are_not_finite_are_seen_on_every_rank(
 
     monkeypatch.setattr(loop, "train_step", poisoned)
     assert as_ranks(2, work) == 0
-
-
-@pytest.mark.slow
-def test_a_sharded_run_survives_a_killed_rank_bit_for_bit(digits: Path, tmp_path: Path) -> None:
-    run = [*SHARDED, "trainer.epochs=8", "trainer.log_every_steps=1"]
-    finish(torchrun("train", *run, f"run_dir={tmp_path / 'whole'}"))
-    process = torchrun(
-        "train",
-        *run,
-        f"run_dir={tmp_path / 'run'}",
-        options=("--max-restarts=2",),
-        TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1",  # see docs/cluster.md
-    )
-    while lines_logged(tmp_path / "run") < 5:
-        assert process.poll() is None
-        time.sleep(0.01)
-    os.kill(ranks_of(process.pid)[-1], signal.SIGKILL)
-    finish(process)
-    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
