@@ -1,8 +1,9 @@
-"""What checkpoints every 50 steps cost: images/s of the same run with and without them.
+"""What a checkpoint every 50 steps costs: the steps during and after a save beside those between two saves.
 
-Runs take turns, each a process of its own; the first pair is not counted, the figures are medians.
+    python -m scripts.bench_saving model.depth=12 model.dim=192 model.heads=6 trainer.batch_size=16
 
-    python -m scripts.bench_saving --rounds 5 model.depth=12 model.dim=192 model.heads=6
+Both kinds of step come from one run, 50 steps at a time: from run to run a machine changes its speed by more
+than a save costs. The save falls between two steps and counts as part of the first one.
 """
 
 from __future__ import annotations
@@ -10,38 +11,65 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
+import time
 from pathlib import Path
 
-RUN = ["trainer.threads=1", "data.workers=0", "trainer.calibrate_images=0", "trainer.probe_every_steps=null"]
+from deepvit_train import loop, train
+from deepvit_train.config import compose_command
+
+PERIOD = 50
+AFTER = 10  # steps that may be slower because a checkpoint is being written beside them
+RUN = [
+    "trainer.threads=1",
+    "data.workers=0",
+    "trainer.calibrate_images=0",
+    "trainer.probe_every_steps=null",
+    "trainer.ema_decay=0.999",
+    "trainer.epochs=1000",
+    "trainer.eval_every_epochs=1000",
+]
 
 
-def images_per_s(steps: int, save_every_steps: str, overrides: list[str]) -> float:
-    """Train so many steps in a new folder; the throughput over all of them."""
-    with tempfile.TemporaryDirectory() as folder:
-        plan = [f"trainer.max_steps={steps}", f"trainer.log_every_steps={steps}", "trainer.epochs=1000"]
-        save = [f"trainer.save_every_steps={save_every_steps}", "trainer.eval_every_epochs=1000"]
-        command = [sys.executable, "-m", "deepvit_train.cli", "train", *RUN, *plan, *save, *overrides]
-        subprocess.run([*command, f"run_dir={folder}/run"], check=True, stdout=subprocess.DEVNULL)
-        lines = map(json.loads, (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines())
-        return next(line["train/images_per_s"] for line in lines if "train/images_per_s" in line)
+def starts_of_steps(periods: int, overrides: list[str], folder: Path) -> list[float]:
+    """Train with a save every 50 steps; the moment at which each step begins, seconds."""
+    starts: list[float] = []
+    step = loop.train_step
+
+    def timed(*arguments: object) -> object:
+        starts.append(time.perf_counter())
+        return step(*arguments)  # pyright: ignore[reportArgumentType]
+
+    loop.train_step = timed  # pyright: ignore[reportAttributeAccessIssue]
+    plan = [f"trainer.max_steps={(periods + 1) * PERIOD + 1}", f"trainer.save_every_steps={PERIOD}"]
+    train.run(compose_command("train", [*RUN, *plan, *overrides, f"run_dir={folder}/run"]))
+    return starts
 
 
 def main() -> None:
-    """Measure and print one JSON object."""
+    """Measure and print one JSON object; `lost` is the share of the time that goes with saves."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--periods", type=int, default=12)
     parser.add_argument("overrides", nargs="*")
     options = parser.parse_args()
-    rates: dict[str, list[float]] = {"null": [], "50": []}
-    for _ in range(options.rounds + 1):
-        for save_every_steps, found in rates.items():
-            found.append(images_per_s(options.steps, save_every_steps, options.overrides))
-    without, with_saves = (statistics.median(found[1:]) for found in rates.values())
-    report = {"images_per_s": rates, "without": without, "with": with_saves, "lost": 1 - with_saves / without}
+    with tempfile.TemporaryDirectory() as folder:
+        starts = starts_of_steps(options.periods, options.overrides, Path(folder))
+        last = Path(folder) / "run" / "checkpoints" / "last"
+        size = sum(file.stat().st_size for file in last.iterdir())
+    lost, seconds = [], []
+    for period in range(1, options.periods + 1):
+        # A save follows the last step of a period: it delays the start of this one's first.
+        taken = [starts[i + 1] - starts[i] for i in range(period * PERIOD - 1, (period + 1) * PERIOD - 1)]
+        extra = sum(taken[:AFTER]) - AFTER * statistics.mean(taken[AFTER:])
+        lost.append(extra / sum(taken))
+        seconds.append(extra)
+    report = {
+        "checkpoint_mib": round(size / 2**20, 1),
+        "step_ms": round(1e3 * (starts[-1] - starts[PERIOD]) / (len(starts) - 1 - PERIOD), 1),
+        "save_ms": round(1e3 * statistics.mean(seconds), 1),
+        "lost": round(statistics.mean(lost), 4),
+        "standard_error": round(statistics.stdev(lost) / len(lost) ** 0.5, 4),
+    }
     print(json.dumps(report))
 
 
