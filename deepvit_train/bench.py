@@ -27,6 +27,7 @@ from deepvit_train.error import ConfigError, OutputError
 from deepvit_train.models import ReAttention, build_model
 from deepvit_train.models.reattention import plain_reattention
 from deepvit_train.models.summary import count_parameters
+from deepvit_train.output import write_text
 from deepvit_train.schema.bench import FORMULA, BenchConfig
 from deepvit_train.schema.model import ModelConfig
 from deepvit_train.schema.preset import Architecture, attention_preset
@@ -69,7 +70,7 @@ def run(config: BenchConfig) -> dict[str, Any]:
     }
     try:
         if config.out is not None:
-            Path(config.out).write_text(json.dumps(report, indent=1) + "\n")
+            write_text(Path(config.out), json.dumps(report, indent=1) + "\n")
         if config.plot is not None:
             from deepvit_train.bench_figure import plot
 

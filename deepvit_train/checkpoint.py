@@ -126,7 +126,7 @@ def find(path: str, prefer: str = "best") -> Path:
     A run folder stands for its best checkpoint, else, or if one prefers the 'last', its newest whole one; a
     folder of deepvit-convert for its weights file. Raises CheckpointError.
     """
-    given = Path(path).expanduser()
+    given = _followed(Path(path).expanduser())
     if given.is_file():
         return given
     if not given.is_dir():
@@ -138,8 +138,8 @@ def find(path: str, prefer: str = "best") -> Path:
     if (converted := given / f"{WEIGHT_FILES['live']}.safetensors").is_file():
         return converted
     folder = given if given.name == "checkpoints" else given / "checkpoints"
-    if prefer == "best" and (folder / "best").exists():
-        best = (folder / "best").resolve()
+    if prefer == "best" and (best := _followed(folder / "best")).exists():
+        best = best.resolve()
         verify(best)
         return best
     problems: list[str] = []
@@ -149,6 +149,12 @@ def find(path: str, prefer: str = "best") -> Path:
             problems[0] if problems else f"checkpoint={path}: holds no checkpoint (looked in {folder})"
         )
     return newest
+
+
+def _followed(path: Path) -> Path:
+    """The path; where it is a link whose checkpoint a kill left set aside, that one."""
+    aside = Path(f"{path.resolve()}{SET_ASIDE}") if path.is_symlink() else path
+    return aside if not path.exists() and aside.exists() else path
 
 
 def find_weights(path: str, weights: str = "auto") -> Path:

@@ -17,7 +17,8 @@ from deepvit_train.calibration import reattention_norms, using
 from deepvit_train.data.index import open_split
 from deepvit_train.data.split import eval_loader
 from deepvit_train.engine import EvalResult, evaluate
-from deepvit_train.error import ConfigError
+from deepvit_train.error import ConfigError, OutputError
+from deepvit_train.output import write_text
 from deepvit_train.schema.command import EvalConfig
 from deepvit_train.schema.data import DataConfig
 from deepvit_train.tracking import console
@@ -115,10 +116,10 @@ def _tell(
     }
     file = result_file(loaded, kind)
     try:
-        file.write_text(json.dumps({**report, "classes": by_class}, indent=1) + "\n")
+        write_text(file, json.dumps({**report, "classes": by_class}, indent=1) + "\n")
         console.print(f"written: {file}")
-    except OSError as error:
-        console.print(f"not written: {file} ({error.strerror})")
+    except OutputError as error:
+        console.print(f"not written: {error}")
     print(json.dumps(report), flush=True)
 
 

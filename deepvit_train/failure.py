@@ -13,7 +13,7 @@ def explain(error: Exception) -> UserError | None:
     """What an error means to the user, or None where it is a fault of the program."""
     text = (str(error) or type(error).__name__).strip()
     first_line = text.splitlines()[0]
-    if isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text:
+    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
         return UserError(
             f"out of memory ({first_line})\n"
             "try a lower trainer.batch_size or a higher trainer.accumulate, trainer.precision=bf16, or "
@@ -44,6 +44,11 @@ def explain(error: Exception) -> UserError | None:
 
 
 def _explain_system(error: OSError, first_line: str) -> UserError | None:
+    if error.errno == errno.ENOMEM:
+        return UserError(
+            f"out of memory ({first_line})\n"
+            "loaders need less with a lower data.workers, trainer.batch_size or trainer.eval_batch_size"
+        )
     if error.errno == errno.EMFILE:
         return _too_many_files(first_line)
     if error.errno in FULL:

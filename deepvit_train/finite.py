@@ -51,15 +51,17 @@ class FiniteGuard:
 
 
 @torch.no_grad()
-def first_non_finite(model: DeepViT, batches: Sequence[Batch], world: World, precision: Precision) -> str:
-    """Where NaN or infinity first appears: the images, a part of the model, or the backward pass alone.
+def first_non_finite(
+    model: DeepViT, batches: Sequence[Batch], world: World, precision: Precision
+) -> set[str]:
+    """Where NaN or infinity first appears: the images or a part of the model; nowhere in a forward pass.
 
     On a GPU the step that went wrong has spoilt the weights before it is noticed; then they are named.
     """
     stages = {"patch_embed": model.patch_embed, "norm": model.norm, "head": model.head}
     stages |= {f"blocks.{number}": block for number, block in enumerate(model.blocks)}
     if any(not parameter.isfinite().all() for parameter in model.parameters()):
-        return "the weights themselves, spoilt by the step before"
+        return {"the weights themselves, spoilt by the step before"}
     found: list[str] = []
 
     def look(name: str, output: Any) -> None:
@@ -79,4 +81,4 @@ def first_non_finite(model: DeepViT, batches: Sequence[Batch], world: World, pre
     finally:
         for hook in hooks:
             hook.remove()
-    return found[0] if found else "the backward pass"
+    return set(found[:1])

@@ -62,10 +62,10 @@ class _Watched:
         while True:
             batch = next(batches, None)
             stop, more = self._world.largest(self._signals.stop, batch is not None)
-            if stop:
-                raise EvaluationStopped
             if not more:
                 return
+            if stop:
+                raise EvaluationStopped
             if batch is not None:
                 yield batch
 

@@ -70,13 +70,14 @@ class Trainer:
     def fit(self, batches: Iterator[Batch]) -> None:
         """Train from the state's step to the plan's end."""
         config, plan, state = self.config, self.plan, self.state
-        forward = _wrapped(state.model, config, self.world)
         options = self._step_options()
         guard = FiniteGuard(self.world, scaled=state.scaler.is_enabled())
-        if 0 < state.step != state.evaluated_step and plan.evaluates(state.step):
-            self._evaluate_and_save()  # the run was stopped between the step and its evaluation
-        if state.step == 0 and plan.probes(0):
-            self._look_at_maps()
+        with self.meter.paused():
+            forward = _wrapped(state.model, config, self.world)
+            if 0 < state.step != state.evaluated_step and plan.evaluates(state.step):
+                self._evaluate_and_save()  # the run was stopped between the step and its evaluation
+            if state.step == 0 and plan.probes(0):
+                self._look_at_maps()
         with progress_bar() as progress:
             bar = progress.add_task("training", total=plan.total_steps, completed=state.step)
             while state.step < plan.total_steps:
@@ -95,7 +96,8 @@ class Trainer:
                         self._settle_bad_files()
                 except NotFiniteError as error:
                     with gathered(state.model) as model:
-                        where = first_non_finite(model, micro_batches, self.world, options.precision)
+                        found = first_non_finite(model, micro_batches, self.world, options.precision)
+                    where = ", ".join(sorted(self.world.union(found))) or "the backward pass"
                     raise NotFiniteError(
                         f"{error}; first in {where}; last good checkpoint: {self._saved()}"
                     ) from None

@@ -55,9 +55,10 @@ def build_plan(trainer: TrainerConfig, schedule: ScheduleConfig, images: int, wo
         )
     steps_per_epoch = images // trainer.batch_size
     if images < parts:
+        fewer = f"{images} ranks" if images < world_size else f"trainer.batch_size={world_size}"
         raise ConfigError(
             f"{images} training images are too few for {world_size} ranks x trainer.accumulate="
-            f"{trainer.accumulate}; nearest: trainer.accumulate={max(1, images // world_size)}"
+            f"{trainer.accumulate}; nearest: {fewer} trainer.accumulate=1"
         )
     if not steps_per_epoch:
         raise ConfigError(

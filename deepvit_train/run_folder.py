@@ -133,6 +133,8 @@ class RunFolder:
             for key, line in changes.items():
                 if key not in ("name", "run_dir", "resume"):
                     note(f"changed since the run began: {line}")
+        else:
+            (self.path / "result.json").unlink(missing_ok=True)  # of a run whose checkpoints were taken away
         # The first file of a run: a folder without it holds none, whenever a kill came.
         write_text(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
         self.checkpoints.mkdir(exist_ok=True)
@@ -167,12 +169,15 @@ class RunFolder:
 
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, str]:
-    """The keys in which two configurations differ, with a line each: `model.depth=6 (now 8)`."""
+    """The keys in which two configurations differ, with a line each: `model.depth=6 (now 8)`.
+
+    A key that only `before` has is one that this version does not know any more.
+    """
     old, new = flatten(before), flatten(after)
     return {
-        key: f"{key}={old.get(key, 'not set')} (now {new.get(key, 'not set')})"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
+        key: f"{key}={old.get(key, 'not set')} (now {value})"
+        for key, value in sorted(new.items())
+        if old.get(key) != value
     }
 
 

@@ -89,7 +89,7 @@ class TrainState:
         self.metrics = state["metrics"]
         self.best = state["best"]
         self.bad_files = state["bad_files"]
-        self.losses, self.loss_steps = state["losses"], state["loss_steps"]
+        self.losses, self.loss_steps = state.get("losses", []), state.get("loss_steps", 0)
         self.calibrated = read_calibrated(checkpoint)
         self.schedule.step_update(self.step)
 

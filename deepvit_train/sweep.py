@@ -73,7 +73,7 @@ def _compose(job: Sequence[str]) -> TrainConfig:
 def _suffix(job: Sequence[str], keys: Sequence[str]) -> str:
     values = dict(override.split("=", 1) for override in job)
     told = (f"-{key.rsplit('.', 1)[-1]}{values[key]}" for key in keys)
-    return re.sub(r"[^\w.-]+", "_", "".join(told))
+    return re.sub(r"[^\w.-]+", "_", "".join(told), flags=re.ASCII)
 
 
 def _table(outcomes: list[tuple[str, str, dict[str, Any]]]) -> Table:

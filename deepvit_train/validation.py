@@ -30,7 +30,8 @@ class Validation:
         """Evaluate the state and note metrics and statistics in it. Returns whether it is the best so far.
 
         Metrics are named val/top1 for the live weights and val_ema/top1 for the averaged ones, which decide
-        where there are any. The training state itself stays as it is.
+        where there are any. The training state itself stays as it is, but for the buffers of ranks other than
+        the first, which become the first rank's.
         """
         metrics: dict[str, float] = {}
         calibrated = {}

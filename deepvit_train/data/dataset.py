@@ -42,13 +42,13 @@ class Batch(NamedTuple):
 
 
 class RawBatch(NamedTuple):
-    """A batch as it leaves a loader process: pixels (B, 3, S, S) uint8, targets (B,), and what is still to be
-    erased: an Erasure's numbers a row, (B, 5) int64, always on the CPU.
+    """A batch as it leaves a loader process: pixels (B, 3, S, S) uint8, targets (B,) int64, and what is still
+    to be erased: an Erasure's numbers a row, (B, 5) int64. Small arrays need no shared memory, as tensors do.
     """
 
     pixels: Tensor
-    targets: Tensor
-    erase: Tensor
+    targets: np.ndarray
+    erase: np.ndarray
     bad: list[str]
 
 
@@ -83,7 +83,7 @@ class ImageDataset(Dataset[RawBatch]):
                 sample, targets[place], erase[place] = self._sample(key, bad)
                 pixels.numpy()[place] = sample.transpose(2, 0, 1)
         sent: Any = pixels if block is None else block
-        return RawBatch(sent, torch.from_numpy(targets), torch.from_numpy(erase), bad)
+        return RawBatch(sent, targets, erase, bad)
 
     def _shared_block(self, shape: tuple[int, ...]) -> Block | None:
         process = get_worker_info()
@@ -92,7 +92,7 @@ class ImageDataset(Dataset[RawBatch]):
         return self.shared.take(process.id, shape)
 
     def _empty(self, shape: tuple[int, ...]) -> Tensor:
-        """Uninitialised bytes; fresh shared ones in a loader process, all of whose blocks are being read."""
+        """Uninitialised bytes; fresh shared ones in a loader process that has no block for them."""
         if get_worker_info() is None:
             return self.memory.empty(shape, torch.uint8)
         shared = torch.UntypedStorage._new_shared(math.prod(shape))

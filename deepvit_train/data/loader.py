@@ -55,10 +55,10 @@ class Loader:
         self.mean, self.std = torch.tensor(mean, device=self.device), torch.tensor(std, device=self.device)
         self.noise = torch.Generator(self.device)
         self.memory = ReusedMemory(KEPT_BATCHES)
-        begin = None
+        self.shared: SharedBlocks | None = None
         if options.workers:
             size = order.largest_batch * 3 * dataset.transform.size**2
-            begin = partial(_begin, SharedBlocks(options.workers, BLOCKS_A_WORKER, size))
+            self.shared = SharedBlocks(options.workers, BLOCKS_A_WORKER, size)
         self.raw: DataLoader[RawBatch] = DataLoader(
             dataset,
             batch_sampler=order,
@@ -69,7 +69,7 @@ class Loader:
             # Forked processes share the index and the modules instead of copying them
             # (docs/decisions/0010-loader-processes.md).
             multiprocessing_context=_LoaderContext() if options.workers else None,
-            worker_init_fn=begin,
+            worker_init_fn=partial(_begin, self.shared),
             # Its own generator: a base seed drawn from torch's would change the draws that follow.
             generator=torch.Generator(),
         )
@@ -84,7 +84,9 @@ class Loader:
         return len(self.raw)
 
     def __iter__(self) -> Iterator[Batch]:
-        return self._ahead() if self.device.type == "cuda" else map(self.prepare, self.raw)
+        yield from self._ahead() if self.device.type == "cuda" else map(self.prepare, self.raw)
+        if self.shared is not None:
+            self.shared.give_back()
 
     def prepare(self, raw: RawBatch) -> Batch:
         """Copy to the device, normalise, erase. Noise comes from each sample's own seed."""
@@ -96,7 +98,8 @@ class Loader:
                 self.noise.manual_seed(seed)
                 noise = torch.randn(3, height, width, generator=self.noise, device=self.device)
                 image[:, top : top + height, left : left + width] = noise
-        return Batch(images, raw.targets.to(self.device, non_blocking=True), raw.bad)
+        targets = torch.from_numpy(raw.targets)
+        return Batch(images, targets.to(self.device, non_blocking=True), raw.bad)
 
     def _ahead(self) -> Iterator[Batch]:
         stream = torch.cuda.Stream(self.device)
@@ -124,7 +127,7 @@ def _as_it_is(batch: RawBatch) -> RawBatch:
     return batch
 
 
-def _begin(shared: SharedBlocks, worker: int) -> None:
+def _begin(shared: SharedBlocks | None, worker: int) -> None:
     """What a loader process does first."""
     info = get_worker_info()
     assert info is not None

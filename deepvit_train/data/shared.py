@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import mmap
+import os
 import weakref
 from collections.abc import Callable
 
@@ -24,8 +25,10 @@ class SharedBlocks:
     """Some blocks of bytes for each loader process."""
 
     def __init__(self, workers: int, blocks: int, size: int) -> None:
-        self._bytes = _shared_bytes(workers * blocks * size).reshape(workers, blocks, size)
-        self._taken = _shared_bytes(workers * blocks).reshape(workers, blocks)
+        self._memory = mmap.mmap(-1, workers * blocks * size)
+        self._bytes = np.frombuffer(self._memory, np.uint8).reshape(workers, blocks, size)
+        self._taken = np.frombuffer(mmap.mmap(-1, workers * blocks), np.uint8).reshape(workers, blocks)
+        self._process = os.getpid()
         self.number = next(_numbers)
         _known[self.number] = self
 
@@ -47,8 +50,14 @@ class SharedBlocks:
         weakref.finalize(view, self._free, worker, block).atexit = False
         return torch.from_numpy(view).view(shape)
 
+    def give_back(self) -> None:
+        """Let the system have the memory until it is filled again, if nobody reads any of it."""
+        if not self._taken.any():
+            self._memory.madvise(mmap.MADV_REMOVE)
+
     def _free(self, worker: int, block: int) -> None:
-        self._taken[worker, block] = 0
+        if os.getpid() == self._process:  # not in a loader process that was forked while somebody was reading
+            self._taken[worker, block] = 0
 
 
 class Block:
@@ -64,7 +73,3 @@ class Block:
 
 def _receive(blocks: int, worker: int, number: int, shape: tuple[int, ...]) -> Tensor:
     return _known[blocks].receive(worker, number, shape)
-
-
-def _shared_bytes(size: int) -> np.ndarray:
-    return np.frombuffer(mmap.mmap(-1, size), np.uint8)

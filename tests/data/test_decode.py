@@ -123,8 +123,9 @@ def test_a_jpeg_is_decoded_no_further_than_the_rows_that_are_wanted(
             assert np.array_equal(upper[:rows], whole[:rows])
             decoded_all = len(upper) == picture.height
             assert decoded_all == (bool(options.get("progressive")) or rows > picture.height - 16)
-        shrunk, factor = picture.pixels(shrink=2, rows=150)
-        assert np.array_equal(shrunk[: 150 // factor], picture.pixels(shrink=2)[0][: 150 // factor])
+        for shrink in (2, 4, 8):
+            shrunk, factor = picture.pixels(shrink, rows=152)
+            assert np.array_equal(shrunk[: 152 // factor], picture.pixels(shrink)[0][: 152 // factor])
 
 
 def test_damage_above_the_rows_that_are_wanted_reads_as_pillow_reads_it(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import ks_2samp
@@ -108,7 +109,7 @@ def test_pixels_are_normalised_by_mean_and_standard_deviation(dataset: ImageData
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     loader = Loader(dataset, order, LoaderOptions(0, CPU), mean, std)
     raw = next(iter(loader.raw))
-    raw = raw._replace(erase=torch.zeros_like(raw.erase))
+    raw = raw._replace(erase=np.zeros_like(raw.erase))
     images = loader.prepare(raw).images
     expected = (raw.pixels.double() / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(
         3, 1, 1

@@ -54,11 +54,22 @@ def loader(digits: Path) -> Loader:
     return Loader(dataset, order, LoaderOptions(2, torch.device("cpu")), [0.5] * 3, [0.5] * 3)
 
 
-def test_a_loader_goes_round_its_blocks(loader: Loader) -> None:
+def test_a_loader_goes_round_its_blocks_and_gives_them_back(
+    loader: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Fresh shared memory, asked for in a loader process, would end the run.
+    monkeypatch.setattr(torch.UntypedStorage, "_new_shared", None)
+    assert loader.shared is not None
+    size = 16 * 3 * 16 * 16
+    blocks = [
+        loader.shared.view(worker, block, (size,)) for worker in (0, 1) for block in range(BLOCKS_A_WORKER)
+    ]
     for _ in range(2):
-        places = [raw.pixels.data_ptr() for raw in loader.raw]
-        assert len(places) == 13
-        assert len(set(places)) <= 2 * BLOCKS_A_WORKER
+        assert len(list(loader)) == 13
+        assert not any(block.any() for block in blocks)
+        sums = [raw.pixels.sum().item() for raw in loader.raw]
+        assert len(set(sums)) == 13
+        assert any(block.any() for block in blocks)
 
 
 def test_batches_that_are_kept_stay_as_they_are(loader: Loader) -> None:

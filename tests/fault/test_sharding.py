@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 from functools import partial
 from pathlib import Path
 
@@ -10,9 +12,9 @@ import pytest
 import torch
 from torch.distributed.tensor import DTensor
 
-from deepvit_train import distributed, evaluate, loop
+from deepvit_train import distributed, evaluate, loop, train
 from deepvit_train.config import compose_command
-from deepvit_train.error import NotFiniteError
+from deepvit_train.error import Interrupted, NotFiniteError
 from deepvit_train.models import build_model
 from deepvit_train.parallel import gathered, shard, whole
 from deepvit_train.schema.command import TrainConfig
@@ -22,7 +24,7 @@ from tests.fault.test_distributed import begin, weights
 from tests.fault.test_kill import metrics, outcome
 
 RUN = [*QUICK, "trainer.ema_decay=0.9", "trainer.save_every_steps=3"]
-SHARDED = [*RUN, "trainer.shard=true"]
+SHARDED = [*RUN, "trainer.shard=true", "trainer.timeout_s=60"]
 
 
 @pytest.mark.parametrize(
@@ -98,6 +100,30 @@ def test_each_rank_keeps_its_share_and_may_use_the_gathered_model_alone() -> Non
         distributed.stop()
 
     assert as_ranks(2, work) == 0
+
+
+def test_a_stop_in_an_evaluation_saves_the_shards_and_the_next_start_begins_with_it(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate_and_note = train.Validation.__call__
+
+    def stopping(self: train.Validation, state: loop.TrainState) -> bool:
+        if os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate_and_note(self, state)
+
+    def begin_and_stop() -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(train.Validation, "__call__", stopping)
+            with pytest.raises(Interrupted, match="stopped by SIGTERM"):
+                begin(tmp_path / "stopped", *SHARDED)
+        if os.environ["RANK"] == "0":  # which has written it by then
+            state = json.loads((tmp_path / "stopped" / "checkpoints" / "last" / "state.json").read_text())
+            assert (state["step"], state["evaluated_step"]) == (6, -1)
+
+    whole, again = (partial(begin, tmp_path / name, *SHARDED) for name in ("whole", "stopped"))
+    assert as_ranks(2, whole, begin_and_stop, again) == 0
+    assert outcome(tmp_path / "stopped") == outcome(tmp_path / "whole")
 
 
 def test_weights_that_are_not_finite_are_seen_on_every_rank(
