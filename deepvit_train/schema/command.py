@@ -44,7 +44,7 @@ class TrainConfig(Section):
     name: str = option("name of the run")
     run_dir: str = option("folder of the run; the same folder again continues it")
     resume: str = option(
-        "auto: continue run_dir if it was begun; never; or a run or checkpoint to start from"
+        "auto: continue run_dir if it was begun; never; or a checkpoint, or run whose newest, to start from"
     )
 
     def check(self) -> None:
