@@ -84,9 +84,8 @@ def build_mixup(
         return None
     if micro_batch % 2:
         raise ConfigError(
-            "augment.mixup and augment.cutmix pair up images, but "
-            f"{micro_batch} of trainer.batch_size reach each forward pass; nearest: an even number, or "
-            "augment.mixup=0 augment.cutmix=0"
+            f"trainer.batch_size: mixup and cutmix pair up images, but {micro_batch} images reach each forward "
+            f"pass; nearest: {micro_batch + 1} of them, or augment.mixup=0 augment.cutmix=0"
         )
     return Mixup(augment.mixup, augment.cutmix, label_smoothing=label_smoothing, num_classes=num_classes)
 

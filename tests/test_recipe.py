@@ -95,3 +95,5 @@ def test_batches_that_do_not_fit_are_refused() -> None:
         build_plan(config.trainer, config.schedule, images=20, world_size=1)
     with pytest.raises(ConfigError, match="3 ranks"):
         build_plan(config.trainer, config.schedule, images=200, world_size=3)
+    with pytest.raises(ConfigError, match=r"3 training images .* 4 ranks .* nearest: 3 ranks"):
+        build_plan(config.trainer, config.schedule, images=3, world_size=4)
