@@ -84,8 +84,8 @@ def build_mixup(
         return None
     if micro_batch % 2:
         raise ConfigError(
-            f"trainer.batch_size: mixup and cutmix pair up images, but {micro_batch} images reach each forward "
-            f"pass; nearest: {micro_batch + 1} of them, or augment.mixup=0 augment.cutmix=0"
+            f"trainer.batch_size: mixup and cutmix pair up images, but {micro_batch} images reach each "
+            f"forward pass; nearest: {micro_batch + 1} of them, or augment.mixup=0 augment.cutmix=0"
         )
     return Mixup(augment.mixup, augment.cutmix, label_smoothing=label_smoothing, num_classes=num_classes)
 
