@@ -89,6 +89,7 @@ class TrainState:
         self.metrics = state["metrics"]
         self.best = state["best"]
         self.bad_files = state["bad_files"]
+        # Checkpoints of earlier versions have none.
         self.losses, self.loss_steps = state.get("losses", []), state.get("loss_steps", 0)
         self.calibrated = read_calibrated(checkpoint)
         self.schedule.step_update(self.step)

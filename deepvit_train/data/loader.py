@@ -84,7 +84,11 @@ class Loader:
         return len(self.raw)
 
     def __iter__(self) -> Iterator[Batch]:
-        yield from self._ahead() if self.device.type == "cuda" else map(self.prepare, self.raw)
+        # Here and not at the first batch: the processes begin while the model is still being prepared.
+        return self._batches(iter(self.raw))
+
+    def _batches(self, raw: Iterator[RawBatch]) -> Iterator[Batch]:
+        yield from self._ahead(raw) if self.device.type == "cuda" else map(self.prepare, raw)
         if self.shared is not None:
             self.shared.give_back()
 
@@ -101,10 +105,10 @@ class Loader:
         targets = torch.from_numpy(raw.targets)
         return Batch(images, targets.to(self.device, non_blocking=True), raw.bad)
 
-    def _ahead(self) -> Iterator[Batch]:
+    def _ahead(self, batches: Iterator[RawBatch]) -> Iterator[Batch]:
         stream = torch.cuda.Stream(self.device)
         waiting: tuple[Batch, torch.Event] | None = None
-        for raw in self.raw:
+        for raw in batches:
             with torch.cuda.stream(stream):
                 following = self.prepare(raw), stream.record_event()
             if waiting:
