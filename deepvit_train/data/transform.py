@@ -20,6 +20,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from deepvit_train.data.crop import centre_crop, crop, random_box
 from deepvit_train.data.decode import Picture
+from deepvit_train.data.warp import faster
 from deepvit_train.determinism import seed_generators
 from deepvit_train.error import ConfigError
 from deepvit_train.schema.data import AugmentConfig
@@ -141,8 +142,6 @@ def build_policy(name: str, model: ModelConfig) -> Callable[[Image.Image], Image
     options = {
         "translate_const": int(model.image_size * 0.45),
         "img_mean": tuple(round(255 * channel) for channel in model.mean),
-        # Bicubic turns and shears take two to three times as long; timm draws one of both by default.
-        "interpolation": Image.Resampling.BILINEAR,
     }
     try:
         if name.startswith("rand"):
@@ -161,6 +160,7 @@ def build_policy(name: str, model: ModelConfig) -> Callable[[Image.Image], Image
     for operation in (operation for layer in layers for operation in layer):
         if operation.aug_fn is auto_augment.posterize:
             operation.aug_fn = _posterize
+        operation.aug_fn = faster(operation.aug_fn)
     return policy
 
 
