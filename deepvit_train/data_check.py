@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,8 +19,8 @@ from rich.table import Table
 
 from deepvit_train import distributed
 from deepvit_train.data import check
-from deepvit_train.data.check import Split
-from deepvit_train.data.decode import BadImageError, Picture, parse_picture, read_file
+from deepvit_train.data.decode import BadImageError, Picture, parse_picture
+from deepvit_train.data.index import ImageIndex, data_root
 from deepvit_train.data.split import limits, loader_options
 from deepvit_train.data.transform import normalise, train_transform
 from deepvit_train.determinism import generators_kept
@@ -50,44 +49,44 @@ def run(config: DataCheckConfig) -> dict[str, Any]:
 
     Raises DataError where there is an error in it; damaged files that can be read are warnings.
     """
-    root = Path(config.root).expanduser()
-    if not root.is_dir():
-        raise DataError(f"root={config.root}: no such folder")
+    root = data_root(config.data)
     if config.threads:
         torch.set_num_threads(config.threads)
     world = distributed.start(config.device.value, timeout_s=60)
 
     # Folders, then every file.
-    splits = [check.list_split(root, name, config.data.follow_links) for name in ("train", config.data.split)]
+    splits = [check.list_split(root, config.data, name) for name in ("train", config.data.split)]
     workers = loader_options(config.data, world).workers
     with progress_bar() as progress:
         for split in splits:
-            bar = progress.add_task(f"reading {split.name}", total=len(split.files))
+            bar = progress.add_task(f"reading {split.name}", total=len(split.index))
             advance = partial(progress.advance, bar)
-            check.examine_split(root, split, limits(config.data), workers, advance)
+            check.examine_split(split, limits(config.data), workers, advance)
     errors = [error for split in splits for error in split.errors]
-    errors += check.compare_classes(*splits) + check.duplicates(root, *splits)
+    errors += check.compare_classes(*splits) + check.duplicates(*splits)
 
     report = {
         "root": str(root),
         "errors": errors,
         "warnings": [warning for split in splits for warning in split.warnings],
         "splits": {split.name: check.statistics_of(split) for split in splits},
-        "timing": _timing(config, root, splits[0], world.device) if config.timing else None,
+        "timing": _timing(config, splits[0].index, world.device) if config.timing else None,
     }
     _tell(report)
+    if splits[0].bad > config.data.max_bad:
+        console.print(f"training would stop: more bad images than data.max_bad={config.data.max_bad}")
     print(json.dumps(report), flush=True)
     if errors:
         raise DataError(f"errors in {root}: {len(errors)}; the first: {errors[0]}")
     return report
 
 
-def _timing(config: DataCheckConfig, root: Path, train: Split, device: torch.device) -> dict[str, Any] | None:
+def _timing(config: DataCheckConfig, train: ImageIndex, device: torch.device) -> dict[str, Any] | None:
     """Milliseconds of one process for an image, by part, and the loader processes that keep up; or None
     where there is no image to time.
     """
     seconds = dict.fromkeys(PARTS, 0.0)
-    pixels = _load(config, root, train, seconds)
+    pixels = _load(config, train, seconds)
     if not len(pixels):
         return None
     seconds = {part: taken / len(pixels) for part, taken in seconds.items()}
@@ -119,20 +118,20 @@ def _timing(config: DataCheckConfig, root: Path, train: Split, device: torch.dev
     }
 
 
-def _load(config: DataCheckConfig, root: Path, train: Split, seconds: dict[str, float]) -> np.ndarray:
+def _load(config: DataCheckConfig, train: ImageIndex, seconds: dict[str, float]) -> np.ndarray:
     """Load a few images in this process, (N, size, size, 3), and add up the time of each part."""
     transform, loaded = train_transform(config.model, config.augment), []
-    for place in np.linspace(0, len(train.files) - 1, min(TIMED_IMAGES, len(train.files))).astype(int):
-        path = f"{root / train.name}/{train.files[place]}"
-        _forget(path)
+    for image in np.linspace(0, len(train) - 1, min(TIMED_IMAGES, len(train))).astype(int).tolist():
+        path = train.path(image)
+        _forget(train.file(image))
         try:
             with _timed(seconds, "read"):
-                data = read_file(path, config.data.max_bytes)
+                data = train.read(image, config.data.max_bytes)
             with _timed(seconds, "decode"):
                 picture = parse_picture(path, data, config.data.max_pixels)
             timed = replace(picture, decode=partial(_decode, picture, seconds))
             with generators_kept(), _timed(seconds, "augment"):
-                loaded.append(transform(timed, seed=int(place))[0])
+                loaded.append(transform(timed, seed=image)[0])
         except BadImageError:
             continue
     return np.stack(loaded) if loaded else np.empty(0)
@@ -169,7 +168,7 @@ def _forget(path: str) -> None:
 def _tell(report: dict[str, Any]) -> None:
     splits = report["splits"]
     table = Table("", *splits, title=report["root"])
-    for row in ("images", "classes", "images_a_class", "kinds", "width", "height", "bytes", "gib"):
+    for row in ("images", "bad", "classes", "images_a_class", "kinds", "width", "height", "bytes", "gib"):
         table.add_row(row.replace("_", " "), *(_phrase(statistics[row]) for statistics in splits.values()))
     console.print(table)
     if timing := report["timing"]:

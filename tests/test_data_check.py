@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tarfile
 from pathlib import Path
 
 import pytest
 
 from deepvit_train import data_check
 from deepvit_train.config import compose_command
-from deepvit_train.error import DataError
+from deepvit_train.error import ConfigError, DataError
 
 SMALL = ["model=digits", "threads=1", "data.workers=0"]
 
@@ -60,3 +62,37 @@ def test_a_data_set_without_a_readable_image_is_told(
 def test_a_missing_root_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder"):
         run(tmp_path / "nowhere")
+
+
+def test_a_second_root_is_refused(image_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"data\.root={tmp_path}: another folder"):
+        run(image_folder, f"data.root={tmp_path}")
+
+
+def test_tar_files_are_checked_as_their_folder(image_folder: Path, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        with tarfile.open(tmp_path / f"{split}.tar", "w") as archive:
+            archive.add(image_folder / split, ".")
+    packed, folder = run(tmp_path, "data=tar"), run(image_folder)
+    assert packed["splits"] == folder["splits"]
+    assert packed["timing"]["images"] == folder["timing"]["images"]
+
+    (image_folder / "train" / "bee" / "4.png").write_bytes(b"")
+    shutil.copy(image_folder / "val" / "ant" / "0.png", image_folder / "train" / "ant" / "twin.png")
+    with tarfile.open(tmp_path / "train.tar", "w") as archive:
+        archive.add(image_folder / "train", ".")
+    with pytest.raises(DataError, match=rf"2; the first: {tmp_path}/train\.tar/bee/4\.png: an empty file"):
+        run(tmp_path, "data=tar", "timing=false")
+
+
+def test_more_bad_images_than_training_replaces_are_told(
+    image_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("1", "2"):
+        (image_folder / "train" / "bee" / f"{name}.png").write_bytes(b"")
+    for allowed, told in ((1, True), (2, False)):
+        with pytest.raises(DataError):
+            run(image_folder, "timing=false", f"data.max_bad={allowed}")
+        said = capsys.readouterr().out
+        assert ("training would stop: more bad images than data.max_bad=1" in said) == told
+        assert json.loads(said.splitlines()[-1])["splits"]["train"]["bad"] == 2

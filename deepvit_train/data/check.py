@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import filecmp
 import hashlib
-import multiprocessing
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from torch.utils.data import DataLoader, Dataset
 
-from deepvit_train.data.decode import BadImageError, Limits, parse_picture, printable, read_file
+from deepvit_train.data.decode import BadImageError, Limits, parse_picture, printable
 from deepvit_train.data.folder import Walk
+from deepvit_train.data.index import ImageIndex, index_images, scan_tars
 from deepvit_train.error import DataError
+from deepvit_train.schema.data import DataConfig, DataName
 
 CHUNK = 64  # files handed to a process at a time
 
@@ -38,84 +36,101 @@ class Examined(NamedTuple):
 
 @dataclass
 class Split:
-    """The files of one split and what was found in them. Errors make the check fail, warnings don't."""
+    """The images of one split and what was found in them. Errors make the check fail, warnings don't."""
 
     name: str
-    classes: dict[str, int] = field(default_factory=dict)  # the number of images of each
-    files: list[str] = field(default_factory=list)  # relative to the split's folder
+    index: ImageIndex
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    kinds: Counter[str] = field(default_factory=Counter)
+    kinds: Counter[str] = field(default_factory=Counter)  # of the images that can be read
     measures: np.ndarray = field(default_factory=lambda: np.empty((0, 3), np.int64))  # bytes, width, height
     digests: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
 
+    @property
+    def bad(self) -> int:
+        """The images that can't be read."""
+        return len(self.index) - self.kinds.total()
 
-def list_split(root: Path, name: str, follow_links: bool) -> Split:
-    """The files of a split, with an error for each folder that is missing, empty or led away."""
-    split, walk = Split(name), Walk(root, name, follow_links)
+
+def list_split(root: Path, data: DataConfig, name: str) -> Split:
+    """The images of a split, with an error for each folder that is missing, empty or led away."""
+    split = Split(name, index_images(root / name, {}))
     try:
-        classes = walk.classes()
+        if data.name == DataName.tar:
+            split.index = scan_tars(root, name)
+        else:
+            walk = Walk(root, name, data.follow_links)
+            images = {class_name: _images(walk, class_name, split.errors) for class_name in walk.classes()}
+            split.index = index_images(root / name, images)
     except DataError as error:
         split.errors.append(str(error))
-        return split
-    for class_name in classes:
-        try:
-            found = walk.images(class_name)
-        except DataError as error:
-            split.errors.append(str(error))
-            continue
-        split.classes[class_name] = len(found)
-        split.files += found
-        if not found:
-            split.errors.append(f"{root / name / class_name}: no image in this class")
     return split
+
+
+def _images(walk: Walk, class_name: str, errors: list[str]) -> list[str]:
+    try:
+        found = walk.images(class_name)
+    except DataError as error:
+        errors.append(str(error))
+        return []
+    if not found:
+        errors.append(f"{walk.root / walk.split / class_name}: no image in this class")
+    return found
 
 
 def compare_classes(train: Split, other: Split) -> list[str]:
     """An error for each class that one split has and the other has not."""
-    if not (train.classes and other.classes):
+    if not (train.index.classes and other.index.classes):
         return []
     return [
         f"class {name}: in {here.name}, not in {there.name}"
         for here, there in ((train, other), (other, train))
-        for name in sorted(here.classes.keys() - there.classes.keys())
+        for name in sorted(set(here.index.classes) - set(there.index.classes))
     ]
 
 
-def examine_split(
-    root: Path, split: Split, limits: Limits, workers: int, advance: Callable[[int], None]
-) -> None:
-    """Read and decode every file of a split, in so many processes, and note in it what was found."""
-    folder = f"{root / split.name}/"
-    split.measures = np.zeros((len(split.files), 3), np.int64)
-    split.digests = np.zeros(len(split.files), np.uint64)
-    for place, found in enumerate(_examined([folder + file for file in split.files], limits, workers)):
-        split.measures[place] = found.size, found.width, found.height
-        split.digests[place] = found.digest
+def examine_split(split: Split, limits: Limits, workers: int, advance: Callable[[int], None]) -> None:
+    """Read and decode every image of a split, in so many processes, and note in it what was found."""
+    split.measures = np.zeros((len(split.index), 3), np.int64)
+    split.digests = np.zeros(len(split.index), np.uint64)
+    for image, found in enumerate(_examined(Examination(split.index, limits), workers)):
+        split.measures[image] = found.size, found.width, found.height
+        split.digests[image] = found.digest
         if found.bad:
             split.errors.append(found.bad)
         else:
             split.kinds[found.kind] += 1
         if found.damage and not found.bad:
-            name = printable(folder + split.files[place])
+            name = printable(split.index.path(image))
             split.warnings.append(f"{name}: readable, but damaged ({found.damage})")
         advance(1)
 
 
-def examine(limits: Limits, path: str) -> Examined:
-    """Read and decode one file."""
-    try:
-        data = read_file(path, limits.max_bytes)
-    except BadImageError as error:
-        return Examined(bad=str(error))
-    digest, size = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big"), len(data)
-    try:
-        picture = parse_picture(path, data, limits.max_pixels)
-        picture.pixels()
-    except BadImageError as error:
-        return Examined(bad=str(error), digest=digest, size=size)
-    damage = "; ".join([*picture.damage, *_png_damage(data)])
-    return Examined("", damage, digest, size, picture.width, picture.height, picture.kind)
+@dataclass(frozen=True)
+class Examination(Dataset[Examined]):
+    """What each image of an index is."""
+
+    index: ImageIndex
+    limits: Limits
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, image: int) -> Examined:
+        """Read and decode one image."""
+        path = self.index.path(image)
+        try:
+            data = self.index.read(image, self.limits.max_bytes)
+        except BadImageError as error:
+            return Examined(bad=str(error))
+        digest, size = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big"), len(data)
+        try:
+            picture = parse_picture(path, data, self.limits.max_pixels)
+            picture.pixels()
+        except BadImageError as error:
+            return Examined(bad=str(error), digest=digest, size=size)
+        damage = "; ".join([*picture.damage, *_png_damage(data)])
+        return Examined("", damage, digest, size, picture.width, picture.height, picture.kind)
 
 
 def _png_damage(data: bytes) -> list[str]:
@@ -131,27 +146,29 @@ def _png_damage(data: bytes) -> list[str]:
     return []
 
 
-def duplicates(root: Path, train: Split, other: Split) -> list[str]:
-    """An error for each file of the other split whose content is also in train."""
+def duplicates(train: Split, other: Split) -> list[str]:
+    """An error for each image of the other split whose content is also in train."""
     order = np.argsort(train.digests)
     ranks = np.searchsorted(train.digests, other.digests, sorter=order).clip(max=len(order) - 1)
     found = []
-    for place in np.flatnonzero(np.isin(other.digests, train.digests) & (other.measures[:, 0] > 0)):
-        first = f"{root / other.name}/{other.files[place]}"
-        second = f"{root / train.name}/{train.files[order[ranks[place]]]}"
-        if filecmp.cmp(first, second, shallow=False):
-            found.append(f"{printable(first)}: the same content as {printable(second)}")
+    suspects = np.isin(other.digests, train.digests) & (other.measures[:, 0] > 0)
+    for image in np.flatnonzero(suspects).tolist():
+        twin, size = int(order[ranks[image]]), int(other.measures[image, 0])
+        if train.measures[twin, 0] == size and other.index.read(image, size) == train.index.read(twin, size):
+            first, second = printable(other.index.path(image)), printable(train.index.path(twin))
+            found.append(f"{first}: the same content as {second}")
     return found
 
 
 def statistics_of(split: Split) -> dict[str, object]:
     """Numbers of a split: images, classes, kinds, and the spread of sizes."""
     good = split.measures[split.measures[:, 1] > 0]
-    counts = sorted(split.classes.values())
+    classes = split.index.classes
     summary: dict[str, object] = {
-        "images": len(split.files),
-        "classes": len(split.classes),
-        "images_a_class": _spread(np.array(counts)),
+        "images": len(split.index),
+        "bad": split.bad,
+        "classes": len(classes),
+        "images_a_class": _spread(np.bincount(split.index.targets, minlength=len(classes))),
         "kinds": dict(split.kinds.most_common()),
         "gib": round(float(good[:, 0].sum()) / 2**30, 3),
     }
@@ -166,16 +183,22 @@ def _spread(values: np.ndarray) -> dict[str, int]:
     return {"min": int(values.min()), "median": int(np.median(values)), "max": int(values.max())}
 
 
-def _examined(paths: list[str], limits: Limits, workers: int) -> Iterator[Examined]:
-    """The examination of each path, in order."""
-    look = partial(examine, limits)
-    if workers == 0 or len(paths) <= CHUNK:
-        yield from map(look, paths)
-        return
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork")) as pool:
-        try:
-            yield from pool.map(look, paths, chunksize=CHUNK)
-        except BrokenProcessPool:
-            raise DataError(
-                "a process that decodes images died, of a file or for want of memory; try data.workers=0"
-            ) from None
+def _examined(images: Examination, workers: int) -> Iterator[Examined]:
+    """The examination of each image, in order."""
+    workers = workers if len(images) > CHUNK else 0
+    chunks = DataLoader(
+        images,
+        batch_size=CHUNK,
+        collate_fn=list,
+        num_workers=workers,
+        multiprocessing_context="fork" if workers else None,
+    )
+    try:
+        for chunk in chunks:
+            yield from chunk
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DataError(
+            "a process that decodes images died, of a file or for want of memory; try data.workers=0"
+        ) from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -44,6 +44,10 @@ class ImageIndex:
         """The file of an image; in a tar file its path behind that of the tar file."""
         start = self.ends[image - 1] if image else 0
         return f"{self.folder}/{os.fsdecode(self.paths[start : self.ends[image]].tobytes())}"
+
+    def file(self, image: int) -> str:
+        """The file on disk that holds an image: itself, or a tar file."""
+        return self.path(image) if self.tars is None else self.tars.files[self.tars.places[image, 0]]
 
     def read(self, image: int, max_bytes: int) -> bytes:
         """The content of an image. Raises BadImageError."""
@@ -97,23 +101,35 @@ def _kept(key: tuple[object, ...], make: Callable[[], Listing]) -> tuple[Arrays,
 
 def _list(walk: Walk) -> Listing:
     classes = walk.classes()
-    blocks: list[bytes] = []
-    lengths: list[np.ndarray] = []
-    for name in classes:
-        files = [os.fsencode(path) for path in walk.images(name)]
-        blocks.append(b"".join(files))
-        lengths.append(np.array([len(path) for path in files], dtype=np.int64))
-    if empty := [name for name, found in zip(classes, lengths, strict=True) if not len(found)]:
+    arrays = _arrays(walk.images(name) for name in classes)
+    counts = np.bincount(arrays["targets"], minlength=len(classes))
+    if empty := [name for name, images in zip(classes, counts, strict=True) if not images]:
         raise DataError(
             f"{walk.root / walk.split}: no image in class {', '.join(empty[:5])} "
             f"(looked for {', '.join(IMG_EXTENSIONS)})"
         )
-    arrays = {
-        "paths": np.frombuffer(b"".join(blocks), dtype=np.uint8),
-        "ends": np.concatenate(lengths).cumsum(),
-        "targets": np.repeat(np.arange(len(classes), dtype=np.int32), [len(found) for found in lengths]),
-    }
     return arrays, {"classes": classes}, walk.stamps
+
+
+def index_images(folder: Path, images: dict[str, list[str]]) -> ImageIndex:
+    """The index of images given by class, their paths relative to the folder."""
+    arrays = _arrays(images.values())
+    return ImageIndex(folder, list(images), arrays["paths"], arrays["ends"], arrays["targets"])
+
+
+def _arrays(images_by_class: Iterable[list[str]]) -> Arrays:
+    """Paths, ends and targets of an index; the lists are taken one at a time and not kept."""
+    blocks: list[bytes] = []
+    lengths: list[np.ndarray] = []
+    for images in images_by_class:
+        paths = [os.fsencode(path) for path in images]
+        blocks.append(b"".join(paths))
+        lengths.append(np.array([len(path) for path in paths], dtype=np.int64))
+    return {
+        "paths": np.frombuffer(b"".join(blocks), dtype=np.uint8),
+        "ends": np.concatenate([np.empty(0, np.int64), *lengths]).cumsum(),
+        "targets": np.repeat(np.arange(len(lengths), dtype=np.int32), [len(found) for found in lengths]),
+    }
 
 
 def check_classes(index: ImageIndex, expected: list[str]) -> None:

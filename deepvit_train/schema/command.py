@@ -164,6 +164,8 @@ class DataCheckConfig(Section):
 
     def check(self) -> None:
         check_architecture(self.model, self.attn)
+        if self.data.root != self.root:
+            raise ConfigError(f"data.root={self.data.root}: another folder than root={self.root}")
 
 
 @dataclass(kw_only=True, slots=True)
