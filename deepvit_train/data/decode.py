@@ -134,12 +134,13 @@ def _jpeg(path: str, data: bytes) -> Picture | None:
     height, width, colours, _ = head
     if colours not in ("YCbCr", "Gray"):
         return None
-    turned = _orientation(_open(data)) if jpeg.has_metadata(data) else 1
+    segments = jpeg.read_head(data)
+    turned = _orientation(_open(data)) if segments.metadata else 1
     damage: list[str] = []
 
     def decode(shrink: int, rows: int) -> tuple[np.ndarray, int]:
         rows = height if turned != 1 else rows
-        upper, kept = jpeg.cut_below(data, rows, height)
+        upper, kept = jpeg.cut_below(data, segments, rows, height)
         try:
             pixels = simplejpeg.decode_jpeg(
                 upper,

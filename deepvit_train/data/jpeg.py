@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import NamedTuple
 
 END_OF_IMAGE = b"\xff\xd9"
 SEQUENTIAL = (0xC0, 0xC1)  # markers of frames that are Huffman-coded and not progressive
@@ -10,12 +10,33 @@ START_OF_SCAN = 0xDA
 APP1 = 0xE1
 
 
-def has_metadata(data: bytes) -> bool:
-    """Whether there is an APP1 segment, where an orientation would be."""
-    return any(marker == APP1 for marker, _ in _segments(data))
+class Head(NamedTuple):
+    """What the segments before the first scan tell."""
+
+    metadata: bool  # whether there is an APP1 segment, where an orientation would be
+    frame: int  # where the description of a sequential frame begins; 0: there is none
+    scan: int  # where the first scan begins; 0: there is none
 
 
-def cut_below(data: bytes, rows: int, height: int) -> tuple[bytes, int]:
+def read_head(data: bytes) -> Head:
+    """Follow the segments of a JPEG up to its first scan."""
+    metadata, frame, place = False, 0, 2
+    while data[place : place + 1] == b"\xff" and place + 1 < len(data):
+        marker = data[place + 1]
+        if marker == START_OF_SCAN:
+            return Head(metadata, frame, place)
+        if marker == 0xFF:  # padding
+            place += 1
+            continue
+        if marker == APP1:
+            metadata = True
+        elif marker in SEQUENTIAL:
+            frame = place
+        place += 2 + max(2, int.from_bytes(data[place + 2 : place + 4], "big"))
+    return Head(metadata, frame, 0)
+
+
+def cut_below(data: bytes, head: Head, rows: int, height: int) -> tuple[bytes, int]:
     """The file made to say that it ends below so many of its rows, so that a decoder stops there.
 
     A scan of all colours codes an image from the top, so the rows above come out as they would. Where that
@@ -23,31 +44,15 @@ def cut_below(data: bytes, rows: int, height: int) -> tuple[bytes, int]:
 
     Returns the file, and the height that it has now. The decoder will complain of data left over.
     """
-    if rows >= height or not data.endswith(END_OF_IMAGE):
+    _, frame, scan = head
+    if rows >= height or not (frame and scan and data.endswith(END_OF_IMAGE)):
         return data, height
-    frame = 0
-    for marker, place in _segments(data):
-        if marker in SEQUENTIAL:
-            frame = place
-        elif marker == START_OF_SCAN and frame and data[place + 4] == data[frame + 9]:
-            components = data[frame + 9]
-            block = 8 * max(data[frame + 11 + 3 * number] & 15 for number in range(components))
-            # A row of blocks more: colours are interpolated from above and below.
-            kept = (-(-rows // block) + 1) * block
-            if kept < height:
-                return data[: frame + 5] + kept.to_bytes(2, "big") + data[frame + 7 :], kept
-    return data, height
-
-
-def _segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """The markers of a JPEG up to its first scan, and where each begins."""
-    place = 2
-    while data[place : place + 1] == b"\xff" and place + 1 < len(data):
-        marker = data[place + 1]
-        if marker == 0xFF:  # padding
-            place += 1
-            continue
-        yield marker, place
-        if marker == START_OF_SCAN:
-            return
-        place += 2 + max(2, int.from_bytes(data[place + 2 : place + 4], "big"))
+    components = data[frame + 9]
+    if data[scan + 4] != components:
+        return data, height
+    block = 8 * max(data[frame + 11 + 3 * number] & 15 for number in range(components))
+    # A row of blocks more: colours are interpolated from above and below.
+    kept = (-(-rows // block) + 1) * block
+    if kept >= height:
+        return data, height
+    return data[: frame + 5] + kept.to_bytes(2, "big") + data[frame + 7 :], kept
