@@ -32,6 +32,7 @@ from deepvit_train.schema.preset import Architecture
 from deepvit_train.tracking import console, progress_bar
 
 SHOWN = 20  # errors and warnings in the tables; the JSON has all
+WARM_UP_IMAGES = 16
 TIMED_IMAGES = 128
 TIMED_STEPS = 2
 SPARE = 1.25  # loader processes above what the mean image asks for, because images differ
@@ -86,18 +87,20 @@ def _timing(config: DataCheckConfig, train: ImageIndex, device: torch.device) ->
     where there is no image to time.
     """
     seconds = dict.fromkeys(PARTS, 0.0)
-    pixels = _load(config, train, seconds)
+    # Not counted: the first images load libraries and take memory.
+    _load(config, train, WARM_UP_IMAGES, dict.fromkeys(PARTS, 0.0))
+    pixels = _load(config, train, TIMED_IMAGES, seconds)
     if not len(pixels):
         return None
     seconds = {part: taken / len(pixels) for part, taken in seconds.items()}
     size = config.batch_size or (64 if device.type == "cuda" else 4)
-    batch = torch.from_numpy(np.resize(pixels, (size, *pixels.shape[1:]))).permute(0, 3, 1, 2)
+    batch = torch.from_numpy(np.resize(pixels, (size, *pixels.shape[1:]))).permute(0, 3, 1, 2).contiguous()
     architecture = Architecture(config.model, config.attn)
     model = build_model(architecture, num_classes=max(2, len(train.classes))).to(device).train()
     mean, std = (torch.tensor(values, device=device) for values in (config.model.mean, config.model.std))
     targets = torch.zeros(size, dtype=torch.int64, device=device)
     for step in range(TIMED_STEPS + 1):
-        if step == 1:  # the first step is not counted: it loads kernels and takes memory
+        if step == 1:  # nor is the first step counted
             seconds["copy"] = seconds["compute"] = 0.0
         with _timed(seconds, "copy", device):
             images = normalise(batch.to(device), mean, std)
@@ -118,10 +121,10 @@ def _timing(config: DataCheckConfig, train: ImageIndex, device: torch.device) ->
     }
 
 
-def _load(config: DataCheckConfig, train: ImageIndex, seconds: dict[str, float]) -> np.ndarray:
+def _load(config: DataCheckConfig, train: ImageIndex, most: int, seconds: dict[str, float]) -> np.ndarray:
     """Load a few images in this process, (N, size, size, 3), and add up the time of each part."""
     transform, loaded = train_transform(config.model, config.augment), []
-    for image in np.linspace(0, len(train) - 1, min(TIMED_IMAGES, len(train))).astype(int).tolist():
+    for image in np.linspace(0, len(train) - 1, min(most, len(train))).astype(int).tolist():
         path = train.path(image)
         _forget(train.file(image))
         try:
