@@ -56,7 +56,8 @@ def run(config: DataCheckConfig) -> dict[str, Any]:
     world = distributed.start(config.device.value, timeout_s=60)
 
     # Folders, then every file.
-    splits = [check.list_split(root, config.data, name) for name in ("train", config.data.split)]
+    names = dict.fromkeys(("train", config.data.split))  # data.split=train names it twice
+    splits = [check.list_split(root, config.data, name) for name in names]
     workers = loader_options(config.data, world).workers
     with progress_bar() as progress:
         for split in splits:
@@ -64,7 +65,8 @@ def run(config: DataCheckConfig) -> dict[str, Any]:
             advance = partial(progress.advance, bar)
             check.examine_split(split, limits(config.data), workers, advance)
     errors = [error for split in splits for error in split.errors]
-    errors += check.compare_classes(*splits) + check.duplicates(*splits)
+    for other in splits[1:]:
+        errors += check.compare_classes(splits[0], other) + check.duplicates(splits[0], other)
 
     report = {
         "root": str(root),

@@ -64,6 +64,12 @@ def test_a_missing_root_is_named(tmp_path: Path) -> None:
         run(tmp_path / "nowhere")
 
 
+def test_train_alone_is_not_compared_with_itself(image_folder: Path) -> None:
+    shutil.rmtree(image_folder / "val")
+    report = run(image_folder, "data.split=train", "timing=false")
+    assert list(report["splits"]) == ["train"]
+
+
 def test_a_second_root_is_refused(image_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=rf"data\.root={tmp_path}: another folder"):
         run(image_folder, f"data.root={tmp_path}")
