@@ -164,8 +164,13 @@ def _timed(seconds: dict[str, float], part: str, device: torch.device | None = N
 def _forget(path: str) -> None:
     """Have the system drop what it remembers of a file, which the check has just read."""
     try:
-        with open(path, "rb") as file:  # noqa: PTH123
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        descriptor = os.open(
+            path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+        )  # no waiting for a pipe's writer
+        try:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
     except OSError:
         return
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tarfile
 from pathlib import Path
@@ -57,6 +58,18 @@ def test_a_data_set_without_a_readable_image_is_told(
     with pytest.raises(DataError, match="33; the first"):
         run(image_folder)
     assert "... 13 more errors" in capsys.readouterr().out
+
+
+def test_a_pipe_is_not_waited_for(image_folder: Path) -> None:
+    os.mkfifo(image_folder / "train" / "ant" / "pipe.png")
+    with pytest.raises(DataError, match=r"1; the first: .*pipe\.png: not a regular file"):
+        run(image_folder)
+
+
+@pytest.mark.parametrize("root", ["~nosuchuser/x", "/" + "long" * 1000])
+def test_a_root_that_can_not_be_looked_at_is_named(root: str) -> None:
+    with pytest.raises(DataError, match=r"data\.root="):
+        data_check.run(compose_command("data-check", [f"root='{root}'", *SMALL]))
 
 
 def test_a_missing_root_is_named(tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-VERSION = 1
+from deepvit_train.error import DataError
+
+VERSION = 2
 # Clocks of file systems tick as rarely as every two seconds: a folder younger than that may change unseen.
 COARSEST_TICK_S = 2.0
 
@@ -24,8 +26,11 @@ Listing = tuple[Arrays, Names, list[Stamp]]  # an index, and what tells whether 
 
 
 def cache_folder() -> Path:
-    """Where data that can be made again is kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deepvit_train"
+    """Where data that can be made again is kept. Raises DataError for a user without a home."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deepvit_train"
+    except RuntimeError:
+        raise DataError("no home folder is known: set XDG_CACHE_HOME to a folder for caches") from None
 
 
 def cache_file(*key: object) -> Path:
@@ -43,12 +48,13 @@ def stamp_of(folder: str) -> Stamp:
 def read(file: Path) -> tuple[Arrays, Names] | None:
     """The arrays and names kept in a file, or None where there are none or a folder changed since."""
     try:
-        with np.load(file, allow_pickle=False) as kept:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as kept:
             about = json.loads(kept["about"].tobytes())
             if any(tuple(stamp) != stamp_of(stamp[0]) for stamp in about["stamps"]):
                 return None
-            return {name: kept[name] for name in kept.files if name != "about"}, about["names"]
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+            return {name: kept[name] for name in about["arrays"]}, about["names"]
+    # zipfile raises RuntimeErrors too, for a file that says it is encrypted or compressed in another way.
+    except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile):
         return None  # no file, or a damaged one: it is made again
 
 
@@ -59,7 +65,7 @@ def write(file: Path, arrays: Arrays, names: Names, stamps: list[Stamp], started
     """
     if max(max(times) for _, *times in stamps) / 1e9 > started - COARSEST_TICK_S:
         return
-    about = json.dumps({"names": names, "stamps": stamps}).encode()
+    about = json.dumps({"names": names, "stamps": stamps, "arrays": list(arrays)}).encode()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         descriptor, partial = tempfile.mkstemp(dir=file.parent, suffix=".partial")

@@ -154,7 +154,12 @@ def duplicates(train: Split, other: Split) -> list[str]:
     suspects = np.isin(other.digests, train.digests) & (other.measures[:, 0] > 0)
     for image in np.flatnonzero(suspects).tolist():
         twin, size = int(order[ranks[image]]), int(other.measures[image, 0])
-        if train.measures[twin, 0] == size and other.index.read(image, size) == train.index.read(twin, size):
+        try:
+            same = other.index.read(image, size) == train.index.read(twin, size)
+        except BadImageError as error:  # since it was examined
+            found.append(str(error))
+            continue
+        if same:
             first, second = printable(other.index.path(image)), printable(train.index.path(twin))
             found.append(f"{first}: the same content as {second}")
     return found

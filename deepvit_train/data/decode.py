@@ -12,6 +12,7 @@ import io
 import os
 import re
 import stat
+import unicodedata
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,11 +26,14 @@ from deepvit_train.data import jpeg
 # Pillow's own limit, a constant, would stand in the way of a higher data.max_pixels.
 Image.MAX_IMAGE_PIXELS = None
 
-# What a file may hold, as far as this Pillow reads it. Left out are formats that run other programs (EPS) and
-# those that nobody keeps photographs in.
+# What a file may hold, as far as this Pillow reads it. Left out are formats that run other programs (EPS),
+# that are decoded before their size is known (ICO), and those that nobody keeps photographs in.
 Image.init()
-_WANTED = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO")
+_WANTED = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF")
 FORMATS = [name for name in _WANTED if name in Image.OPEN]
+
+UNSAFE = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories: control, surrogate, line and paragraph separators
+TURNING = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 class BadImageError(Exception):
@@ -42,9 +46,14 @@ class BadImageError(Exception):
 
 
 def printable(text: str) -> str:
-    """Text that is safe to print and to write as UTF-8: control characters and raw bytes become escapes."""
+    """Text that is safe to print and to write as UTF-8: what moves the cursor, turns the direction of text or
+    stands for a raw byte becomes an escape.
+    """
     return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text
+        letter.encode("unicode_escape").decode()
+        if unicodedata.category(letter) in UNSAFE or letter in TURNING
+        else letter
+        for letter in text
     )
 
 
@@ -95,15 +104,17 @@ def open_picture(path: str, limits: Limits) -> Picture:
 def parse_picture(path: str, data: bytes, max_pixels: int) -> Picture:
     """Look at the head of a file's content. Raises BadImageError."""
     try:
-        picture = (data.startswith(b"\xff\xd8\xff") and _jpeg(path, data)) or _general(path, data)
-    except MemoryError:
+        found = _jpeg(path, data, max_pixels) if data.startswith(b"\xff\xd8\xff") else None
+        return found or _general(path, data, max_pixels)
+    except (MemoryError, BadImageError):
         raise
     except Exception as error:
         raise BadImageError(path, error) from None
-    if picture.width * picture.height > max_pixels:
-        size = f"{picture.width} x {picture.height} pixels"
-        raise BadImageError(path, f"{size}, more than data.max_pixels={max_pixels}")
-    return picture
+
+
+def _check_size(path: str, width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise BadImageError(path, f"{width} x {height} pixels, more than data.max_pixels={max_pixels}")
 
 
 def read_file(path: str, max_bytes: int) -> bytes:
@@ -125,15 +136,16 @@ def read_file(path: str, max_bytes: int) -> bytes:
     return data
 
 
-def _jpeg(path: str, data: bytes) -> Picture | None:
+def _jpeg(path: str, data: bytes, max_pixels: int) -> Picture | None:
     """A JPEG that simplejpeg reads as Pillow does, or None for the odd ones."""
     try:
         head: tuple[int, int, str, str] = simplejpeg.decode_jpeg_header(data)  # pyright: ignore[reportAssignmentType]
-    except ValueError:
+    except (ValueError, KeyError):  # damaged, or a subsampling it has no name for
         return None
     height, width, colours, _ = head
     if colours not in ("YCbCr", "Gray"):
         return None
+    _check_size(path, width, height, max_pixels)
     segments = jpeg.read_head(data)
     turned = _orientation(_open(data)) if segments.metadata else 1
     damage: list[str] = []
@@ -159,8 +171,9 @@ def _jpeg(path: str, data: bytes) -> Picture | None:
     return Picture(path, *_turned_size(width, height, turned), kind, decode, damage)
 
 
-def _general(path: str, data: bytes) -> Picture:
+def _general(path: str, data: bytes, max_pixels: int) -> Picture:
     image = _open(data)
+    _check_size(path, *image.size, max_pixels)  # before the metadata: to find them Pillow decodes a PNG
     turned = _orientation(image)
 
     def decode(shrink: int, rows: int) -> tuple[np.ndarray, int]:
@@ -186,6 +199,8 @@ def _orientation(image: Image.Image) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             value = image.getexif().get(ExifTags.Base.Orientation)
+    except MemoryError:
+        raise
     except Exception:
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
@@ -219,12 +234,12 @@ def _rgb(image: Image.Image) -> np.ndarray:
 def _eight_bits(image: Image.Image) -> np.ndarray:
     """Grey values of more than 8 bits as uint8; Pillow's own conversion clips them at 255.
 
-    16-bit images span 0..65535. 32-bit ones say nothing of their range: up to 1, 255 or 65535, the least that
-    holds their values.
+    16-bit images, which in a PPM come as 32 bits, span 0..65535. 32-bit ones say nothing of their range: up
+    to 1, 255 or 65535, the least that holds their values.
     """
     values = np.nan_to_num(np.asarray(image, dtype=np.float64))
     top = values.max(initial=0.0)
-    if image.mode.startswith("I;16"):
+    if image.mode.startswith("I;16") or (image.format == "PPM" and image.mode == "I"):
         top = 65535.0
     elif image.mode == "F" and top <= 1:
         top = 1.0

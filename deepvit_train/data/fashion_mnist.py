@@ -64,7 +64,7 @@ def read_idx(file: Path, dims: int) -> np.ndarray:
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{file}: can't be read ({getattr(error, 'strerror', None) or error})") from None
     start = 4 * (1 + dims)
-    shape = np.frombuffer(content[4:start], dtype=">u4").astype(np.int64)
+    shape = np.frombuffer(content[4:start].ljust(start - 4, b"\0"), dtype=">u4").astype(np.int64)
     if content[:4] != bytes([0, 0, 8, dims]) or len(content) - start != shape.prod():
         raise DataError(f"{file}: not an idx file of unsigned bytes with {dims} dimensions, or cut short")
     return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)

@@ -24,13 +24,14 @@ class Walk:
 
     def __post_init__(self) -> None:
         # The split's folder may itself be a link: what it leads to belongs to the data set.
+        self._stamped: set[str] = set()
         self._inside = (os.path.realpath(self.root), os.path.realpath(self.root / self.split))
 
     def classes(self) -> list[str]:
         """The names of the class folders, sorted. Raises DataError."""
         folder = self.root / self.split
-        if not folder.is_dir():
-            present = sorted(entry.name for entry in self.root.iterdir() if entry.is_dir())[:5]
+        if not os.path.isdir(folder):  # noqa: PTH112 - Path's raises where it may not look
+            present = [entry.name for entry in self._entries(str(self.root)) if _is_folder(entry)][:5]
             raise DataError(
                 f"{folder}: no such folder; {self.root} holds {', '.join(present) or 'no folders'}"
             )
@@ -47,7 +48,10 @@ class Walk:
     def images(self, class_name: str) -> list[str]:
         """The images of a class, relative to the split's folder: its own, then those of each subfolder."""
         folder = f"{self.root / self.split}"
-        found = self._images(f"{folder}/{class_name}", [os.path.realpath(folder)])
+        try:
+            found = self._images(f"{folder}/{class_name}", [os.path.realpath(folder)])
+        except RecursionError:
+            raise DataError(f"{folder}/{class_name}: folders are nested too deep") from None
         return [path[len(folder) + 1 :] for path in found]
 
     def _images(self, folder: str, above: list[str]) -> list[str]:
@@ -61,7 +65,7 @@ class Walk:
                 folders.append(entry.path)
             elif entry.name.lower().endswith(IMG_EXTENSIONS):
                 if entry.is_symlink():
-                    self._checked(entry.path)
+                    self._stamp(os.path.dirname(self._checked(entry.path)))  # noqa: PTH120
                 files.append(entry.path)
         for inner in folders:
             files += self._images(inner, [*above, real])
@@ -70,7 +74,7 @@ class Walk:
     def _entries(self, folder: str) -> list[os.DirEntry[str]]:
         """What a folder holds, by name; hidden names are left out, as tools leave them everywhere."""
         try:
-            self.stamps.append(stamp_of(folder))
+            self._stamp(folder)
             with os.scandir(folder) as entries:
                 return sorted(
                     (entry for entry in entries if not entry.name.startswith(".")),
@@ -78,6 +82,11 @@ class Walk:
                 )
         except OSError as error:
             raise DataError(f"{printable(folder)}: can't be listed ({error.strerror})") from None
+
+    def _stamp(self, folder: str) -> None:
+        if folder not in self._stamped:
+            self._stamped.add(folder)
+            self.stamps.append(stamp_of(folder))
 
     def _checked(self, path: str) -> str:
         """The real path. Raises DataError for a link that leads out of the data set."""

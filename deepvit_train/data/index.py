@@ -60,8 +60,13 @@ def data_root(data: DataConfig) -> Path:
     """The folder that holds the splits. Raises DataError where it is missing."""
     if data.root is None and data.name == DataName.digits:
         return digits_root()
-    folder = Path(data.root or "").expanduser()
-    if not folder.is_dir():
+    try:
+        folder = Path(data.root or "").expanduser()
+        present = folder.is_dir()
+    except (OSError, RuntimeError) as error:  # RuntimeError: the home of an unknown user
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"data.root={data.root}: can't be read ({reason})") from None
+    if not present:
         raise DataError(f"data.root={data.root}: no such folder")
     return folder
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-END_OF_IMAGE = b"\xff\xd9"
+import numpy as np
+
+END_OF_IMAGE = 0xD9
 SEQUENTIAL = (0xC0, 0xC1)  # markers of frames that are Huffman-coded and not progressive
 START_OF_SCAN = 0xDA
 APP1 = 0xE1
+RESTARTS = range(0xD0, 0xD8)
+WITHOUT_LENGTH = (0x01, *RESTARTS)  # markers that no segment follows
 
 
 class Head(NamedTuple):
@@ -28,6 +32,9 @@ def read_head(data: bytes) -> Head:
         if marker == 0xFF:  # padding
             place += 1
             continue
+        if marker in WITHOUT_LENGTH:
+            place += 2
+            continue
         if marker == APP1:
             metadata = True
         elif marker in SEQUENTIAL:
@@ -40,12 +47,13 @@ def cut_below(data: bytes, head: Head, rows: int, height: int) -> tuple[bytes, i
     """The file made to say that it ends below so many of its rows, so that a decoder stops there.
 
     A scan of all colours codes an image from the top, so the rows above come out as they would. Where that
-    may not hold, and where the end of the file is missing, which is to be noticed, the file stays as it is.
+    may not hold, and where a decoder of the whole file would stop early, which is to be noticed, the file
+    stays as it is.
 
     Returns the file, and the height that it has now. The decoder will complain of data left over.
     """
     _, frame, scan = head
-    if rows >= height or not (frame and scan and data.endswith(END_OF_IMAGE)):
+    if rows >= height or not (frame and scan):
         return data, height
     components = data[frame + 9]
     if data[scan + 4] != components:
@@ -53,6 +61,19 @@ def cut_below(data: bytes, head: Head, rows: int, height: int) -> tuple[bytes, i
     block = 8 * max(data[frame + 11 + 3 * number] & 15 for number in range(components))
     # A row of blocks more: colours are interpolated from above and below.
     kept = (-(-rows // block) + 1) * block
-    if kept >= height:
+    if kept >= height or not _one_whole_scan(data, scan):
         return data, height
     return data[: frame + 5] + kept.to_bytes(2, "big") + data[frame + 7 :], kept
+
+
+def _one_whole_scan(data: bytes, scan: int) -> bool:
+    """Whether no marker but restarts comes after the head of a scan, and then the end of the image.
+
+    What a decoder can't go on after is a marker out of place: any other damage it guesses its way through.
+    """
+    coded = np.frombuffer(data, np.uint8)[scan + 2 :]
+    follows = coded[1:][coded[:-1] == 0xFF]
+    if not len(follows) or data[-2:] != bytes([0xFF, END_OF_IMAGE]):
+        return False
+    inner = follows[:-1]
+    return bool(((inner == 0) | (inner == 0xFF) | ((inner & 0xF8) == RESTARTS.start)).all())

@@ -5,17 +5,20 @@ An image is read by its offset, so order, draws and resume are those of a folder
 
 from __future__ import annotations
 
+import glob
 import os
 import tarfile
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from deepvit_train.data.cache import Listing, stamp_of
+from deepvit_train.data.cache import Listing, Stamp, stamp_of
 from deepvit_train.data.decode import BadImageError, printable
 from deepvit_train.error import DataError
 
@@ -55,63 +58,104 @@ class TarFiles:
         return self._open[number]
 
 
+class Member(NamedTuple):
+    """An image in a tar file: which file, its path there, and where its bytes are."""
+
+    number: int
+    path: str
+    label: str | None  # what NAME.cls beside it says
+    offset: int
+    size: int
+
+    @property
+    def folders(self) -> list[str]:
+        """The folders it lies in, outermost first."""
+        return self.path.split("/")[:-1]
+
+
 def list_tars(root: Path, split: str) -> Listing:
     """Find the images of a split in root/SPLIT.tar, root/SPLIT/*.tar or root/*SPLIT-*.tar, by class and name.
 
-    The class of an image is the folder it lies in; else what a member NAME.cls says, as webdataset writes it;
-    else the name of the tar file. Returns the arrays and names of an index, and what tells later changes.
-    Raises DataError.
+    The class of an image is its first folder below those that all images share; else what a member NAME.cls
+    says, as webdataset writes it; else the name of the tar file. Returns the arrays and names of an index,
+    and what tells later changes. Raises DataError.
     """
-    stamps = [stamp_of(str(folder)) for folder in (root, root / split) if folder.is_dir()]
-    files = [root / f"{split}.tar"] if (root / f"{split}.tar").is_file() else []
-    files = files or sorted((root / split).glob("*.tar")) or sorted(root.glob(f"*{split}-*.tar"))
-    if not files:
-        raise DataError(
-            f"{root}: holds no tar files of {split}: {split}.tar, {split}/*.tar or *{split}-*.tar"
-        )
-    stamps += [stamp_of(str(file)) for file in files]
-    found = [
-        (label, f"{file.name}/{name}", number, offset, size)
-        for number, file in enumerate(files)
-        for label, name, offset, size in _images(file)
-    ]
-    if not found:
+    files, stamps = _tar_files(root, split)
+    members = [member for number, file in enumerate(files) for member in _images(number, file)]
+    if not members:
         raise DataError(f"{files[0]}: holds no image (looked for {', '.join(IMG_EXTENSIONS)})")
+    shared = _shared_folders(members)
+    found = [
+        (_class_of(member, shared, files), f"{files[member.number].name}/{member.path}", member)
+        for member in members
+    ]
     classes = sorted({label for label, *_ in found}, key=_numbers_by_value)
     order = {label: number for number, label in enumerate(classes)}
     found.sort(key=lambda image: (order[image[0]], image[1]))
-    names = [os.fsencode(name) for _, name, *_ in found]
+    names = [os.fsencode(name) for _, name, _ in found]
     arrays = {
         "paths": np.frombuffer(b"".join(names), dtype=np.uint8),
         "ends": np.array([len(name) for name in names], dtype=np.int64).cumsum(),
         "targets": np.array([order[label] for label, *_ in found], dtype=np.int32),
-        "places": np.array([place for _, _, *place in found], dtype=np.int64),
+        "places": np.array([(one.number, one.offset, one.size) for *_, one in found], dtype=np.int64),
     }
     return arrays, {"classes": classes, "tars": [str(file) for file in files]}, stamps
 
 
-def _images(file: Path) -> Iterator[tuple[str, str, int, int]]:
-    """Class, name, offset and size of each image in a tar file."""
-    images: list[tarfile.TarInfo] = []
+def _tar_files(root: Path, split: str) -> tuple[list[Path], list[Stamp]]:
+    name = glob.escape(split)
+    try:
+        stamps = [stamp_of(str(folder)) for folder in (root, root / split) if folder.is_dir()]
+        files = [root / f"{split}.tar"] if (root / f"{split}.tar").is_file() else []
+        files = files or sorted((root / split).glob("*.tar")) or sorted(root.glob(f"*{name}-*.tar"))
+        stamps += [stamp_of(str(file)) for file in files]
+    except OSError as error:
+        raise DataError(f"{root}: can't be listed ({error.strerror})") from None
+    if not files:
+        raise DataError(
+            f"{root}: holds no tar files of {split}: {split}.tar, {split}/*.tar or *{split}-*.tar"
+        )
+    return files, stamps
+
+
+def _images(number: int, file: Path) -> Iterator[Member]:
+    """The images in a tar file; of two members of one name the later, which would overwrite the other."""
+    images: dict[str, tuple[int, int]] = {}
     labels: dict[str, str] = {}
     try:
         with tarfile.open(file, "r:") as opened:
             for member in opened:
-                path = PurePosixPath(member.name)
-                if not member.isreg() or path.name.startswith("."):
+                path = str(PurePosixPath(member.name))
+                if not member.isreg() or path.startswith(".") or "/." in path:
                     continue
-                if member.name.lower().endswith(IMG_EXTENSIONS):
-                    images.append(member)
-                elif path.suffix == ".cls" and (content := opened.extractfile(member)):
-                    labels[str(path.with_suffix(""))] = content.read(100).decode().strip()
+                if path.lower().endswith(IMG_EXTENSIONS):
+                    if member.issparse():
+                        raise DataError(f"{file}: {printable(path)} is stored as a sparse file")
+                    images[path] = member.offset_data, member.size
+                elif path.endswith(".cls") and (content := opened.extractfile(member)):
+                    labels[path.removesuffix(".cls")] = content.read(100).decode().strip()
     except (OSError, tarfile.TarError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: can't be read as an uncompressed tar file ({error})") from None
-    for member in images:
-        path = PurePosixPath(member.name)
-        label = path.parent.name or labels.get(str(path.with_suffix("")), file.stem)
-        if printable(label) != label:
-            raise DataError(f"{file}: the class {printable(label)!r} has a name that can't be shown")
-        yield label, member.name.removeprefix("./"), member.offset_data, member.size
+    for path, (offset, size) in images.items():
+        yield Member(number, path, labels.get(path.rpartition(".")[0]), offset, size)
+
+
+def _shared_folders(members: list[Member]) -> int:
+    """How many leading folders all images share and no class is named by."""
+    # What the first and the last in order share, all between them share.
+    first, last = (extreme(member.folders for member in members) for extreme in (min, max))
+    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False)))
+    if any(len(member.folders) == shared and member.label is None for member in members):
+        return max(0, shared - 1)
+    return shared
+
+
+def _class_of(member: Member, shared: int, files: list[Path]) -> str:
+    file = files[member.number]
+    label = next(iter(member.folders[shared:]), member.label or file.stem)
+    if printable(label) != label:
+        raise DataError(f"{file}: the class {printable(label)!r} has a name that can't be shown")
+    return label
 
 
 def _numbers_by_value(label: str) -> tuple[int, str]:

@@ -21,7 +21,7 @@ from torchvision.transforms import InterpolationMode, v2
 from deepvit_train.data.crop import centre_crop, crop, random_box
 from deepvit_train.data.decode import Picture
 from deepvit_train.data.warp import faster
-from deepvit_train.determinism import seed_generators
+from deepvit_train.determinism import generators_kept, seed_generators
 from deepvit_train.error import ConfigError
 from deepvit_train.schema.data import AugmentConfig
 from deepvit_train.schema.model import Interpolation, ModelConfig
@@ -153,21 +153,23 @@ def build_policy(name: str, model: ModelConfig) -> Callable[[Image.Image], Image
         else:
             policy = auto_augment.auto_augment_transform(name, options)
             layers = policy.policy
-    except (AssertionError, KeyError, ValueError):
+        for operation in (operation for layer in layers for operation in layer):
+            if operation.aug_fn is auto_augment.posterize:
+                operation.aug_fn = _posterize
+            operation.aug_fn = faster(operation.aug_fn)
+        with generators_kept():
+            policy(Image.new("RGB", (8, 8)))  # timm looks at some settings no sooner
+    except (AssertionError, KeyError, ValueError, IndexError):
         raise ConfigError(
             f"augment.auto_augment={name}: not a policy that timm knows; nearest: rand-m9-mstd0.5-inc1"
         ) from None
-    for operation in (operation for layer in layers for operation in layer):
-        if operation.aug_fn is auto_augment.posterize:
-            operation.aug_fn = _posterize
-        operation.aug_fn = faster(operation.aug_fn)
     return policy
 
 
 def _posterize(image: Image.Image, bits: int, **options: object) -> Image.Image:
-    # RandAugment asks for 0 bits where noise lifts its magnitude to 10. That gave a black image until Pillow
-    # began to raise an error; timm calls it all the same.
-    return auto_augment.posterize(image, bits) if bits else Image.new(image.mode, image.size)
+    # RandAugment asks for 0 bits, or fewer, where its magnitude is 10 or more. That gave a black image until
+    # Pillow began to raise an error; timm calls it all the same.
+    return auto_augment.posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor, out: Tensor | None = None) -> Tensor:

@@ -34,6 +34,8 @@ class DataConfig(Section):
         return "data."
 
     def check(self) -> None:
+        if not self.split.strip("./"):
+            raise ConfigError(f"data.split={self.split!r}: not a folder under root; nearest: data.split=val")
         if self.name in (DataName.imagefolder, DataName.tar) and not self.root:
             raise ConfigError(
                 f"data.root is not given: data={self.name} needs data.root=FOLDER with train and val in it"

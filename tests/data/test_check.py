@@ -105,6 +105,15 @@ def test_everything_wrong_is_named(image_folder: Path, workers: int) -> None:
     assert splits[0].kinds == {"PNG RGB": 24 - 2 + 70, "JPEG RGB": 1}
 
 
+def test_a_twin_that_vanishes_is_an_error(image_folder: Path) -> None:
+    twin = image_folder / "train" / "ant" / "5.png"
+    shutil.copy(twin, image_folder / "val" / "cat" / "twin.png")
+    splits, errors = checked(image_folder)
+    assert len(errors) == 1
+    twin.unlink()
+    assert duplicates(*splits) == [f"{twin}: No such file or directory"]
+
+
 def test_a_missing_split_is_an_error(image_folder: Path) -> None:
     shutil.rmtree(image_folder / "val")
     splits, errors = checked(image_folder)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
-from deepvit_train.data.decode import BadImageError, Limits, open_picture, upright
+from deepvit_train.data.decode import BadImageError, Limits, Picture, open_picture
 from scripts.photographs import photographs
 
 LIMITS = Limits(max_bytes=10**8, max_pixels=10**8)
@@ -56,6 +56,13 @@ def test_deep_grey_keeps_its_range(tmp_path: Path) -> None:
         assert np.abs(found - expected).max() <= 1
 
 
+def test_a_portable_map_of_16_bits_keeps_its_range(tmp_path: Path) -> None:
+    values = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    Image.fromarray(values).save(tmp_path / "dark.ppm")
+    assert (tmp_path / "dark.ppm").read_bytes().startswith(b"P5")
+    assert pixels_of(tmp_path / "dark.ppm").max() <= 1
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "CMYK"])
 def test_an_image_is_turned_upright(tmp_path: Path, orientation: int, kind: str) -> None:
@@ -70,11 +77,6 @@ def test_an_image_is_turned_upright(tmp_path: Path, orientation: int, kind: str)
     picture = open_picture(str(file), LIMITS)
     assert (picture.width, picture.height) == expected.size
     assert np.array_equal(pixels_of(file), np.asarray(expected))
-
-
-def test_damaged_metadata_turns_nothing() -> None:
-    pixels = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
-    assert np.array_equal(upright(pixels, 1), pixels)
 
 
 @pytest.mark.parametrize(
@@ -145,6 +147,51 @@ def test_damage_above_the_rows_that_are_wanted_reads_as_pillow_reads_it(tmp_path
         open_picture(str(file), LIMITS).pixels(rows=16)
 
 
+def test_damage_below_the_rows_that_are_wanted_is_as_bad_as_in_the_whole_file(tmp_path: Path) -> None:
+    file = tmp_path / "image.jpg"
+    next(photographs(1)).save(file, quality=80)
+    whole = bytearray(file.read_bytes())
+    rng = np.random.default_rng(0)
+    verdicts = []
+    for size in rng.integers(1, 400, 60):
+        damaged, place = whole.copy(), len(whole) * 3 // 4
+        damaged[place : place + size] = rng.bytes(size)
+        file.write_bytes(damaged)
+        picture = open_picture(str(file), LIMITS)
+        verdicts.append([_is_bad(picture, rows) for rows in (picture.height, 16, picture.height // 2)])
+    assert all(len(set(one)) == 1 for one in verdicts)
+    assert 10 < sum(one[0] for one in verdicts) < 50
+
+
+def _is_bad(picture: Picture, rows: int) -> bool:
+    try:
+        picture.pixels(rows=rows)
+    except BadImageError:
+        return True
+    return False
+
+
+def test_a_subsampling_without_a_name_is_read_by_pillow(tmp_path: Path) -> None:
+    file = tmp_path / "image.jpg"
+    next(photographs(1)).resize((32, 32)).save(file, subsampling=2)
+    content = bytearray(file.read_bytes())
+    frame = content.index(b"\xff\xc0")
+    assert content[frame + 11] == 0x22  # four blocks of luma to one of each colour: in a square,
+    content[frame + 11] = 0x14  # and now above each other, which is 4:4:1
+    file.write_bytes(content)
+    assert np.array_equal(pixels_of(file), np.asarray(Image.open(file).convert("RGB")))
+
+
+def test_metadata_behind_a_marker_without_a_segment_are_found(tmp_path: Path) -> None:
+    file = tmp_path / "image.jpg"
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (6, 4)).save(file, exif=exif)
+    content = file.read_bytes()
+    file.write_bytes(content[:2] + b"\xff\xd0" + content[2:])
+    assert pixels_of(file).shape == (6, 4, 3)
+
+
 @pytest.mark.parametrize("shrink", [2, 4, 8])
 @pytest.mark.parametrize("size", [(640, 480), (641, 481), (7, 1000), (1, 1), (8, 9)])
 def test_a_jpeg_is_shrunk_while_it_is_decoded(tmp_path: Path, size: tuple[int, int], shrink: int) -> None:
@@ -209,13 +256,21 @@ def test_a_truncated_file_is_bad(tmp_path: Path, kind: str) -> None:
         bad(tmp_path / "cut")
 
 
-def test_a_file_is_looked_at_before_it_is_read_or_decoded(tmp_path: Path) -> None:
+def test_a_file_is_looked_at_before_it_is_read_or_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Image.new("RGB", (100, 100)).save(tmp_path / "image.png")
     size = (tmp_path / "image.png").stat().st_size
     assert f"{size} bytes, more than data.max_bytes=10" in bad(tmp_path / "image.png", Limits(10, 10**6))
     assert "100 x 100 pixels, more than data.max_pixels=9999" in bad(
         tmp_path / "image.png", Limits(10**6, 9999)
     )
+    # Nor is it decoded for its metadata, as Pillow decodes a PNG.
+    decoded: list[object] = []
+    load = PngImagePlugin.PngImageFile.load
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda self: decoded.append(self) or load(self))
+    bad(tmp_path / "image.png", Limits(10**6, 9999))
+    assert not decoded
     # A file of 3 kB that would fill 30 GB.
     bomb = bytearray((tmp_path / "image.png").read_bytes())
     bomb[16:24] = (100_000).to_bytes(4, "big") + (100_000).to_bytes(4, "big")

@@ -47,6 +47,7 @@ def test_every_image_lies_under_its_class(tmp_path: Path, source: Path) -> None:
     [
         ("train-images-idx3-ubyte", idx(IMAGES["train"])[:-1], "cut short"),
         ("train-images-idx3-ubyte", b"", "not an idx file"),
+        ("train-images-idx3-ubyte", b"404 Not Found", "not an idx file"),
         ("train-images-idx3-ubyte", idx(IMAGES["train"][:5]), "23 labels"),
         ("train-images-idx3-ubyte", idx(IMAGES["train"][:, :20]), r"shape \(23, 20, 28\)"),
         ("t10k-labels-idx1-ubyte.gz", gzip.compress(idx(LABELS["t10k"]))[:-9], "can't be read"),

@@ -65,6 +65,19 @@ def test_a_class_name_that_can_not_be_shown_is_refused(image_folder: Path) -> No
         scan_split(image_folder, "train", False)
 
 
+@pytest.mark.parametrize("name", ["a\nb", "a\x1b[31m", "\u202eabc"])
+def test_a_class_name_that_changes_a_terminal_is_refused(image_folder: Path, name: str) -> None:
+    (image_folder / "train" / name).mkdir()
+    with pytest.raises(DataError, match="has a name that can't be shown"):
+        scan_split(image_folder, "train", False)
+
+
+@pytest.mark.parametrize("name", ["क्\u200dष", "cat \U0001f468\u200d\U0001f373", "a\u00a0b", "猫\u3000犬"])
+def test_a_class_may_have_a_name_in_any_script(image_folder: Path, name: str) -> None:
+    (image_folder / "train" / "ant").rename(image_folder / "train" / name)
+    assert name in scan_split(image_folder, "train", False).classes
+
+
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> Path:
     folder = tmp_path / "elsewhere" / "dog"
@@ -184,6 +197,28 @@ def test_a_damaged_or_unwritable_cache_is_no_error(
     else:
         kept.write_bytes(content)
     assert files_of(settled) == before
+
+
+def test_no_byte_of_a_damaged_cache_matters(settled: Path, tmp_path: Path) -> None:
+    before = files_of(settled)
+    (kept,) = (tmp_path / "cache" / "deepvit_train" / "index").iterdir()
+    whole = kept.read_bytes()
+    for place in [*range(0, len(whole) // 2, 31), *range(len(whole) // 2, len(whole), 3)]:
+        damaged = bytearray(whole)
+        damaged[place] ^= 0x11
+        kept.write_bytes(damaged)
+        assert files_of(settled) == before, place
+
+
+def test_a_link_that_comes_to_lead_out_by_another_is_seen(settled: Path, elsewhere: Path) -> None:
+    (settled / "pool").mkdir()
+    (settled / "pool" / "x.png").write_bytes(b"")
+    (settled / "train" / "ant" / "x.png").symlink_to("../../pool/x.png")
+    assert len(files_of(settled)) == 25
+    (settled / "pool" / "x.png").unlink()
+    (settled / "pool" / "x.png").symlink_to(elsewhere / "x.png")
+    with pytest.raises(DataError, match="leads out of"):
+        files_of(settled)
 
 
 def test_the_same_folder_with_links_followed_is_another_index(settled: Path, elsewhere: Path) -> None:

@@ -108,6 +108,53 @@ def test_classes_are_folders_files_of_labels_or_tar_files(tmp_path: Path) -> Non
     assert [label for label, *_ in seen(scan_tars(tmp_path, "val"))] == ["n01", "n02"]
 
 
+@pytest.mark.parametrize("above", ["", "./", "train/", "data/train/"])
+@pytest.mark.parametrize("within", ["", "images/"])
+def test_a_class_is_the_first_folder_below_those_all_share(tmp_path: Path, above: str, within: str) -> None:
+    with tarfile.open(tmp_path / "train.tar", "w") as archive:
+        for number, label in enumerate(("ant", "bee")):
+            add(archive, f"{above}{label}/{within}{number}.png", png(number))
+            add(archive, f"{above}{label}/.thumbs/{number}.png", png(9))
+        add(archive, f"{above}ant/{within}odd/2.png", png(2))
+    assert [(label, red) for label, _, red in seen(scan_tars(tmp_path, "train"))] == [
+        ("ant", 0),
+        ("ant", 2),
+        ("bee", 1),
+    ]
+
+
+def test_shards_of_one_class_each_are_told_apart(tmp_path: Path) -> None:
+    for number, label in enumerate(("ant", "bee")):
+        with tarfile.open(tmp_path / f"train-{number}.tar", "w") as archive:
+            add(archive, f"{label}/{number}.png", png(number))
+    assert scan_tars(tmp_path, "train").classes == ["ant", "bee"]
+
+
+def test_labels_count_where_all_images_lie_in_one_folder(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "train.tar", "w") as archive:
+        for number, label in enumerate(("7", "5")):
+            add(archive, f"train/{number}.png", png(number))
+            add(archive, f"train/{number}.cls", label.encode())
+    assert [(label, red) for label, _, red in seen(scan_tars(tmp_path, "train"))] == [("5", 1), ("7", 0)]
+
+
+def test_of_members_with_one_name_the_last_counts(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "train.tar", "w") as archive:
+        for red in (1, 2):
+            add(archive, "ant/0.png", png(red))
+    assert [red for *_, red in seen(scan_tars(tmp_path, "train"))] == [2]
+
+
+def test_a_sparse_member_is_refused(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "train.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        member = tarfile.TarInfo("ant/0.bmp")
+        member.size = 10
+        member.pax_headers = {"GNU.sparse.size": "10", "GNU.sparse.map": "0,10", "GNU.sparse.numblocks": "1"}
+        archive.addfile(member, io.BytesIO(bytes(10)))
+    with pytest.raises(DataError, match=r"train\.tar: ant/0\.bmp is stored as a sparse file"):
+        scan_tars(tmp_path, "train")
+
+
 def test_what_is_wrong_is_named(tmp_path: Path, packed: Path) -> None:
     with pytest.raises(DataError, match=r"holds no tar files of test: test\.tar"):
         scan_tars(packed, "test")
@@ -170,7 +217,7 @@ def test_the_index_is_kept_until_a_tar_file_changes(
     first = seen(scan_tars(packed, "train"))
     opened: list[Path] = []
     images = tar._images
-    monkeypatch.setattr(tar, "_images", lambda file: opened.append(file) or images(file))
+    monkeypatch.setattr(tar, "_images", lambda number, file: opened.append(file) or images(number, file))
     assert seen(scan_tars(packed, "train")) == first
     assert not opened
     with tarfile.open(packed / "train.tar", "a") as archive:

@@ -86,7 +86,15 @@ def test_each_operation_takes_the_highest_magnitude(operation: str) -> None:
         assert chosen(Image.new("RGB", (16, 16), (90, 60, 30))).size == (16, 16)
 
 
-def test_an_unknown_policy_is_a_configuration_error() -> None:
-    config = compose_command("train", ["augment.auto_augment=best"])
-    with pytest.raises(ConfigError, match=r"augment\.auto_augment=best"):
+def test_a_magnitude_beyond_ten_is_taken() -> None:
+    policy = build_policy("rand-m15-p1.0-mmax15-inc1", compose_command("train", []).model)
+    random.seed(0)
+    for _ in range(200):
+        assert policy(Image.new("RGB", (16, 16), (90, 60, 30))).size == (16, 16)
+
+
+@pytest.mark.parametrize("name", ["best", "rand-m9-tweights-n20", "augmix-a0"])
+def test_an_unknown_policy_is_a_configuration_error(name: str) -> None:
+    config = compose_command("train", [f"augment.auto_augment={name}"])
+    with pytest.raises(ConfigError, match=rf"augment\.auto_augment={name}"):
         train_transform(config.model, config.augment)
