@@ -96,11 +96,6 @@ class Picture:
             raise BadImageError(self.path, error) from None
 
 
-def open_picture(path: str, limits: Limits) -> Picture:
-    """Read a file and look at its head. Raises BadImageError for what is no image or more than the limits."""
-    return parse_picture(path, read_file(path, limits.max_bytes), limits.max_pixels)
-
-
 def parse_picture(path: str, data: bytes, max_pixels: int) -> Picture:
     """Look at the head of a file's content. Raises BadImageError."""
     try:

@@ -14,8 +14,9 @@ from scipy.stats import ks_2samp
 from torchvision.transforms import RandomResizedCrop
 
 from deepvit_train.data.crop import Box, crop, random_box, snapped
-from deepvit_train.data.decode import Limits, Picture, open_picture
+from deepvit_train.data.decode import Limits, Picture
 from deepvit_train.schema.model import Interpolation
+from tests.data.picture import open_picture
 
 LIMITS = Limits(max_bytes=10**8, max_pixels=10**8)
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)

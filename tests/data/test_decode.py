@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
-from deepvit_train.data.decode import BadImageError, Limits, Picture, open_picture
+from deepvit_train.data.decode import BadImageError, Limits, Picture
 from scripts.photographs import photographs
+from tests.data.picture import open_picture
 
 LIMITS = Limits(max_bytes=10**8, max_pixels=10**8)
 

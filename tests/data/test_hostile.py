@@ -17,12 +17,13 @@ from PIL import Image
 from deepvit_train import evaluate, train
 from deepvit_train.config import compose_command
 from deepvit_train.data.dataset import EvalOrder, ImageDataset
-from deepvit_train.data.decode import BadImageError, Limits, open_picture
+from deepvit_train.data.decode import BadImageError, Limits
 from deepvit_train.data.index import scan_split
 from deepvit_train.data.loader import Loader, LoaderOptions
 from deepvit_train.data.transform import train_transform
 from deepvit_train.error import DataError
 from tests.conftest import QUICK
+from tests.data.picture import open_picture
 
 FILES = 500
 LIMITS = Limits(max_bytes=200_000, max_pixels=40_000)

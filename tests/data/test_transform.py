@@ -12,9 +12,10 @@ from timm.data import auto_augment
 from timm.data.transforms_factory import create_transform
 
 from deepvit_train.config import compose_command
-from deepvit_train.data.decode import Limits, open_picture
+from deepvit_train.data.decode import Limits
 from deepvit_train.data.transform import build_policy, eval_transform, train_transform
 from deepvit_train.error import ConfigError
+from tests.data.picture import open_picture
 
 LIMITS = Limits(max_bytes=10**8, max_pixels=10**8)
 
