@@ -23,8 +23,8 @@ class Walk:
     stamps: list[Stamp] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        # The split's folder may itself be a link: what it leads to belongs to the data set.
         self._stamped: set[str] = set()
+        # The split's folder may itself be a link: what it leads to belongs to the data set.
         self._inside = (os.path.realpath(self.root), os.path.realpath(self.root / self.split))
 
     def classes(self) -> list[str]:
@@ -65,7 +65,7 @@ class Walk:
                 folders.append(entry.path)
             elif entry.name.lower().endswith(IMG_EXTENSIONS):
                 if entry.is_symlink():
-                    self._stamp(os.path.dirname(self._checked(entry.path)))  # noqa: PTH120
+                    self._follow(entry.path)
                 files.append(entry.path)
         for inner in folders:
             files += self._images(inner, [*above, real])
@@ -82,6 +82,12 @@ class Walk:
                 )
         except OSError as error:
             raise DataError(f"{printable(folder)}: can't be listed ({error.strerror})") from None
+
+    def _follow(self, link: str) -> None:
+        """Check a link to a file, and stamp the folder it leads to: a link may take the file's place."""
+        folder = os.path.dirname(self._checked(link))  # noqa: PTH120 - realpath's text, without a Path
+        if os.path.isdir(folder):  # noqa: PTH112 - as above
+            self._stamp(folder)
 
     def _stamp(self, folder: str) -> None:
         if folder not in self._stamped:

@@ -221,6 +221,11 @@ def test_a_link_that_comes_to_lead_out_by_another_is_seen(settled: Path, elsewhe
         files_of(settled)
 
 
+def test_a_link_to_nothing_is_an_image_like_others(settled: Path) -> None:
+    (settled / "train" / "ant" / "x.png").symlink_to("../../gone/x.png")
+    assert len(files_of(settled)) == 25
+
+
 def test_the_same_folder_with_links_followed_is_another_index(settled: Path, elsewhere: Path) -> None:
     (settled / "train" / "ant" / "x.png").symlink_to(elsewhere / "x.png")
     assert len(files_of(settled, follow_links=True)) == 25
