@@ -164,9 +164,8 @@ def _timed(seconds: dict[str, float], part: str, device: torch.device | None = N
 def _forget(path: str) -> None:
     """Have the system drop what it remembers of a file, which the check has just read."""
     try:
-        descriptor = os.open(
-            path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
-        )  # no waiting for a pipe's writer
+        # Not blocking: opening a pipe would wait for its writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:

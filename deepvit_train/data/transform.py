@@ -159,7 +159,7 @@ def build_policy(name: str, model: ModelConfig) -> Callable[[Image.Image], Image
             operation.aug_fn = faster(operation.aug_fn)
         with generators_kept():
             policy(Image.new("RGB", (8, 8)))  # timm looks at some settings no sooner
-    except (AssertionError, KeyError, ValueError, IndexError):
+    except (AssertionError, KeyError, ValueError):
         raise ConfigError(
             f"augment.auto_augment={name}: not a policy that timm knows; nearest: rand-m9-mstd0.5-inc1"
         ) from None
