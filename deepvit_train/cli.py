@@ -18,8 +18,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from deepvit_train import __version__, sweep
-from deepvit_train.config import (
+from deepvit_train import __version__
+from deepvit_train.commands import sweep
+from deepvit_train.config.compose import (
     COMMANDS,
     as_yaml,
     compose_command,
@@ -34,15 +35,15 @@ from deepvit_train.failure import explain
 
 # The module of each command; imported only once the configuration is valid, because torch takes seconds.
 MODULES = {
-    "train": "deepvit_train.train",
-    "eval": "deepvit_train.evaluate",
-    "convert": "deepvit_train.convert",
-    "bench": "deepvit_train.bench",
-    "data-check": "deepvit_train.data_check",
-    "analyze": "deepvit_train.analyze",
-    "study": "deepvit_train.study",
-    "data-demo": "deepvit_train.data_folder",
-    "data-fashion-mnist": "deepvit_train.data_folder",
+    "train": "deepvit_train.commands.train",
+    "eval": "deepvit_train.commands.evaluate",
+    "convert": "deepvit_train.commands.convert",
+    "bench": "deepvit_train.commands.bench",
+    "data-check": "deepvit_train.commands.data_check",
+    "analyze": "deepvit_train.commands.analyze",
+    "study": "deepvit_train.commands.study",
+    "data-demo": "deepvit_train.commands.data_folder",
+    "data-fashion-mnist": "deepvit_train.commands.data_folder",
 }
 
 

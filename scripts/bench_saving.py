@@ -15,8 +15,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from deepvit_train import loop, train
-from deepvit_train.config import compose_command
+from deepvit_train.commands import train
+from deepvit_train.config.compose import compose_command
+from deepvit_train.training import loop
 
 PERIOD = 50
 AFTER = 10  # steps that may be slower because a checkpoint is being written beside them

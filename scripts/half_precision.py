@@ -18,13 +18,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from deepvit_train.config import compose_command
+from deepvit_train.config.compose import compose_command
 from deepvit_train.data.index import open_split
-from deepvit_train.data.split import eval_loader
-from deepvit_train.distributed import World
+from deepvit_train.data.loaders import eval_loader
+from deepvit_train.distributed.world import World
+from deepvit_train.evaluation.loaded import load
 from deepvit_train.models import ReAttention
 from deepvit_train.models.reattention import mix_heads, plain_reattention, reattention, softmax_maps
-from deepvit_train.weights import load
 
 Inputs = tuple[Tensor, Tensor, Tensor]
 

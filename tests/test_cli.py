@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from deepvit_train import checkpoint, train
-from deepvit_train.config import compose_command
-from deepvit_train.run_folder import RunFolder
+from deepvit_train.commands import train
+from deepvit_train.config.compose import compose_command
+from deepvit_train.run import checkpoint
+from deepvit_train.run.folder import RunFolder
 from tests.conftest import QUICK, Command
 
 

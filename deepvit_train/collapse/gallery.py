@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from deepvit_train.collapse.figure import Heat, Line, Panel, draw_bars, draw_heat, draw_lines, draw_overlays
 from deepvit_train.collapse.measurement import grid_of, similarity_name
+from deepvit_train.config.collapse import CollapseConfig, Maps, Metric
 from deepvit_train.models.record import record_maps
-from deepvit_train.schema.collapse import CollapseConfig, Maps, Metric
 
 STYLES = {"trained": "-", "untrained": "--"}
 COLUMNS = 8  # blocks shown where there is no room for all

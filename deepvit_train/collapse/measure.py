@@ -14,7 +14,7 @@ import torch
 from einops import rearrange, reduce
 from torch import Tensor
 
-from deepvit_train.schema.collapse import Axis, Metric
+from deepvit_train.config.collapse import Axis, Metric
 
 # Singular values below this share of the largest do not count towards a map's rank.
 RANK_TOLERANCE = 1e-3

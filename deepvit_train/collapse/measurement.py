@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from deepvit_train.collapse import measure
+from deepvit_train.config.collapse import Axis, CollapseConfig, Maps, Metric
 from deepvit_train.models.attention import ReAttention
 from deepvit_train.models.record import BlockRecord, record_maps
-from deepvit_train.schema.collapse import Axis, CollapseConfig, Maps, Metric
 
 # Averages by name: 'similarity/pre_mix/raw/column' (L, L), 'heads/pre_mix/raw/column' (L,), 'features'
 # (L, L), 'tokens' (L,), 'entropy', 'distance' and 'rank' of pre-mix maps (L, H).

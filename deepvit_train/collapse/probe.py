@@ -13,8 +13,8 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from deepvit_train.collapse import measure
+from deepvit_train.config.collapse import CollapseConfig, Maps, Metric
 from deepvit_train.models.record import BlockRecord, record_maps
-from deepvit_train.schema.collapse import CollapseConfig, Maps, Metric
 
 CHUNK = 8  # images whose maps are held at a time
 CELL = 8  # pixels a block takes in the picture of the matrix

@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup  # jinja2's own type of text that is HTML already
 
 from deepvit_train.collapse.gallery import by_block, mixes
-from deepvit_train.schema.collapse import CollapseConfig, Maps, Metric
+from deepvit_train.config.collapse import CollapseConfig, Maps, Metric
 
 # The sections in reading order: figure, heading, what to see in it.
 SECTIONS = [

@@ -13,11 +13,11 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
+from deepvit_train.config.data import DataConfig, DataName
 from deepvit_train.data.decode import BadImageError, Limits, parse_picture, printable
 from deepvit_train.data.folder import Walk
 from deepvit_train.data.index import ImageIndex, index_images, scan_tars
 from deepvit_train.error import DataError
-from deepvit_train.schema.data import DataConfig, DataName
 
 CHUNK = 64  # files handed to a process at a time
 

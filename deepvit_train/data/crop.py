@@ -13,8 +13,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from deepvit_train.config.model import Interpolation
 from deepvit_train.data.decode import Picture
-from deepvit_train.schema.model import Interpolation
 
 # A JPEG is shrunk while it is decoded only where the crop is still so many times the size wanted: below that
 # the result would differ from that of the whole picture (docs/decisions/0009-image-decoding.md).

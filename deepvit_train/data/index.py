@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from deepvit_train.config.data import DataConfig, DataName
 from deepvit_train.data import cache
 from deepvit_train.data.cache import Arrays, Listing, Names
 from deepvit_train.data.decode import read_file
@@ -19,7 +20,6 @@ from deepvit_train.data.digits import digits_root
 from deepvit_train.data.folder import Walk
 from deepvit_train.data.tar import TarFiles, list_tars
 from deepvit_train.error import DataError
-from deepvit_train.schema.data import DataConfig, DataName
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,13 @@ from timm.data import auto_augment
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
+from deepvit_train.config.data import AugmentConfig
+from deepvit_train.config.model import Interpolation, ModelConfig
 from deepvit_train.data.crop import centre_crop, crop, random_box
 from deepvit_train.data.decode import Picture
 from deepvit_train.data.warp import faster
 from deepvit_train.determinism import generators_kept, seed_generators
 from deepvit_train.error import ConfigError
-from deepvit_train.schema.data import AugmentConfig
-from deepvit_train.schema.model import Interpolation, ModelConfig
 
 
 class Erasure(NamedTuple):

@@ -11,8 +11,8 @@ from einops import rearrange
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
+from deepvit_train.config.model import AttentionConfig, AttentionKind, ThetaInit, ThetaNorm
 from deepvit_train.models.reattention import mix_heads, reattention, softmax_maps
-from deepvit_train.schema.model import AttentionConfig, AttentionKind, ThetaInit, ThetaNorm
 
 
 class Attention(nn.Module):

@@ -8,8 +8,8 @@ from __future__ import annotations
 from timm.layers import DropPath, LayerScale, Mlp
 from torch import Tensor, nn
 
+from deepvit_train.config.model import AttentionConfig, AttentionKind
 from deepvit_train.models.attention import Attention, ReAttention, TalkingHeads
-from deepvit_train.schema.model import AttentionConfig, AttentionKind
 
 
 class Block(nn.Module):

@@ -12,11 +12,11 @@ import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
+from deepvit_train.config.model import AttentionConfig, Init, Pool, Stem, check_architecture
+from deepvit_train.config.preset import Architecture, attention_preset, model_preset
 from deepvit_train.models.block import build_blocks
-from deepvit_train.models.interface import TimmInterface, pool_named, pretrained_cfg_of
 from deepvit_train.models.stem import build_stem
-from deepvit_train.schema.model import AttentionConfig, Init, Pool, Stem, check_architecture
-from deepvit_train.schema.preset import Architecture, attention_preset, model_preset
+from deepvit_train.models.timm_interface import TimmInterface, pool_named, pretrained_cfg_of
 
 
 class DeepViT(TimmInterface):

@@ -10,11 +10,8 @@ from typing import Any
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 
-from deepvit_train.error import ConfigError, nearest
-from deepvit_train.models.deepvit import DeepViT, build_model
-from deepvit_train.models.interface import pool_named, pretrained_cfg_of
-from deepvit_train.schema.model import AttentionConfig, ModelConfig
-from deepvit_train.schema.preset import (
+from deepvit_train.config.model import AttentionConfig, ModelConfig
+from deepvit_train.config.preset import (
     Architecture,
     attention_preset,
     choices,
@@ -22,6 +19,9 @@ from deepvit_train.schema.preset import (
     plain_from,
     section_from,
 )
+from deepvit_train.error import ConfigError, nearest
+from deepvit_train.models.deepvit import DeepViT, build_model
+from deepvit_train.models.timm_interface import pool_named, pretrained_cfg_of
 
 PRESETS = [name for name in choices("model") if name.startswith(("deepvit_", "vit_"))]
 # timm's keywords, and what they are called here.

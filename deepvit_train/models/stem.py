@@ -8,7 +8,7 @@ from __future__ import annotations
 from einops import rearrange
 from torch import Tensor, nn
 
-from deepvit_train.schema.model import Stem
+from deepvit_train.config.model import Stem
 
 
 class ConvStem(nn.Module):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from deepvit_train.collapse import measure
-from deepvit_train.schema.collapse import Axis, Metric
+from deepvit_train.config.collapse import Axis, Metric
 
 EVERY = list(itertools.product(Axis, Metric))
 

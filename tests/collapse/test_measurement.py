@@ -7,8 +7,8 @@ import torch
 
 from deepvit_train.collapse import measure
 from deepvit_train.collapse.measurement import as_data, grid_of, measure_model, similar, theta_of
+from deepvit_train.config.collapse import Axis, CollapseConfig, Maps, Metric
 from deepvit_train.models import DeepViT, record_maps
-from deepvit_train.schema.collapse import Axis, CollapseConfig, Maps, Metric
 
 DEFINITION = CollapseConfig(
     maps=Maps.pre_mix,

@@ -10,14 +10,14 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from deepvit_train import train
 from deepvit_train.collapse import measure
 from deepvit_train.collapse.measurement import measure_model, similar
 from deepvit_train.collapse.probe import CELL, Probe
-from deepvit_train.config import compose_command
+from deepvit_train.commands import train
+from deepvit_train.config.collapse import Axis, Metric
+from deepvit_train.config.compose import compose_command
 from deepvit_train.error import Collapsed, ConfigError
 from deepvit_train.models import DeepViT, record_maps
-from deepvit_train.schema.collapse import Axis, Metric
 from tests.collapse.test_measurement import DEFINITION, build
 from tests.conftest import QUICK
 

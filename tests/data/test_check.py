@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deepvit_train.config import compose_command
+from deepvit_train.config.compose import compose_command
 from deepvit_train.data.check import (
     Split,
     compare_classes,

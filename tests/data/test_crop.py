@@ -13,9 +13,9 @@ from PIL import Image
 from scipy.stats import ks_2samp
 from torchvision.transforms import RandomResizedCrop
 
+from deepvit_train.config.model import Interpolation
 from deepvit_train.data.crop import Box, crop, random_box, snapped
 from deepvit_train.data.decode import Limits, Picture
-from deepvit_train.schema.model import Interpolation
 from tests.data.picture import open_picture
 
 LIMITS = Limits(max_bytes=10**8, max_pixels=10**8)

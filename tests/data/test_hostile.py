@@ -14,8 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from deepvit_train import evaluate, train
-from deepvit_train.config import compose_command
+from deepvit_train.commands import evaluate, train
+from deepvit_train.config.compose import compose_command
 from deepvit_train.data.dataset import EvalOrder, ImageDataset
 from deepvit_train.data.decode import BadImageError, Limits
 from deepvit_train.data.index import scan_split

@@ -13,7 +13,7 @@ import torch
 from scipy.stats import ks_2samp
 from timm.data.random_erasing import RandomErasing
 
-from deepvit_train.config import compose_command
+from deepvit_train.config.compose import compose_command
 from deepvit_train.data.dataset import Batch, ImageDataset, TrainOrder
 from deepvit_train.data.decode import Limits
 from deepvit_train.data.index import scan_split

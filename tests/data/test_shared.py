@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from deepvit_train.config import compose_command
+from deepvit_train.config.compose import compose_command
 from deepvit_train.data.dataset import EvalOrder, ImageDataset
 from deepvit_train.data.decode import Limits
 from deepvit_train.data.index import scan_split

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from deepvit_train import evaluate, train
-from deepvit_train.config import compose_command
+from deepvit_train.commands import evaluate, train
+from deepvit_train.config.compose import compose_command
 from deepvit_train.data import cache, tar
 from deepvit_train.data.dataset import ImageDataset, TrainOrder
 from deepvit_train.data.decode import BadImageError, Limits

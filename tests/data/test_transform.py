@@ -11,7 +11,7 @@ from PIL import Image
 from timm.data import auto_augment
 from timm.data.transforms_factory import create_transform
 
-from deepvit_train.config import compose_command
+from deepvit_train.config.compose import compose_command
 from deepvit_train.data.decode import Limits
 from deepvit_train.data.transform import build_policy, eval_transform, train_transform
 from deepvit_train.error import ConfigError

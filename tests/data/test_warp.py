@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageFilter
 from timm.data import auto_augment
 
-from deepvit_train.config import compose_command
+from deepvit_train.config.compose import compose_command
 from deepvit_train.data.transform import build_policy
 from deepvit_train.data.warp import MATRICES, faster
 from deepvit_train.determinism import generators_kept, seed_generators

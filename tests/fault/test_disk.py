@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from deepvit_train import train
-from deepvit_train.checkpoint import checkpoints_in, newest_valid, verify
-from deepvit_train.config import compose_command
+from deepvit_train.commands import train
+from deepvit_train.config.compose import compose_command
 from deepvit_train.error import OutputError
+from deepvit_train.run.checkpoint import checkpoints_in, newest_valid, verify
 from tests.conftest import QUICK, Command, forked
 
 

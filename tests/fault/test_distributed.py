@@ -17,8 +17,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from deepvit_train import loop, train
-from deepvit_train.config import compose_command
+from deepvit_train.commands import train
+from deepvit_train.config.compose import compose_command
+from deepvit_train.training import loop
 from tests.conftest import QUICK, as_ranks, forked
 from tests.fault.test_kill import lines_logged, metrics, outcome
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import pytest
 from omegaconf import OmegaConf
 
-from deepvit_train.config import compose_command, flat_values, keys_of, plain
+from deepvit_train.config.command import TrainConfig
+from deepvit_train.config.compose import compose_command, flat_values, keys_of, plain
 from deepvit_train.error import ConfigError
-from deepvit_train.schema.command import TrainConfig
 from tests.conftest import Command
 
 VALUES = (

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from deepvit_train import checkpoint, saving, train
-from deepvit_train.config import compose_command
+from deepvit_train.commands import train
+from deepvit_train.config.compose import compose_command
+from deepvit_train.run import checkpoint, saving
 from tests.conftest import QUICK, forked
 
 RUN = [

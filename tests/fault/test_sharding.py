@@ -12,13 +12,15 @@ import pytest
 import torch
 from torch.distributed.tensor import DTensor
 
-from deepvit_train import distributed, evaluate, loop, train
-from deepvit_train.config import compose_command
+from deepvit_train.commands import evaluate, train
+from deepvit_train.config.command import TrainConfig
+from deepvit_train.config.compose import compose_command
+from deepvit_train.config.preset import Architecture
+from deepvit_train.distributed import world as distributed
+from deepvit_train.distributed.parallel import gathered, shard, whole
 from deepvit_train.error import Interrupted, NotFiniteError
 from deepvit_train.models import build_model
-from deepvit_train.parallel import gathered, shard, whole
-from deepvit_train.schema.command import TrainConfig
-from deepvit_train.schema.preset import Architecture
+from deepvit_train.training import loop
 from tests.conftest import QUICK, as_ranks, forked
 from tests.fault.test_distributed import begin, weights
 from tests.fault.test_kill import metrics, outcome

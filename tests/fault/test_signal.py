@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from deepvit_train import slurm
+from deepvit_train.training import slurm
 from tests.conftest import QUICK, Command
 from tests.fault.test_kill import launch, lines_logged
 
@@ -129,7 +129,7 @@ def test_a_hostile_job_id_reaches_nothing(
 def test_a_run_stopped_under_slurm_saves_and_asks(
     scontrol: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Command
 ) -> None:
-    from deepvit_train import loop
+    from deepvit_train.training import loop
 
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     step = loop.train_step

@@ -12,12 +12,12 @@ from timm.models.cait import TalkingHeadAttn
 from torch import Tensor, nn
 from vit_pytorch.deepvit import DeepViT as VitPytorchDeepViT
 
+from deepvit_train.config.model import AttentionConfig, ThetaInit, ThetaNorm
+from deepvit_train.config.preset import Architecture, attention_preset, choices, model_preset
 from deepvit_train.models import DeepViT, ReAttention, TalkingHeads, build_model
 from deepvit_train.models.importer import vit_pytorch
 from deepvit_train.models.importer.authors import LAYOUT as AUTHORS
 from deepvit_train.models.summary import count_parameters
-from deepvit_train.schema.model import AttentionConfig, ThetaInit, ThetaNorm
-from deepvit_train.schema.preset import Architecture, attention_preset, choices, model_preset
 from tests.models.reference import authors_logits, authors_state
 
 SHAPE = {"image_size": 16, "patch_size": 4, "num_classes": 5}

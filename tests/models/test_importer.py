@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from vit_pytorch.deepvit import DeepViT as VitPytorchDeepViT
 
+from deepvit_train.config.model import ThetaNorm
 from deepvit_train.error import CheckpointError, ConfigError
 from deepvit_train.models import DeepViT, load_model
-from deepvit_train.schema.model import ThetaNorm
 from tests.models.reference import authors_logits, authors_state
 
 SEED_SHAPE = {
@@ -173,7 +173,7 @@ def test_own_names_without_a_description(tmp_path: Path, attn: str, stem: str) -
 def test_norm_and_sharing_of_theta_are_seen(tmp_path: Path) -> None:
     from dataclasses import replace
 
-    from deepvit_train.schema.preset import attention_preset
+    from deepvit_train.config.preset import attention_preset
 
     for norm in ThetaNorm:
         attn = replace(attention_preset("reattention"), norm=norm)
@@ -361,8 +361,8 @@ def test_nothing_in_a_file_is_executed(tmp_path: Path, zipped: bool) -> None:
 
 
 def test_a_description_that_lies_is_caught_before_memory_is_taken(tmp_path: Path) -> None:
-    from deepvit_train.checkpoint import DESCRIPTION
-    from deepvit_train.schema.preset import model_preset, plain_from
+    from deepvit_train.config.preset import model_preset, plain_from
+    from deepvit_train.run.checkpoint import DESCRIPTION
 
     preset = model_preset("deepvit_16b")
     tensors = float_state(authors_state())

@@ -10,10 +10,10 @@ import timm
 import torch
 import torch.nn.functional as F
 
+from deepvit_train.config.model import ThetaInit, ThetaNorm
+from deepvit_train.config.preset import Architecture, attention_preset, model_preset
 from deepvit_train.error import CheckpointError
 from deepvit_train.models import DeepViT, build_model, start_from
-from deepvit_train.schema.model import ThetaInit, ThetaNorm
-from deepvit_train.schema.preset import Architecture, attention_preset, model_preset
 from tests.models.reference import authors_logits, authors_state
 
 SHAPE = {"image_size": 16, "patch_size": 4, "num_classes": 5}

@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
-from deepvit_train import checkpoint
+from deepvit_train.config.model import AttentionConfig, ModelConfig
+from deepvit_train.config.preset import Architecture, model_preset, section_from
 from deepvit_train.error import CheckpointError, ConfigError
 from deepvit_train.models.deepvit import DeepViT, build_model
 from deepvit_train.models.importer import authors, own, seed, timm_vit, vit_pytorch
 from deepvit_train.models.importer.file import Source, listed, read_source
 from deepvit_train.models.importer.infer import channels_of, checked_choices, depth_of, infer_architecture
 from deepvit_train.models.importer.layout import Tensors
-from deepvit_train.schema.model import AttentionConfig, ModelConfig
-from deepvit_train.schema.preset import Architecture, model_preset, section_from
+from deepvit_train.run import checkpoint
 
 # The first whose mark a name bears.
 LAYOUTS = (own.LAYOUT, seed.LAYOUT, vit_pytorch.LAYOUT, authors.LAYOUT, timm_vit.LAYOUT)

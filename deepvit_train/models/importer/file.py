@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepvit_train import checkpoint
 from deepvit_train.error import CheckpointError
+from deepvit_train.run import checkpoint
 
 # Where training programs keep the tensors inside what they save, averaged weights first.
 WRAPPERS = {"ema": ("state_dict_ema", "model_ema"), "live": ("state_dict", "model")}

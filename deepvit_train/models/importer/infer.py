@@ -10,9 +10,7 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from deepvit_train.error import CheckpointError, ConfigError, nearest
-from deepvit_train.models.importer.layout import Tensors
-from deepvit_train.schema.model import (
+from deepvit_train.config.model import (
     AttentionConfig,
     AttentionKind,
     Init,
@@ -21,7 +19,9 @@ from deepvit_train.schema.model import (
     Stem,
     ThetaNorm,
 )
-from deepvit_train.schema.preset import Architecture, attention_preset, model_preset
+from deepvit_train.config.preset import Architecture, attention_preset, model_preset
+from deepvit_train.error import CheckpointError, ConfigError, nearest
+from deepvit_train.models.importer.layout import Tensors
 
 # What a caller may say, because no tensor shows it; heads only where there is no Theta.
 CHOICES = {

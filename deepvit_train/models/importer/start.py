@@ -9,12 +9,12 @@ from pathlib import Path
 
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 
-from deepvit_train import checkpoint
 from deepvit_train.error import CheckpointError
 from deepvit_train.models.deepvit import DeepViT
 from deepvit_train.models.importer import check_fit, own_tensors
 from deepvit_train.models.importer.file import read_source
 from deepvit_train.models.importer.layout import Tensors
+from deepvit_train.run import checkpoint
 
 # What a block has only where it mixes its heads.
 OF_THETA = re.compile(r"(blocks\.\d+\.)attn\.(?:theta|theta_bias|logit_theta|logit_bias|norm\..+)")

@@ -1,0 +1,193 @@
+"""`deepvit-analyze`: what a model's attention does over its depth, beside the same model untrained."""
+
+from __future__ import annotations
+
+import json
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+from deepvit_train.atomic import write_text
+from deepvit_train.collapse.figure import save
+from deepvit_train.collapse.gallery import draw_all, take_pictures
+from deepvit_train.collapse.measurement import as_data, measure_model, theta_of
+from deepvit_train.collapse.report import write_html
+from deepvit_train.commands.analyze_subject import TIMM, Subject, data_of, from_checkpoint, from_timm
+from deepvit_train.config.command import AnalyzeConfig
+from deepvit_train.config.data import DataConfig
+from deepvit_train.config.recipe import Precision
+from deepvit_train.data.bad_files import BadFiles
+from deepvit_train.data.dataset import Batch
+from deepvit_train.data.index import open_split
+from deepvit_train.data.loaders import calibration_loader, eval_loader
+from deepvit_train.data.transform import denormalise
+from deepvit_train.distributed.world import World, choose_device
+from deepvit_train.error import ConfigError, OutputError
+from deepvit_train.evaluation.calibration import calibrate, reattention_norms, using
+from deepvit_train.evaluation.loaded import measure_statistics
+from deepvit_train.models import DeepViT
+from deepvit_train.run.tracking import console
+from deepvit_train.training.step import evaluate
+
+IMAGES_SEED = 0  # the choice of images is the same for every model
+PICTURES = 4  # images whose attention is shown
+
+
+def run(config: AnalyzeConfig) -> dict[str, Any]:
+    """Measure one model, or two side by side. Writes analysis.json; figures and report.html where asked.
+
+    Raises UserError's subclasses. The analysis is returned as well.
+    """
+    world = World(rank=0, size=1, device=choose_device(config.device.value))
+    if config.threads:
+        torch.set_num_threads(config.threads)
+
+    # The models, and where the results go.
+    subjects = _subjects(config)
+    out = _out_folder(config, subjects[0])
+    data = data_of(subjects[0], config.data)
+
+    # Measure.
+    seen = [images_of(subject, config, data, world) for subject in subjects]
+    analyses = []
+    for subject, batches in zip(subjects, seen, strict=True):
+        console.print(f"analysing {subject.label}")
+        analyses.append(_analyse(subject, batches, config, data, world))
+    analysis = {
+        "definition": config.collapse.legend,
+        "data": {"name": str(data.name), "root": data.root, "split": data.split},
+        "images": sum(len(batch.images) for batch in seen[0]),
+        "models": analyses,
+    }
+    write_text(out / "analysis.json", json.dumps(analysis, indent=1) + "\n")
+    console.print(f"written: {out / 'analysis.json'}")
+
+    # Draw.
+    if config.report:
+        drawn = [
+            _figures(subject, entry, batches, config, world)
+            for subject, entry, batches in zip(subjects, analyses, seen, strict=True)
+        ]
+        files = _save_figures(drawn, out / "figures")
+        write_text(out / "report.html", write_html(analysis, files, config.collapse))
+        console.print(f"written: {out / 'figures'}\nread: {out / 'report.html'}")
+    return analysis
+
+
+def _subjects(config: AnalyzeConfig) -> list[Subject]:
+    def ours(path: str) -> Subject:
+        return from_checkpoint(path, config.weights.value, config.preset, config.said())
+
+    if config.model is not None:
+        found = [from_timm(config.model, config.checkpoint)]
+    else:
+        assert config.checkpoint is not None
+        found = [ours(config.checkpoint)]
+    if config.compare is not None:
+        is_timm = config.compare.startswith(TIMM)
+        found.append(from_timm(config.compare, None) if is_timm else ours(config.compare))
+    if config.accuracy and any(subject.loaded is None for subject in found):
+        raise ConfigError("accuracy=true needs checkpoints of deepvit-train; nearest: accuracy=false")
+    return found
+
+
+def _out_folder(config: AnalyzeConfig, subject: Subject) -> Path:
+    if config.out is not None:
+        out = Path(config.out).expanduser()
+    else:
+        assert subject.home is not None
+        out = subject.home / "analysis"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"out={out}: can't be written ({error.strerror})") from None
+    return out
+
+
+def images_of(subject: Subject, config: AnalyzeConfig, data: DataConfig, world: World) -> list[Batch]:
+    """The images that maps are collected on: the same choice for every model."""
+    index = open_split(data, data.split)
+    count, batch_size = config.collapse.images, config.batch_size
+    bad = BadFiles([], data.max_bad, world, console.print)
+    images = calibration_loader(index, subject.preprocessing, data, count, batch_size, IMAGES_SEED, world)
+    batches = list(bad.watch(images))
+    bad.settle()
+    return batches
+
+
+def _analyse(
+    subject: Subject, batches: list[Batch], config: AnalyzeConfig, data: DataConfig, world: World
+) -> dict[str, Any]:
+    """One entry of analysis.json's `models`."""
+    found: dict[str, Any] = {"label": subject.label, **subject.description, "theta": {}}
+    for state, model in subject.states(world.device).items():
+        with _statistics_of_images(model, batches, world):
+            measured = measure_model(model, (batch.images.to(world.device) for batch in batches))
+        found[state] = as_data(measured, config.collapse)
+        found["theta"][state] = theta_of(model)
+    found["accuracy"] = _accuracy(subject, config, data, world) if config.accuracy else None
+    return found
+
+
+def _figures(
+    subject: Subject, entry: dict[str, Any], batches: list[Batch], config: AnalyzeConfig, world: World
+) -> dict[str, Figure]:
+    """The figures of one model, by name."""
+    images, pictures = batches[0].images[:PICTURES], {}
+    for state, model in subject.states(world.device).items():
+        with _statistics_of_images(model, batches, world):
+            pictures[state] = take_pictures(model, images.to(world.device))
+    return draw_all(entry, config.collapse, denormalise(images, subject.preprocessing), pictures)
+
+
+def _save_figures(drawn: list[dict[str, Figure]], folder: Path) -> list[dict[str, Path]]:
+    """Write the figures; those of the model that is compared with are called compare_NAME."""
+    try:
+        folder.mkdir(exist_ok=True)
+        return [
+            {name: save(figure, folder, f"{prefix}{name}") for name, figure in figures.items()}
+            for prefix, figures in zip(("", "compare_"), drawn, strict=False)
+        ]
+    except OSError as error:
+        raise OutputError(f"{folder}: can't be written ({error.strerror})") from None
+
+
+def _statistics_of_images(
+    model: nn.Module, batches: list[Batch], world: World
+) -> AbstractContextManager[None]:
+    """Inside, re-attention's BatchNorm uses the statistics of these very images, as it does in training.
+
+    Running statistics mislead in trained models and mean nothing in untrained ones.
+    """
+    if not isinstance(model, DeepViT) or not reattention_norms(model):
+        return nullcontext()
+    return using(model, calibrate(model, batches, Precision.fp32, world))
+
+
+def _accuracy(subject: Subject, config: AnalyzeConfig, data: DataConfig, world: World) -> dict[str, Any]:
+    """Top-1 and loss on the whole split: with calibrated statistics, and with the running ones."""
+    loaded = subject.loaded
+    assert loaded is not None
+    shape = subject.preprocessing
+    index = open_split(data, data.split)
+    classes = loaded.check_data(index)
+    model, batch_size = loaded.model.to(world.device), config.eval_batch_size
+    statistics = {"calibrated": loaded.statistics, "running": None}
+    if loaded.needs_calibration:
+        statistics["calibrated"] = measure_statistics(
+            loaded, data, batch_size, Precision.fp32, world, console.print
+        )
+    found = {}
+    for name, values in statistics.items():
+        if name == "running" and not reattention_norms(model):
+            found[name] = found["calibrated"]  # nothing to calibrate: the same evaluation
+            continue
+        batches = eval_loader(index, shape, data, batch_size, world)
+        with using(model, values):
+            result = evaluate(model, batches, world, Precision.fp32, len(classes))
+        found[name] = {"top1": result.top1, "loss": result.loss, "images": result.images}
+    return found

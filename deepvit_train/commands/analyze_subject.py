@@ -1,0 +1,139 @@
+"""What is analysed: a model, the same model untrained, and how images reach them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data import resolve_model_data_config
+from timm.models import load_state_dict
+from torch import nn
+
+from deepvit_train.config.data import DataConfig
+from deepvit_train.config.model import Interpolation, ModelConfig
+from deepvit_train.config.preset import model_preset, plain_from
+from deepvit_train.error import CheckpointError, ConfigError, nearest
+from deepvit_train.evaluation.loaded import LoadedModel, load
+from deepvit_train.models import build_model
+from deepvit_train.run import checkpoint
+
+TIMM = "timm:"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to be analysed. `fresh` builds it untrained, from the seed it was trained with."""
+
+    label: str
+    description: dict[str, Any]
+    model: nn.Module
+    fresh: Callable[[], nn.Module]
+    preprocessing: ModelConfig
+    home: Path | None  # the run's folder, or a folder to make beside the weights file
+    loaded: LoadedModel | None  # where it is one of our own checkpoints
+
+    def states(self, device: torch.device) -> dict[str, nn.Module]:
+        """The model as it was trained, and as it was before."""
+        return {"trained": self.model.to(device), "untrained": self.fresh().to(device)}
+
+
+def from_checkpoint(path: str, weights: str, preset: str | None, said: dict[str, Any]) -> Subject:
+    """A run, checkpoint folder or weights file; arguments and errors as in `weights.load`."""
+    loaded = load(path, weights, preset, **said)
+    shape, attn = loaded.architecture.model, loaded.architecture.attn
+
+    def fresh() -> nn.Module:
+        torch.manual_seed(loaded.seed)
+        return build_model(loaded.architecture, loaded.model.num_classes)
+
+    in_run = (loaded.file.parent / checkpoint.MANIFEST).exists()
+    home = loaded.file.parent.parent.parent if in_run else loaded.file.with_suffix("")
+    return Subject(
+        label=f"{attn.kind}, {shape.depth} blocks, dim {shape.dim}, {shape.heads} heads",
+        description={
+            "checkpoint": str(loaded.file),
+            "weights": loaded.weights,
+            "model": plain_from(shape),
+            "attn": plain_from(attn),
+        },
+        model=loaded.model,
+        fresh=fresh,
+        preprocessing=shape,
+        home=home,
+        loaded=loaded,
+    )
+
+
+def from_timm(name: str, file: str | None) -> Subject:
+    """One of timm's models, 'timm:NAME', with a local weights file or untrained.
+
+    Raises ConfigError for an unknown name, CheckpointError for a file that does not fit.
+    """
+    name = name.removeprefix(TIMM)
+    if not timm.is_model(name):
+        raise ConfigError(f"model={TIMM}{name}: timm has no such model{nearest(name, timm.list_models())}")
+    options: dict[str, Any] = {}
+    state = None if file is None else _read_weights(file)
+    if state is not None and "head.weight" in state:
+        options["num_classes"] = len(state["head.weight"])
+
+    def fresh() -> nn.Module:
+        torch.manual_seed(0)
+        return timm.create_model(name, pretrained=False, **options)
+
+    model = fresh()
+    if state is not None:
+        try:
+            model.load_state_dict(state)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise CheckpointError(f"checkpoint={file}: does not fit timm's {name} ({reason})") from None
+    return Subject(
+        label=name if file else f"{name}, untrained",
+        description={"checkpoint": file, "weights": None, "model": f"{TIMM}{name}", "attn": None},
+        model=model,
+        fresh=fresh,
+        preprocessing=_preprocessing(model),
+        home=None if file is None else Path(file).with_suffix(""),
+        loaded=None,
+    )
+
+
+def _preprocessing(model: nn.Module) -> ModelConfig:
+    """How timm says that images reach its model; the other keys of the section play no part."""
+    expected = resolve_model_data_config(model)
+    _, height, width = expected["input_size"]
+    if height != width:
+        raise ConfigError(f"model: takes images of {height} x {width}; only square ones can be analysed")
+    return replace(
+        model_preset("vit_16b").model,
+        image_size=height,
+        patch_size=height,
+        mean=list(expected["mean"]),
+        std=list(expected["std"]),
+        crop_pct=expected["crop_pct"],
+        interpolation=Interpolation(expected["interpolation"]),
+    )
+
+
+def data_of(subject: Subject, given: DataConfig) -> DataConfig:
+    """The subject's own data unless told otherwise. Raises ConfigError where there is neither."""
+    if subject.loaded is not None:
+        return subject.loaded.data_for(given)
+    if given.name is None:
+        raise ConfigError("data is not given: add data=imagefolder data.root=FOLDER")
+    return given
+
+
+def _read_weights(file: str) -> dict[str, torch.Tensor]:
+    if not Path(file).is_file():
+        raise CheckpointError(f"checkpoint={file}: no such file")
+    try:
+        return load_state_dict(file, weights_only=True)
+    except Exception as error:
+        # Broken files make torch, pickle and safetensors raise nearly every kind of exception.
+        raise CheckpointError(f"checkpoint={file}: can't be read ({error or type(error).__name__})") from None

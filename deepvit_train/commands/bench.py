@@ -1,0 +1,245 @@
+"""`deepvit-bench`: what models of one shape cost, side by side in one run.
+
+The contenders take turns, so that a change of the machine's speed meets all of them, and every figure is a
+median. Shapes: B batch.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import platform
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from rich.table import Table
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from deepvit_train.atomic import write_text
+from deepvit_train.commands import bench_cost as cost
+from deepvit_train.config.bench import FORMULA, BenchConfig
+from deepvit_train.config.compose import plain
+from deepvit_train.config.model import ModelConfig
+from deepvit_train.config.preset import Architecture, attention_preset
+from deepvit_train.distributed.world import choose_device
+from deepvit_train.error import ConfigError, OutputError
+from deepvit_train.models import ReAttention, build_model
+from deepvit_train.models.reattention import plain_reattention
+from deepvit_train.models.summary import count_parameters
+from deepvit_train.run.tracking import console
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contender at one value of what is varied. Times are medians; `ratio` to the first contender's."""
+
+    contender: str
+    value: int | None
+    parameters: int
+    train_ms: float
+    train_ratio: float
+    infer_ms: float
+    infer_ratio: float
+    saved_mib_per_image: float
+    peak_mib: float
+    train_samples_ms: list[float]
+    infer_samples_ms: list[float]
+
+
+def run(config: BenchConfig) -> dict[str, Any]:
+    """Measure every contender: a table, perhaps a JSON file and a figure, and a JSON object on stdout."""
+    device = choose_device(config.device.value)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    rows: list[Row] = []
+    for value in config.values or [None]:
+        model = config.model if value is None else _varied(config, value)
+        rows += _measure(config, model, value, device)
+        console.print(_table(config, [row for row in rows if row.value == value]))
+    report = {
+        "config": plain(config),
+        "machine": _machine(device),
+        "rows": [asdict(row) for row in rows],
+    }
+    try:
+        if config.out is not None:
+            write_text(Path(config.out), json.dumps(report, indent=1) + "\n")
+        if config.plot is not None:
+            from deepvit_train.commands.bench_figure import plot
+
+            plot(report, Path(config.plot))
+    except OSError as error:
+        raise OutputError(f"{error.filename}: can't be written ({error.strerror})") from None
+    print(json.dumps(report), flush=True)
+    return report
+
+
+def _varied(config: BenchConfig, value: int) -> ModelConfig:
+    assert config.vary is not None
+    return replace(config.model, **{config.vary.removeprefix("model."): value})
+
+
+def _measure(config: BenchConfig, model: ModelConfig, value: int | None, device: torch.device) -> list[Row]:
+    torch.manual_seed(0)
+    size = model.image_size
+    workload = cost.Workload(
+        torch.randn(config.batch_size, 3, size, size, device=device),
+        torch.randint(config.classes, (config.batch_size,), device=device),
+        config.precision,
+    )
+    contenders = {name: build_contender(name, config, model).to(device).train() for name in config.contenders}
+    memory = {name: _memory(contender, workload) for name, contender in contenders.items()}
+    called = {name: torch.compile(each) if config.compile else each for name, each in contenders.items()}
+    times = _take_turns(called, workload, config.repeats)
+    first = config.contenders[0]
+    rows = []
+    for name, contender in contenders.items():
+        train, infer = ([1e3 * each for each in times[name, kind]] for kind in ("train", "infer"))
+        rows.append(
+            Row(
+                contender=name,
+                value=value,
+                parameters=count_parameters(contender),
+                train_ms=median(train),
+                train_ratio=median(times[name, "train"]) / median(times[first, "train"]),
+                infer_ms=median(infer),
+                infer_ratio=median(times[name, "infer"]) / median(times[first, "infer"]),
+                saved_mib_per_image=memory[name][0] / MIB / config.batch_size,
+                peak_mib=memory[name][1] / MIB,
+                train_samples_ms=train,
+                infer_samples_ms=infer,
+            )
+        )
+    return rows
+
+
+def _memory(model: nn.Module, workload: cost.Workload) -> tuple[int, int]:
+    saved = cost.saved_bytes(model, workload)
+    peak = cost.peak_bytes(partial(workload.train, model), workload.images.device)
+    model.zero_grad(set_to_none=True)
+    return saved, peak
+
+
+def _take_turns(
+    contenders: dict[str, Any], workload: cost.Workload, repeats: int
+) -> dict[tuple[str, str], list[float]]:
+    """The seconds of each training step and inference, in rounds; the first round warms up."""
+    times: dict[tuple[str, str], list[float]] = {}
+    device = workload.images.device
+    gc.collect()
+    gc.disable()
+    try:
+        for round_number in range(repeats + 1):
+            for name, model in contenders.items():
+                for kind, step in (("train", workload.train), ("infer", workload.infer)):
+                    model.train(kind == "train")
+                    taken = cost.seconds(partial(step, model), device)
+                    model.zero_grad(set_to_none=True)
+                    if round_number:
+                        times.setdefault((name, kind), []).append(taken)
+    finally:
+        gc.enable()
+    return times
+
+
+def build_contender(name: str, config: BenchConfig, model: ModelConfig) -> nn.Module:
+    """A contender by its name in the configuration, with fresh weights. Raises ConfigError if it can't be."""
+    if name == "timm":
+        return _timm(model, config.classes)
+    if name == "vit_pytorch":
+        return _vit_pytorch(model, config.classes)
+    preset = name.removesuffix(FORMULA)
+    attn = config.attn if preset == "configured" else attention_preset(preset)
+    built = build_model(Architecture(model, attn), config.classes)
+    if name.endswith(FORMULA):
+        for module in built.modules():
+            if isinstance(module, ReAttention):
+                module.attend = partial(_attend_by_formula, module)
+    return built
+
+
+def _attend_by_formula(attention: ReAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    mixer, dropout = attention.mixer, attention.attn_dropout if attention.training else 0.0
+    mixing = (mixer.theta, mixer.theta_bias, attention.norm)
+    return plain_reattention(q, k, v, *mixing, scale=attention.output_scale, dropout=dropout)
+
+
+def _timm(model: ModelConfig, classes: int) -> nn.Module:
+    if model.width_of_head * model.heads != model.dim:
+        raise ConfigError(
+            f"model.head_dim={model.head_dim}: timm's ViT has heads of model.dim / model.heads; "
+            "take timm out of contenders"
+        )
+    return VisionTransformer(
+        img_size=model.image_size,
+        patch_size=model.patch_size,
+        num_classes=classes,
+        embed_dim=model.dim,
+        depth=model.depth,
+        num_heads=model.heads,
+        mlp_ratio=model.mlp_ratio,
+        qkv_bias=model.qkv_bias,
+        drop_path_rate=model.drop_path,
+    )
+
+
+def _vit_pytorch(model: ModelConfig, classes: int) -> nn.Module:
+    try:
+        from vit_pytorch.deepvit import DeepViT
+    except ImportError:
+        raise ConfigError(
+            "contenders: vit_pytorch is not installed: pip install vit-pytorch, or leave it out"
+        ) from None
+    return DeepViT(
+        image_size=model.image_size,
+        patch_size=model.patch_size,
+        num_classes=classes,
+        dim=model.dim,
+        depth=model.depth,
+        heads=model.heads,
+        mlp_dim=model.mlp_dim,
+        dim_head=model.width_of_head,
+        pool=model.pool.value,
+    )
+
+
+def _machine(device: torch.device) -> dict[str, Any]:
+    """What the figures depend on besides the configuration."""
+    cuda = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if cuda else platform.processor() or platform.machine(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _table(config: BenchConfig, rows: list[Row]) -> Table:
+    value = "" if rows[0].value is None else f", {config.vary}={rows[0].value}"
+    title = (
+        f"medians of {config.repeats}, batch {config.batch_size}, {config.precision}, "
+        f"{torch.get_num_threads()} threads{value}"
+    )
+    table = Table(title=title)
+    table.add_column("contender", no_wrap=True)
+    for name in ("train ms", "ratio", "infer ms", "ratio", "saved MiB/image", "peak MiB"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(
+            row.contender,
+            f"{row.train_ms:.1f}",
+            f"{row.train_ratio:.2f}",
+            f"{row.infer_ms:.1f}",
+            f"{row.infer_ratio:.2f}",
+            f"{row.saved_mib_per_image:.1f}",
+            f"{row.peak_mib:.0f}",
+        )
+    return table

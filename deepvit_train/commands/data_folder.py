@@ -1,0 +1,37 @@
+"""`deepvit-data demo` and `deepvit-data fashion-mnist`: write a real data set as an ImageFolder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from deepvit_train.atomic import new_folder
+from deepvit_train.config.command import DataDemoConfig, DataFashionMnistConfig
+from deepvit_train.data.digits import write_digits
+from deepvit_train.data.fashion_mnist import write_fashion_mnist
+from deepvit_train.run.tracking import console
+
+
+def run(config: DataDemoConfig | DataFashionMnistConfig) -> dict[str, Any]:
+    """Write out/{train,val}/CLASS/*.png, whole or not at all; a JSON object is the last line on stdout.
+
+    Raises OutputError for a folder that holds something already or can't be written, DataError for sources
+    that can't be read.
+    """
+    out = Path(config.out).expanduser()
+    with new_folder(out) as folder:
+        if isinstance(config, DataFashionMnistConfig):
+            source = None if config.source is None else Path(config.source).expanduser()
+            images = write_fashion_mnist(folder, source)
+        else:
+            images = write_digits(folder)
+    classes = sum(entry.is_dir() for entry in (out / "train").iterdir())
+    console.print(
+        f"written: {out}: {images['train']:,} training and {images['val']:,} validation images in {classes} "
+        "classes"
+    )
+    console.print(f"train on them: deepvit-train data=imagefolder data.root={out}")
+    report = {"out": str(out), "classes": classes, "images": images}
+    print(json.dumps(report), flush=True)
+    return report

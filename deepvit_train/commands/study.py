@@ -1,0 +1,219 @@
+"""`deepvit-study`: train and measure every cell of depth x attention x width x seed, then table and figures.
+
+OUT/data/               the images every cell reads
+OUT/runs/CELL/          a run of deepvit-train, with analysis/analysis.json of deepvit-analyze
+OUT/cells/CELL.json     what the table takes from it, or why it failed; CELL.log: what it printed
+OUT/settings.json       what all cells have in common
+OUT/study.json, table.md, figures/
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deepvit_train.atomic import write_text
+from deepvit_train.collapse.figure import save
+from deepvit_train.commands import analyze, train
+from deepvit_train.commands.study_table import figures, table
+from deepvit_train.config.compose import compose_command, plain
+from deepvit_train.config.study import GridConfig, StudyConfig
+from deepvit_train.data.subset import copy_images
+from deepvit_train.error import ConfigError, Interrupted, OutputError, UserError
+from deepvit_train.run.folder import differences
+from deepvit_train.run.tracking import console
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model of the study."""
+
+    attn: str
+    depth: int
+    dim: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The name of the cell's run."""
+        return f"{self.attn}-d{self.depth:02}-w{self.dim}-s{self.seed}"
+
+
+def run(config: StudyConfig) -> dict[str, Any]:
+    """Train and measure the cells that are not finished yet; a broken one is noted and the others go on.
+
+    Raises UserError's subclasses; Interrupted when a stop signal ended a cell, which then goes on next time.
+    """
+    out = Path(config.out).expanduser()
+    cells = list(cells_of(config.study))
+    for cell in cells:
+        commands_of(cell, config)  # a mistake in the configuration comes out before hours of training
+    try:
+        (out / "cells").mkdir(parents=True, exist_ok=True)
+        _adopt(config, out / "settings.json")
+        counts = {"train": config.train_images, "val": config.val_images}
+        copy_images(Path(config.root).expanduser(), out / "data", counts)
+    except OSError as error:
+        raise OutputError(f"out={out}: can't be written ({error.strerror})") from None
+
+    due = [cell for cell in cells if _stored(out, cell).get("status") != "done"]
+    console.print(f"{len(cells)} cells, {len(cells) - len(due)} finished; folder: {out}")
+    for number, cell in enumerate(due[: config.limit_cells], start=1):
+        console.print(f"cell {number} of {len(due)}: {cell.name}")
+        outcome = _run_cell(cell, config, out)
+        console.print(f"  {outcome['status']} in {outcome['seconds']:.0f} s {outcome.get('error', '')}")
+        write_text(out / "cells" / f"{cell.name}.json", json.dumps(outcome, indent=1) + "\n")
+    return _summarise(cells, config, out)
+
+
+def _adopt(config: StudyConfig, file: Path) -> None:
+    """Note what all cells have in common. Raises ConfigError where the study there has something else."""
+    common = ("train", "root", "train_images", "val_images", "collapse")
+    settings = {key: value for key, value in plain(config).items() if key in common}
+    if file.exists() and (changes := differences(json.loads(file.read_text()), settings)):
+        told = "; ".join(changes.values())
+        raise ConfigError(f"{file.parent} holds a study with {told}; choose another out=")
+    write_text(file, json.dumps(settings, indent=1) + "\n")
+
+
+def cells_of(grid: GridConfig) -> Iterator[Cell]:
+    """Every cell once: seed by seed, depths first, then the series over widths."""
+    for seed in grid.seeds:
+        square = [Cell(attn, depth, grid.dim, seed) for depth in grid.depths for attn in grid.attentions]
+        series = [
+            Cell(attn, grid.width_depth, dim, seed) for dim in grid.widths for attn in grid.width_attentions
+        ]
+        yield from dict.fromkeys([*square, *series])
+
+
+def commands_of(cell: Cell, config: StudyConfig) -> dict[str, list[str]]:
+    """The overrides of the cell's two commands, composed once to see that they are valid."""
+    out = Path(config.out).expanduser()
+    run_dir, threads = out / "runs" / cell.name, f"threads={config.threads or 'null'}"
+    commands = {
+        "train": [
+            *config.train,
+            "data=imagefolder",
+            f"data.root={out / 'data'}",
+            f"attn={cell.attn}",
+            f"model.depth={cell.depth}",
+            f"model.dim={cell.dim}",
+            f"seed={cell.seed}",
+            f"name={cell.name}",
+            f"run_dir={run_dir}",
+            f"trainer.{threads}",
+        ],
+        "analyze": [
+            f"checkpoint={run_dir / 'checkpoints' / 'last'}",
+            f"out={run_dir / 'analysis'}",
+            "accuracy=true",
+            "report=false",
+            f"batch_size={config.batch_size}",
+            threads,
+            *[
+                f"collapse.{key}={'null' if value is None else value}"
+                for key, value in plain(config.collapse).items()
+            ],
+        ],
+    }
+    for command, overrides in commands.items():
+        compose_command(command, overrides)
+    return commands
+
+
+def _run_cell(cell: Cell, config: StudyConfig, out: Path) -> dict[str, Any]:
+    """Train and analyse in a process of its own, so that even a crash costs no other cell."""
+    commands, log = commands_of(cell, config), out / "cells" / f"{cell.name}.log"
+    # A server that has imported torch already forks each cell: no seconds lost, nothing shared between cells.
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["deepvit_train.commands.study"])
+    process = processes.Process(target=_in_process, args=(commands, str(log)))
+    began = time.perf_counter()
+    process.start()
+    try:
+        process.join()
+    finally:
+        if process.is_alive():
+            process.terminate()  # the run saves its state first
+            process.join()
+    outcome = {"name": cell.name, "attn": cell.attn, "depth": cell.depth, "dim": cell.dim, "seed": cell.seed}
+    outcome |= {"seconds": round(time.perf_counter() - began, 1), "train": commands["train"]}
+    code = process.exitcode or 0
+    if code > 128:
+        raise Interrupted(f"cell {cell.name} was stopped; the same command goes on", code - 128)
+    if code:
+        said = log.read_text().strip().splitlines() if log.exists() else []
+        return outcome | {"status": "failed", "error": f"exit code {code}: {said[-1] if said else log}"}
+    return outcome | {"status": "done", **_result(out / "runs" / cell.name)}
+
+
+def _in_process(commands: dict[str, list[str]], log: str) -> None:
+    """The whole life of a cell's process."""
+    with Path(log).open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    try:
+        train.run(compose_command("train", commands["train"]))
+        analyze.run(compose_command("analyze", commands["analyze"]))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def _result(run: Path) -> dict[str, Any]:
+    """What the table and the figures need of a finished cell."""
+    analysis = json.loads((run / "analysis" / "analysis.json").read_text())["models"][0]
+    losses = [
+        line["train/loss"]
+        for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+        if "train/loss" in line
+    ]
+    states = {state: _compact(analysis[state]) for state in ("trained", "untrained")}
+    return {"accuracy": analysis["accuracy"], "train_loss": losses[-1], **states}
+
+
+def _compact(measured: dict[str, Any]) -> dict[str, Any]:
+    """A measurement without its matrices: similar blocks, and each measure by block."""
+    by_block: dict[str, Any] = {}
+    for name, values in measured["averages"].items():
+        if name.startswith("similarity/"):
+            by_block[name] = [None, *[row[block] for block, row in enumerate(values[1:])]]
+        elif name == "features":
+            by_block[name] = [row[-1] for row in values]
+        elif isinstance(values[0], list):
+            by_block[name] = [sum(heads) / len(heads) for heads in values]
+        else:
+            by_block[name] = values
+    return {"similar_blocks": measured["similar_blocks"], "by_block": by_block}
+
+
+def _summarise(cells: list[Cell], config: StudyConfig, out: Path) -> dict[str, Any]:
+    stored = [found for cell in cells if (found := _stored(out, cell))]
+    done = [found for found in stored if found["status"] == "done"]
+    failed = {found["name"]: found["error"] for found in stored if found["status"] != "done"}
+    result = {"config": plain(config), "finished": len(done), "cells": len(cells), "failed": failed}
+    write_text(out / "study.json", json.dumps(result, indent=1) + "\n")
+    if done:
+        write_text(out / "table.md", table(done))
+        (out / "figures").mkdir(exist_ok=True)
+        for name, figure in figures(done, config.study, config.collapse).items():
+            save(figure, out / "figures", name)
+        console.print(table(done))
+    for name, error in failed.items():
+        console.print(f"failed: {name}: {error}")
+    console.print(
+        f"{len(done)} of {len(cells)} cells finished; written: {out / 'table.md'}, {out / 'figures'}"
+    )
+    return result
+
+
+def _stored(out: Path, cell: Cell) -> dict[str, Any]:
+    file = out / "cells" / f"{cell.name}.json"
+    return json.loads(file.read_text()) if file.exists() else {}

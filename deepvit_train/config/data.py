@@ -1,0 +1,71 @@
+"""Which images are read, and how training images are varied."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from deepvit_train.config.option import Choice, Section, option
+from deepvit_train.error import ConfigError
+
+
+class DataName(Choice):
+    digits = "digits"  # scikit-learn's handwritten digits, written as an ImageFolder into the cache folder
+    imagefolder = "imagefolder"  # root/train/CLASS/*.jpg and root/val/CLASS/*.jpg
+    tar = "tar"  # the same in tar files: root/train.tar, root/train/*.tar or webdataset's root/train-*.tar
+
+
+@dataclass(kw_only=True, slots=True)
+class DataConfig(Section):
+    name: DataName | None = option(
+        "kind of data set; null (deepvit-eval only): as the checkpoint was trained on"
+    )
+    root: str | None = option("folder that holds the split folders; null with digits: the cache folder")
+    split: str = option("folder under root that is evaluated")
+    workers: int | None = option(
+        "loader processes of each rank; null: one a core, at most 16", low=0, high=1024
+    )
+    follow_links: bool = option("whether links may lead out of the data set; train/ and val/ always may")
+    max_bad: int = option("bad training images to replace, distinct files, before the run stops", low=0)
+    max_bytes: int = option("largest file to read, bytes; a larger one is bad", low=1, high=2**40)
+    max_pixels: int = option("largest image to decode, pixels; a larger one is bad", low=1, high=2**32)
+
+    @classmethod
+    def prefix(cls) -> str:
+        return "data."
+
+    def check(self) -> None:
+        if not self.split.strip("./"):
+            raise ConfigError(f"data.split={self.split!r}: not a folder under root; nearest: data.split=val")
+        if self.name in (DataName.imagefolder, DataName.tar) and not self.root:
+            raise ConfigError(
+                f"data.root is not given: data={self.name} needs data.root=FOLDER with train and val in it"
+            )
+
+
+@dataclass(kw_only=True, slots=True)
+class AugmentConfig(Section):
+    crop_scale: list[float] | None = option(
+        "area range of the random crop; null: the evaluation crop", above=0, high=1
+    )
+    crop_ratio: list[float] = option("aspect ratio range of the random crop", above=0, high=100)
+    flip: float = option("probability of a horizontal flip", low=0, high=1)
+    rotate_degrees: float = option("largest rotation, degrees", low=0, high=180)
+    shift: float = option("largest shift, share of the image", low=0, high=1)
+    zoom: float = option("largest change of scale, share of the image", low=0, below=1)
+    auto_augment: str | None = option("timm's policy, such as rand-m9-mstd0.5-inc1")
+    color_jitter: float = option("strength of brightness, contrast and saturation jitter", low=0, high=10)
+    erase: float = option("probability of erasing a box with noise", low=0, high=1)
+    mixup: float = option("mixup alpha; 0: off", low=0, high=100)
+    cutmix: float = option("cutmix alpha; 0: off", low=0, high=100)
+
+    repeats: int = option("times an image follows itself in an epoch, varied each time", low=1, high=1000)
+
+    @classmethod
+    def prefix(cls) -> str:
+        return "augment."
+
+    def check(self) -> None:
+        for name in ("crop_scale", "crop_ratio"):
+            value = getattr(self, name)
+            if value is not None and (len(value) != 2 or value[0] > value[1]):
+                raise ConfigError(f"augment.{name}={value}: needs two numbers, the lower first")

@@ -1,0 +1,59 @@
+"""Bad files of a run: each named once, counted, and too many of them the end of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from deepvit_train.data.dataset import Batch
+from deepvit_train.distributed.world import World
+from deepvit_train.error import DataError
+
+
+class BadFiles:
+    """Collects the bad files that batches report, over all ranks.
+
+    `known` are those of the run so far, one line each; new ones are added to it.
+    """
+
+    def __init__(self, known: list[str], max_bad: int, world: World, say: Callable[[str], None]) -> None:
+        self.known = known
+        self.max_bad = max_bad
+        self.world = world
+        self.say = say
+        self._new: set[str] = set()
+
+    def note(self, lines: Iterable[str]) -> None:
+        """Remember what this rank met; nothing is sent."""
+        self._new |= set(lines) - set(self.known)
+
+    def watch(self, batches: Iterable[Batch]) -> Iterable[Batch]:
+        """The same batches, their bad files noted on the way."""
+        return _Watched(batches, self)
+
+    def settle(self) -> int:
+        """Share the new ones, name each once, and return how many there are; every rank must call it.
+
+        Raises DataError, on every rank alike, for more files than max_bad.
+        """
+        new = sorted(set(self.world.union(self._new)) - set(self.known))
+        self._new.clear()
+        for line in new:
+            self.known.append(line)
+            self.say(f"bad image, replaced by the next one: {line}")
+        if len(self.known) > self.max_bad:
+            raise DataError(
+                f"{len(self.known)} bad training images, more than data.max_bad={self.max_bad}; "
+                f"the last: {self.known[-1]}"
+            )
+        return len(new)
+
+
+class _Watched:
+    def __init__(self, batches: Iterable[Batch], bad: BadFiles) -> None:
+        self._batches = batches
+        self._bad = bad
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self._batches:
+            self._bad.note(batch.bad)
+            yield batch

@@ -1,0 +1,1 @@
+"""How weights come back, and what they are worth."""

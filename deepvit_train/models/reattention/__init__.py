@@ -1,0 +1,5 @@
+"""Re-attention: the formula, the operator that keeps no map, and what the operator is made of."""
+
+from deepvit_train.models.reattention.formula import mix_heads, plain_reattention, reattention, softmax_maps
+
+__all__ = ["mix_heads", "plain_reattention", "reattention", "softmax_maps"]

@@ -1,0 +1,238 @@
+"""What training scripts and feature extractors ask of a vision transformer, under timm's names.
+
+Shapes: B batch, C colour channels, N tokens, D dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from einops import rearrange
+from timm.layers import resample_abs_pos_embed
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from deepvit_train.config.model import ModelConfig, Pool, Stem
+from deepvit_train.error import ConfigError, nearest
+from deepvit_train.models.attention import ReAttention
+
+# timm's names for what the head reads; '' is every token.
+POOLS = {"token": Pool.cls, "avg": Pool.mean, "": None}
+
+
+def pool_named(name: str | Pool | None) -> Pool | None:
+    """What the head reads, from this project's name for it or timm's. Raises ConfigError."""
+    if name is None or isinstance(name, Pool):
+        return name
+    known = {**POOLS, **{pool.value: pool for pool in Pool}}
+    if name not in known:
+        raise ConfigError(
+            f"pool={name}: unknown{nearest(name, list(known))} (choices: cls|token, mean|avg, '')"
+        )
+    return known[name]
+
+
+def pretrained_cfg_of(model: ModelConfig, num_classes: int, channels: int = 3) -> dict[str, Any]:
+    """What timm's data pipeline reads of a model: its input and its preprocessing."""
+    return {
+        "url": "",
+        "num_classes": num_classes,
+        "input_size": (channels, model.image_size, model.image_size),
+        "pool_size": None,
+        "crop_pct": model.crop_pct,
+        "interpolation": model.interpolation.value,
+        "fixed_input_size": True,
+        "mean": tuple(model.mean),
+        "std": tuple(model.std),
+        "first_conv": "patch_embed.conv1" if model.stem == Stem.cnn else "patch_embed.proj",
+        "classifier": "head",
+    }
+
+
+class TimmInterface(nn.Module):
+    """The methods of timm's VisionTransformer for a model that has its attributes."""
+
+    blocks: nn.Sequential
+    norm: nn.Module
+    head: nn.Module
+    patch_embed: nn.Module
+    cls_token: nn.Parameter
+    reg_token: nn.Parameter | None
+    pos_embed: nn.Parameter
+    pos_drop: nn.Module
+    pool: Pool | None
+    num_classes: int
+    num_features: int
+    num_prefix_tokens: int
+    grad_checkpointing: bool = False
+    frozen: tuple[nn.Module, ...] = ()
+    pretrained_cfg: dict[str, Any]  # for timm's data pipeline; also in models that timm did not build
+    default_cfg: dict[str, Any]
+
+    def embed(self, images: Tensor) -> Tensor:
+        """The tokens before the first block."""
+        raise NotImplementedError
+
+    def get_classifier(self) -> nn.Module:
+        """The classifier."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A fresh classifier for so many classes; 0: none. `global_pool`: 'token', 'avg', '' (all tokens)."""
+        if global_pool is not None:
+            self.pool = pool_named(global_pool)
+        self.num_classes = num_classes
+        like = next(self.blocks.parameters())
+        fresh = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        self.head = fresh.to(like.device, like.dtype).train(self.training)
+
+    def set_input_size(self, img_size: int) -> None:
+        """Take images of so many pixels: position embeddings are resampled, the class token's is kept.
+
+        The statistics of a BatchNorm over maps are those of the former number of tokens: calibrate them anew.
+        Raises ConfigError where the patch does not divide the size.
+        """
+        patch = self.feature_info[0]["reduction"]
+        if img_size % patch:
+            near = max(1, round(img_size / patch)) * patch
+            raise ConfigError(
+                f"image_size={img_size} is not divisible by the model's patch size, {patch}; nearest: {near}"
+            )
+        side = img_size // patch
+        positions = resample_abs_pos_embed(self.pos_embed.detach(), [side, side])
+        self.pos_embed = nn.Parameter(positions, requires_grad=self.pos_embed.requires_grad)
+        for known in (self.pretrained_cfg, self.default_cfg):
+            known["input_size"] = (known["input_size"][0], img_size, img_size)
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters of two or more dimensions that weight decay leaves out."""
+        return {"pos_embed", "cls_token", "reg_token"}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """The layers of layer-wise learning rate decay, as patterns of parameter names."""
+        return {
+            "stem": r"^cls_token|reg_token|pos_embed|patch_embed",
+            "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
+        }
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass instead of keeping what it computed."""
+        self.grad_checkpointing = enable
+
+    def set_sync_norm(self, enable: bool = True) -> None:
+        """Train re-attention's BatchNorm with the statistics of all ranks' batches, not each rank's own."""
+        for module in self.blocks.modules():
+            if isinstance(module, ReAttention):
+                module.sync_norm = enable
+
+    def freeze(self, blocks: int = 0, head_only: bool = False) -> None:
+        """Leave stem, tokens and the first `blocks` blocks as they are; with `head_only` all but the head.
+
+        What is frozen gets no gradients and stays in evaluation mode: statistics and dropout rest too.
+        """
+        tail = [self.norm] if head_only else []
+        count = len(self.blocks) if head_only else blocks
+        if not (count or head_only):
+            return
+        self.frozen = (self.patch_embed, self.pos_drop, *self.blocks[:count], *tail)
+        tokens = [self.cls_token, self.pos_embed, *([] if self.reg_token is None else [self.reg_token])]
+        for parameter in [*tokens, *(each for part in self.frozen for each in part.parameters())]:
+            parameter.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> TimmInterface:
+        """As nn.Module.train, but for what is frozen."""
+        super().train(mode)
+        for part in self.frozen:
+            part.eval()
+        return self
+
+    def run_block(self, block: Any, x: Tensor, maps: bool = False) -> Any:
+        """A block's tokens, with `maps` also its attention maps; checkpointed where that is asked for."""
+        call = block.forward_with_maps if maps else block
+        if not (self.grad_checkpointing and self.training):
+            return call(x)
+        if torch.compiler.is_compiling():  # the compiled graph takes care of buffers itself
+            return checkpoint(call, x, use_reentrant=False)
+        return checkpoint(call, x, use_reentrant=False, context_fn=partial(_passes, block))
+
+    @property
+    def feature_info(self) -> list[dict[str, Any]]:
+        """Each block's features: name, channels, and pixels a token."""
+        size = self.patch_embed.patch_size
+        return [
+            {"module": f"blocks.{index}", "num_chs": self.num_features, "reduction": size}
+            for index in range(len(self.blocks))
+        ]
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """The features of chosen blocks, and of the last.
+
+        Args:
+            x: images (B, C, height, width).
+            indices: block numbers; a single number: the last so many; None: all.
+            return_prefix_tokens: a pair for each block, the class token and registers (B, prefix, D) second.
+            norm: pass each through the final norm.
+            stop_early: leave out the blocks after the last one asked for.
+            output_fmt: 'NCHW' (B, D, height, width in patches) or 'NLC' (B, patches, D).
+            intermediates_only: return the list alone.
+
+        Returns:
+            (tokens after the last block, normalised (B, N, D); list of features), or the list.
+        """
+        if output_fmt not in ("NCHW", "NLC"):
+            raise ConfigError(f"output_fmt={output_fmt}: must be NCHW or NLC")
+        wanted, last = feature_take_indices(len(self.blocks), indices)  # pyright: ignore[reportArgumentType]
+        rows = x.shape[-2] // self.feature_info[0]["reduction"]
+        found: list[Any] = []
+        x = self.embed(x)
+        for index, block in enumerate(self.blocks[: last + 1] if stop_early else self.blocks):
+            x = self.run_block(block, x)
+            if index in wanted:
+                prefix, patches = (self.norm(x) if norm else x).tensor_split([self.num_prefix_tokens], dim=1)
+                if output_fmt == "NCHW":
+                    patches = rearrange(patches, "b (h w) d -> b d h w", h=rows).contiguous()
+                found.append((patches, prefix) if return_prefix_tokens else patches)
+        return found if intermediates_only else (self.norm(x), found)
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop what `forward_intermediates` doesn't need for these blocks. Returns their numbers."""
+        wanted, last = feature_take_indices(len(self.blocks), indices)  # pyright: ignore[reportArgumentType]
+        self.blocks = self.blocks[: last + 1]
+        if prune_norm:
+            self.norm = nn.Identity()
+        if prune_head:
+            self.reset_classifier(0, "")
+        return wanted
+
+
+def _passes(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Contexts of a checkpointed block's two passes: running statistics count the first alone."""
+    return nullcontext(), _buffers_kept(block)
+
+
+@contextmanager
+def _buffers_kept(block: nn.Module) -> Iterator[None]:
+    before = [(buffer, buffer.clone()) for buffer in block.buffers()]
+    try:
+        yield
+    finally:  # the second pass ends with an exception, as soon as it has what the backward pass needs
+        with torch.no_grad():
+            for buffer, value in before:
+                buffer.copy_(value)

@@ -1,0 +1,225 @@
+"""A run's folder: locked by one writer, never overwritten, continued by the same configuration only."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import yaml
+
+import deepvit_train
+from deepvit_train.atomic import write_text
+from deepvit_train.error import CheckpointError, ConfigError, OutputError
+from deepvit_train.run.checkpoint import checkpoints_in, newest_valid
+
+# What may change when a run goes on: where it runs and what it tells, not what it computes.
+FREE_KEYS = {
+    "data.root",
+    "data.workers",
+    "data.max_bad",
+    "trainer.device",
+    "trainer.threads",
+    "trainer.shard",
+    "trainer.grad_checkpointing",
+    "trainer.log_every_steps",
+    "trainer.save_every_steps",
+    "trainer.probe_every_steps",
+    "collapse.maps",
+    "collapse.metric",
+    "collapse.axis",
+    "collapse.threshold",
+    "collapse.k",
+    "collapse.images",
+    "collapse.warn_above",
+    "collapse.stop_above",
+    "trainer.keep_last",
+    "trainer.max_scaler_skips",
+    "trainer.timeout_s",
+    "trainer.requeue",
+    "name",
+    "run_dir",
+    "resume",
+}
+# These may grow: more of the same run.
+GROWING_KEYS = {"trainer.epochs", "trainer.max_steps"}
+
+
+class RunFolder:
+    """runs/NAME: config.yaml, environment.json, metrics.jsonl, tb/, checkpoints/. A context manager."""
+
+    def __init__(self, path: str, writes: bool = True) -> None:
+        self.writes = writes  # one process alone makes, locks and writes the folder
+        self.path = Path(path).expanduser()
+        self.checkpoints = self.path / "checkpoints"
+        self._lock: int | None = None
+
+    def __enter__(self) -> RunFolder:
+        if not self.writes:
+            return self
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            strangers = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith("."))
+            if strangers and "config.yaml" not in strangers:
+                raise OutputError(
+                    f"run_dir={self.path}: holds {strangers[0]} but no run; give an empty or new folder"
+                )
+            self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+            self._take_lock(self._lock)
+        except OSError as error:
+            raise OutputError(f"run_dir={self.path}: can't be written ({error.strerror})") from None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+
+    def _take_lock(self, descriptor: int) -> None:
+        # A POSIX lock belongs to this process alone: loader processes that outlive it do not hold it.
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = os.read(descriptor, 64).decode(errors="replace").strip()
+            raise OutputError(
+                f"run_dir={self.path}: process {holder or '(unknown)'} is writing there"
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode())
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a run to go on with; one that never saved anything is none."""
+        return bool(checkpoints_in(self.checkpoints))
+
+    def newest(self, note: Callable[[str], None]) -> Path | None:
+        """The newest whole checkpoint; None for processes that don't write.
+
+        Raises CheckpointError where there are some and none is whole: a run must not silently begin anew.
+        """
+        newest = newest_valid(self.checkpoints, note) if self.writes else None
+        if self.writes and self.begun and newest is None:
+            raise CheckpointError(
+                f"{self.checkpoints}: no checkpoint is whole; to begin anew, move that folder away"
+            )
+        return newest
+
+    def adopt(self, config: dict[str, Any], resume: str, note: Callable[[str], None]) -> None:
+        """Take a run's configuration. Raises ConfigError naming the keys in which the run here differs."""
+        if not self.writes:
+            return
+        if self.begun:
+            if resume == "never":
+                raise ConfigError(
+                    f"resume=never: {self.path} holds a run already; choose another name= or run_dir="
+                )
+            changes = differences(self.stored_config(), config)
+            if refused := [
+                line for key, line in changes.items() if not _may_change(key, self.stored_config(), config)
+            ]:
+                raise ConfigError(
+                    f"{self.path} holds a run with {'; '.join(refused)}; choose another name= or run_dir="
+                )
+            for key, line in changes.items():
+                if key not in ("name", "run_dir", "resume"):
+                    note(f"changed since the run began: {line}")
+        else:
+            (self.path / "result.json").unlink(missing_ok=True)  # of a run whose checkpoints were taken away
+        # The first file of a run: a folder without it holds none, whenever a kill came.
+        write_text(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+        self.checkpoints.mkdir(exist_ok=True)
+
+    def stored_config(self) -> dict[str, Any]:
+        """The configuration that the run was begun or last continued with. Raises OutputError."""
+        try:
+            content = yaml.safe_load((self.path / "config.yaml").read_text())
+        except (OSError, yaml.YAMLError) as error:
+            raise OutputError(
+                f"{self.path / 'config.yaml'}: can't be read ({str(error).splitlines()[0]})"
+            ) from None
+        if not isinstance(content, dict):
+            raise OutputError(f"{self.path / 'config.yaml'}: not a configuration")
+        return content
+
+    def note_environment(self, environment: dict[str, Any]) -> None:
+        """Append what this start ran on to environment.json, a list with one entry a start."""
+        if not self.writes:
+            return
+        file = self.path / "environment.json"
+        try:
+            starts = json.loads(file.read_text())
+        except (OSError, ValueError):
+            starts = []
+        write_text(file, json.dumps([*starts, environment], indent=1) + "\n")
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Write the outcome of a finished run to result.json."""
+        if self.writes:
+            write_text(self.path / "result.json", json.dumps(result, indent=1) + "\n")
+
+
+def differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, str]:
+    """The keys in which two configurations differ, with a line each: `model.depth=6 (now 8)`.
+
+    A key that only `before` has is one that this version does not know any more.
+    """
+    old, new = flatten(before), flatten(after)
+    return {
+        key: f"{key}={old.get(key, 'not set')} (now {value})"
+        for key, value in sorted(new.items())
+        if old.get(key) != value
+    }
+
+
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested configuration with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def describe_environment(device: str, threads: int, world_size: int) -> dict[str, Any]:
+    """Where a run runs: versions, machine, git revision of the working folder's code, the command."""
+    packages = ("torch", "torchvision", "timm", "hydra-core", "numpy", "pillow", "safetensors")
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": sys.argv,
+        "deepvit-train": deepvit_train.__version__,
+        "git": _git_revision(),
+        "python": platform.python_version(),
+        "packages": {package: version(package) for package in packages},
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "device": device,
+        "threads": threads,
+        "world_size": world_size,
+    }
+
+
+def _may_change(key: str, before: dict[str, Any], after: dict[str, Any]) -> bool:
+    if key in GROWING_KEYS:
+        old, new = flatten(before).get(key), flatten(after).get(key)
+        return new is None or (old is not None and new >= old)
+    return key in FREE_KEYS
+
+
+def _git_revision() -> str | None:
+    source = Path(__file__).resolve().parent
+    if not (source.parent / ".git").exists():
+        return None
+    try:
+        command = ["git", "-C", str(source), "describe", "--always", "--dirty", "--abbrev=12"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip() or None
+    except (OSError, subprocess.TimeoutExpired):
+        return None

@@ -1,0 +1,165 @@
+"""Checkpoints written beside training: an exact snapshot is taken at once, the disk is waited for later.
+
+A checkpoint is written under a temporary name, flushed to the disk and renamed, so it is there whole or not
+at all, whenever a kill comes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from deepvit_train.distributed.parallel import whole
+from deepvit_train.error import OutputError
+from deepvit_train.run.checkpoint import (
+    DESCRIPTION,
+    FORMAT,
+    MANIFEST,
+    SET_ASIDE,
+    STATE,
+    as_json,
+    checkpoints_in,
+    digest_of,
+)
+
+TEMPORARY = ".partial-"
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """A safetensors file to be written: tensors by name, and a JSON description for its header."""
+
+    tensors: dict[str, Tensor]
+    description: dict[str, Any] | None = None
+
+    def snapshot(self) -> TensorFile:
+        """A copy on the CPU of the tensors as they are now. Every rank asks for it where they are sharded."""
+        copies = {key: whole(value.detach()).to("cpu", copy=True) for key, value in self.tensors.items()}
+        return TensorFile(copies, self.description)
+
+
+class CheckpointWriter:
+    """Writes one checkpoint at a time in a thread, moves `last` and `best` to it, and prunes older ones.
+
+    A kill at any moment leaves what it would leave without the thread: whole checkpoints, perhaps one fewer.
+    """
+
+    def __init__(self, folder: Path, keep_last: int) -> None:
+        self.folder = folder
+        self.keep_last = keep_last
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+
+    def save(self, step: int, files: dict[str, TensorFile], state: dict[str, Any], best: bool) -> None:
+        """Begin to write a checkpoint of the tensors and the state as they are now.
+
+        Waits for the one before. Raises OutputError where that could not be written.
+        """
+        self.wait()
+        snapshot = {name: file.snapshot() for name, file in files.items()}
+        self._pending = self._thread.submit(self._write, step, snapshot, json.loads(json.dumps(state)), best)
+
+    def wait(self) -> None:
+        """Return once everything is on the disk. Raises OutputError where it could not be written."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def close(self) -> None:
+        """Let the write under way end. What went wrong with it, `wait` tells."""
+        self._thread.shutdown(wait=True)
+
+    def newest(self) -> Path | str:
+        """The newest checkpoint on the disk, to be named in a message."""
+        self.wait()
+        return (checkpoints_in(self.folder) or ["none"])[-1]
+
+    def _write(self, step: int, files: dict[str, TensorFile], state: dict[str, Any], best: bool) -> None:
+        written = write_checkpoint(self.folder, step, files, state)
+        point(self.folder, "last", written)
+        if best:
+            point(self.folder, "best", written)
+        prune(self.folder, self.keep_last, written, keep={(self.folder / "best").resolve().name})
+
+
+def write_checkpoint(folder: Path, step: int, files: dict[str, TensorFile], state: dict[str, Any]) -> Path:
+    """Write folder/step_NNNNNNN. Raises OutputError, with nothing half-written left, where that fails."""
+    target = folder / f"step_{step:07d}"
+    partial = folder / f"{TEMPORARY}{target.name}"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for name, file in files.items():
+            header = {DESCRIPTION: json.dumps(file.description, sort_keys=True)} if file.description else None
+            contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in file.tensors.items()}
+            save_file(contiguous, partial / f"{name}.safetensors", metadata=header)
+        _write_json(partial / STATE, {"format": FORMAT, "step": step, **state})
+        digests = {path.name: digest_of(path, flush=True) for path in sorted(partial.iterdir())}
+        _write_json(partial / MANIFEST, {"format": FORMAT, "sha256": digests})
+        digest_of(partial / MANIFEST, flush=True)
+        _flush_folder(partial)
+        before = set_aside(target)
+        partial.rename(target)
+        _flush_folder(folder)
+        shutil.rmtree(before, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        need = sum(tensor.nbytes for file in files.values() for tensor in file.tensors.values())
+        free = shutil.disk_usage(folder).free if folder.is_dir() else 0
+        shutil.rmtree(partial, ignore_errors=True)
+        raise OutputError(
+            f"{target}: can't write the checkpoint ({error}); it needs {need / 2**20:.1f} MiB, "
+            f"{free / 2**20:.1f} MiB are free"
+        ) from None
+    return target
+
+
+def set_aside(target: Path) -> Path:
+    """Rename a checkpoint of the same step, if there is one: whole and found, until the new one is there."""
+    before = target.with_name(f"{target.name}{SET_ASIDE}")
+    if target.exists():
+        shutil.rmtree(before, ignore_errors=True)
+        target.rename(before)
+    return before
+
+
+def point(folder: Path, name: str, target: Path) -> None:
+    """Let the link folder/name lead to a checkpoint of the same folder, in one step."""
+    link = folder / f"{TEMPORARY}{name}"
+    link.unlink(missing_ok=True)
+    link.symlink_to(target.name)
+    link.replace(folder / name)
+    _flush_folder(folder)
+
+
+def prune(folder: Path, keep_last: int, written: Path, keep: set[str]) -> None:
+    """Delete all but those named and the last up to the one written, and what broken saves left.
+
+    One of a later step is a damaged one that the run was not resumed from; it must not count as newest.
+    """
+    found = checkpoints_in(folder)
+    for path in found[: found.index(written) + 1][:-keep_last]:
+        if path.name not in keep:
+            shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob(f"{TEMPORARY}*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(as_json(content))

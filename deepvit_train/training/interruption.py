@@ -1,0 +1,77 @@
+"""Stop signals: noted when they come, acted on between two steps, so that the state is saved whole."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from types import FrameType
+
+from deepvit_train.data.dataset import Batch
+from deepvit_train.distributed.world import World
+from deepvit_train.error import Interrupted
+
+
+class EvaluationStopped(Exception):
+    """A stop signal came while an evaluation was under way."""
+
+
+class StopSignals:
+    """While open, SIGINT and SIGTERM ask for a save and a stop, SIGUSR1 for a save."""
+
+    def __init__(self) -> None:
+        self.stop = 0  # the number of the first stop signal
+        self.save = False
+        self._before: dict[signal.Signals, Callable[[int, FrameType | None], object] | int | None] = {}
+
+    def __enter__(self) -> StopSignals:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def take_save(self) -> bool:
+        """Whether a save was asked for since the last call."""
+        asked, self.save = self.save, False
+        return asked
+
+    def watch(self, batches: Iterable[Batch], world: World) -> Iterable[Batch]:
+        """The batches of an evaluation, ending in EvaluationStopped when a stop signal came to any rank.
+
+        All ranks must read to the end, though some may have fewer batches than others.
+        """
+        return _Watched(batches, self, world)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGUSR1:
+            self.save = True
+        else:
+            self.stop = self.stop or number
+
+
+class _Watched:
+    def __init__(self, batches: Iterable[Batch], signals: StopSignals, world: World) -> None:
+        self._batches = batches
+        self._signals = signals
+        self._world = world
+
+    def __iter__(self) -> Iterator[Batch]:
+        batches = iter(self._batches)
+        while True:
+            batch = next(batches, None)
+            stop, more = self._world.largest(self._signals.stop, batch is not None)
+            if not more:
+                return
+            if stop:
+                raise EvaluationStopped
+            if batch is not None:
+                yield batch
+
+
+def interrupted(number: int, saved: object) -> Interrupted:
+    """The error that ends a run after a stop signal."""
+    return Interrupted(
+        f"stopped by {signal.Signals(number).name}; saved {saved}; the same command goes on", number
+    )

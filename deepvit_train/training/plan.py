@@ -1,0 +1,78 @@
+"""The length of a run in optimizer steps, and what is due after each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from deepvit_train.config.recipe import ScheduleConfig, TrainerConfig
+from deepvit_train.error import ConfigError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Steps are counted from 1: `evaluates(step)` asks about the moment after so many steps."""
+
+    steps_per_epoch: int
+    total_steps: int
+    micro_batch: int
+    eval_every_steps: int
+    save_every_steps: int | None
+    log_every_steps: int
+    probe_every_steps: int | None
+
+    def evaluates(self, step: int) -> bool:
+        """Whether the state after this step is evaluated."""
+        return step == self.total_steps or step % self.eval_every_steps == 0
+
+    def saves(self, step: int) -> bool:
+        """Whether the state after this step is saved: always when it was evaluated."""
+        return self.evaluates(step) or (
+            self.save_every_steps is not None and step % self.save_every_steps == 0
+        )
+
+    def logs(self, step: int) -> bool:
+        """Whether training scalars are logged after this step."""
+        return step % self.log_every_steps == 0 or step == self.total_steps
+
+    def probes(self, step: int) -> bool:
+        """Whether attention collapse is looked at after this step; at step 0 for the untrained model."""
+        return self.probe_every_steps is not None and step % self.probe_every_steps == 0
+
+    def epoch(self, step: int) -> float:
+        """Epochs done after so many steps."""
+        return step / self.steps_per_epoch
+
+
+def build_plan(trainer: TrainerConfig, schedule: ScheduleConfig, images: int, world_size: int) -> Plan:
+    """The plan for a number of training images. Raises ConfigError where batches can't be formed."""
+    parts = world_size * trainer.accumulate
+    if trainer.batch_size % parts:
+        raise ConfigError(
+            f"trainer.batch_size={trainer.batch_size} is not divisible by {world_size} ranks x "
+            "trainer.accumulate="
+            f"{trainer.accumulate}; nearest: "
+            f"trainer.batch_size={max(1, round(trainer.batch_size / parts)) * parts}"
+        )
+    steps_per_epoch = images // trainer.batch_size
+    if images < parts:
+        fewer = f"{images} ranks" if images < world_size else f"trainer.batch_size={world_size}"
+        raise ConfigError(
+            f"{images} training images are too few for {world_size} ranks x trainer.accumulate="
+            f"{trainer.accumulate}; nearest: {fewer} trainer.accumulate=1"
+        )
+    if not steps_per_epoch:
+        raise ConfigError(
+            f"trainer.batch_size={trainer.batch_size} is more than the {images} training images; "
+            f"nearest: trainer.batch_size={images // parts * parts}"
+        )
+    steps_per_epoch = min(steps_per_epoch, trainer.limit_batches or steps_per_epoch)
+    total = (trainer.epochs + schedule.cooldown_epochs) * steps_per_epoch
+    return Plan(
+        steps_per_epoch=steps_per_epoch,
+        total_steps=min(total, trainer.max_steps or total),
+        micro_batch=trainer.batch_size // parts,
+        eval_every_steps=trainer.eval_every_epochs * steps_per_epoch,
+        save_every_steps=trainer.save_every_steps,
+        log_every_steps=trainer.log_every_steps,
+        probe_every_steps=trainer.probe_every_steps,
+    )

@@ -1,0 +1,131 @@
+"""The training state: everything that a resumed run needs to go on as if it had never stopped.
+
+Random draws need no state: each comes from the seed, the step and the sample (determinism.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.scheduler import CosineLRScheduler
+from timm.utils import ModelEmaV3
+from torch import Tensor
+
+from deepvit_train.distributed.parallel import placed_like
+from deepvit_train.error import CheckpointError
+from deepvit_train.evaluation.calibration import Statistics
+from deepvit_train.models import DeepViT
+from deepvit_train.run.checkpoint import WEIGHT_FILES, read_calibrated, read_state, read_tensors
+from deepvit_train.run.saving import TensorFile
+
+
+@dataclass
+class TrainState:
+    """What training changes, step by step."""
+
+    model: DeepViT
+    ema: ModelEmaV3 | None
+    optimizer: torch.optim.Optimizer
+    schedule: CosineLRScheduler
+    scaler: torch.amp.GradScaler
+    step: int = 0
+    scaler_skips: int = 0  # consecutive overflows
+    evaluated_step: int = -1
+    metrics: dict[str, float] = field(default_factory=dict)  # of the evaluation at evaluated_step
+    best: dict[str, float] = field(default_factory=dict)  # the metrics of the best evaluation, and its step
+    calibrated: dict[str, Statistics] = field(
+        default_factory=dict
+    )  # for live and ema weights at evaluated_step
+    bad_files: list[str] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)  # sums since the last log line, of each rank
+    loss_steps: int = 0
+
+    def weights(self) -> dict[str, DeepViT]:
+        """The models to evaluate, by name: the live weights, and the averaged ones where there are any."""
+        ema: Any = self.ema
+        return {"live": self.model} if ema is None else {"live": self.model, "ema": ema.module}
+
+    def files(self, description: dict[str, Any]) -> dict[str, TensorFile]:
+        """The tensors of a checkpoint, by file name."""
+        files = {"optimizer": TensorFile(_optimizer_tensors(self.model, self.optimizer))}
+        for name, model in self.weights().items():
+            files[WEIGHT_FILES[name]] = TensorFile(model.state_dict(), description)
+        if self.calibrated and self.evaluated_step == self.step:
+            flat = {
+                f"{name}.{key}": value
+                for name, stats in self.calibrated.items()
+                for key, value in stats.items()
+            }
+            files["calibrated"] = TensorFile(flat)
+        return files
+
+    def plain(self) -> dict[str, Any]:
+        """The rest of a checkpoint, as JSON."""
+        return {
+            "scaler": self.scaler.state_dict(),
+            "scaler_skips": self.scaler_skips,
+            "evaluated_step": self.evaluated_step,
+            "metrics": self.metrics,
+            "best": self.best,
+            "bad_files": self.bad_files,
+            "losses": self.losses,
+            "loss_steps": self.loss_steps,
+        }
+
+    def restore(self, checkpoint: Path) -> None:
+        """Take over a verified checkpoint. Raises CheckpointError where it does not fit."""
+        state = read_state(checkpoint)
+        for name, model in self.weights().items():
+            load_weights(model, checkpoint / f"{WEIGHT_FILES[name]}.safetensors")
+        _load_optimizer(self.model, self.optimizer, checkpoint / "optimizer.safetensors")
+        self.step = state["step"]
+        if state["scaler"]:  # empty unless the checkpoint was trained in fp16
+            self.scaler.load_state_dict(state["scaler"])
+        self.scaler_skips = state["scaler_skips"]
+        self.evaluated_step = state["evaluated_step"]
+        self.metrics = state["metrics"]
+        self.best = state["best"]
+        self.bad_files = state["bad_files"]
+        # Checkpoints of earlier versions have none.
+        self.losses, self.loss_steps = state.get("losses", []), state.get("loss_steps", 0)
+        self.calibrated = read_calibrated(checkpoint)
+        self.schedule.step_update(self.step)
+
+
+def load_weights(model: DeepViT, file: Path) -> None:
+    """Load a weights file into a model of the same shape. Raises CheckpointError."""
+    own = model.state_dict()
+    try:
+        model.load_state_dict(
+            {
+                name: placed_like(own[name], value) if name in own else value
+                for name, value in read_tensors(file).items()
+            }
+        )
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{file}: does not fit the model ({str(error).splitlines()[-1].strip()})"
+        ) from None
+
+
+def _optimizer_tensors(model: DeepViT, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """AdamW's state by parameter: `exp_avg.blocks.0.attn.qkv.weight`. Its options are configuration."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        f"{key}.{names[parameter]}": value
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+    }
+
+
+def _load_optimizer(model: DeepViT, optimizer: torch.optim.Optimizer, file: Path) -> None:
+    parameters = dict(model.named_parameters())
+    for key, value in read_tensors(file).items():
+        kind, _, name = key.partition(".")
+        if name not in parameters:
+            raise CheckpointError(f"{file}: has state for {name}, which the model has not")
+        # The step count of fused AdamW lives on the parameter's device as well.
+        optimizer.state[parameters[name]][kind] = placed_like(parameters[name], value)

@@ -1,0 +1,235 @@
+"""Analyses of runs, of timm's models and of two models side by side, and the report in a browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from deepvit_train.collapse import measure
+from deepvit_train.collapse.report import SECTIONS, find
+from deepvit_train.commands import analyze, train
+from deepvit_train.commands.analyze_subject import from_timm
+from deepvit_train.config.collapse import Axis, Metric
+from deepvit_train.config.compose import compose_command
+from deepvit_train.data.dataset import Batch
+from deepvit_train.distributed.world import World
+from deepvit_train.error import CheckpointError, ConfigError
+from tests.conftest import QUICK
+
+QUICKLY = ["threads=1", "collapse.images=4", "batch_size=3", "data.workers=0"]
+TIMM = "vit_tiny_patch16_224"
+
+
+def analysed(*overrides: str) -> dict[str, Any]:
+    return analyze.run(compose_command("analyze", [*QUICKLY, *overrides]))
+
+
+@pytest.fixture(scope="module")
+def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two re-attention blocks on the digits."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    train.run(compose_command("train", [*QUICK, f"run_dir={folder}"]))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of the run beside that of a plain timm model that was never trained."""
+    out = tmp_path_factory.mktemp("report")
+    analysed(f"checkpoint={trained}", f"compare=timm:{TIMM}", f"out={out}")
+    return out
+
+
+def test_an_analysis_of_a_run_lies_in_its_folder(trained: Path) -> None:
+    found = analysed(f"checkpoint={trained}", "report=false", "accuracy=true")
+    assert json.loads((trained / "analysis" / "analysis.json").read_text()) == found
+    assert not (trained / "analysis" / "report.html").exists()
+    (model,) = found["models"]
+    result = json.loads((trained / "result.json").read_text())
+    assert model["accuracy"]["calibrated"]["top1"] == result["val/top1"]
+    assert found["images"] == 4
+    assert len(model["theta"]["trained"]) == 2
+    assert model["theta"]["trained"] != model["theta"]["untrained"]
+    for state in ("trained", "untrained"):
+        assert len(model[state]["averages"]["similarity/post_norm/raw/column"]) == 2
+    assert model["trained"]["averages"] != model["untrained"]["averages"]
+
+
+def test_the_untrained_model_is_the_one_the_run_began_with(digits: Path, tmp_path: Path) -> None:
+    overrides = [*QUICK, "optim.lr=0", "schedule.warmup_lr=0", "schedule.min_lr=0", f"run_dir={tmp_path}"]
+    train.run(compose_command("train", overrides))
+    (model,) = analysed(f"checkpoint={tmp_path}", "report=false")["models"]
+    assert model["trained"] == model["untrained"]
+
+
+def _images_of(root: Path) -> list[Batch]:
+    """The images that an analysis of a timm model looks at."""
+    overrides = [*QUICKLY, "batch_size=4", f"model=timm:{TIMM}", "data=imagefolder", f"data.root={root}"]
+    config = compose_command("analyze", [*overrides, "out=unused"])
+    world = World(rank=0, size=1, device=torch.device("cpu"))
+    return analyze.images_of(from_timm(config.model, None), config, config.data, world)
+
+
+def test_maps_of_a_timm_model_are_those_made_by_hand(image_folder: Path, tmp_path: Path) -> None:
+    found = analysed(
+        f"model=timm:{TIMM}",
+        "data=imagefolder",
+        f"data.root={image_folder}",
+        f"out={tmp_path / 'out'}",
+        "report=false",
+    )["models"][0]
+    # The same images through the model by hand: q and k of every block, softmax in float64.
+    torch.manual_seed(0)
+    model = timm.create_model(TIMM, pretrained=False).eval()
+    (batch,) = _images_of(image_folder)
+    maps = []
+    with torch.no_grad():
+        x = model._pos_embed(model.patch_embed(batch.images))
+        for block in model.blocks:
+            normed = block.norm1(x)
+            weights, biases = block.attn.qkv.weight.chunk(3), block.attn.qkv.bias.chunk(3)
+            q, k = (normed @ weights[part].T + biases[part] for part in (0, 1))
+            heads = []
+            for head in range(3):
+                part = slice(64 * head, 64 * (head + 1))
+                logits = q[..., part].double() @ k[..., part].double().transpose(1, 2) / 8
+                heads.append(logits.softmax(dim=-1))
+            maps.append(torch.stack(heads, dim=1))
+            x = block(x)
+    for axis in Axis:
+        for metric in Metric:
+            expected = measure.similarity_matrix(maps, axis, metric)
+            name = f"similarity/pre_mix/{metric}/{axis}"
+            actual = torch.tensor(found["trained"]["averages"][name], dtype=torch.float64)
+            # Centred vectors of an untrained model are a thousandth of the maps: their digits are fewer.
+            torch.testing.assert_close(actual, expected, atol=1e-6 if metric == Metric.raw else 1e-3, rtol=0)
+    entropy = torch.stack([measure.entropy(each) for each in maps])
+    actual = torch.tensor(found["trained"]["averages"]["entropy"], dtype=torch.float64)
+    torch.testing.assert_close(actual, entropy, atol=1e-6, rtol=0)
+
+
+def test_local_weights_of_a_timm_model(image_folder: Path, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    weights = timm.create_model(TIMM, num_classes=7).state_dict()
+    data = ["data=imagefolder", f"data.root={image_folder}", "report=false", "collapse.images=1"]
+    save_file(weights, tmp_path / "tiny.safetensors")
+    found = analysed(f"model=timm:{TIMM}", f"checkpoint={tmp_path / 'tiny.safetensors'}", *data)
+    assert (tmp_path / "tiny" / "analysis" / "analysis.json").exists()
+    (model,) = found["models"]
+    assert model["trained"] != model["untrained"]
+    del weights["blocks.3.attn.qkv.weight"]
+    save_file(weights, tmp_path / "broken.safetensors")
+    with pytest.raises(CheckpointError, match=r"broken\.safetensors: does not fit timm's"):
+        analysed(f"model=timm:{TIMM}", f"checkpoint={tmp_path / 'broken.safetensors'}", *data)
+    (tmp_path / "empty.pth").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"empty\.pth: can't be read"):
+        analysed(f"model=timm:{TIMM}", f"checkpoint={tmp_path / 'empty.pth'}", *data)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([], "checkpoint is not given"),
+        (["model=deepvit_s"], "nearest: model=timm:deepvit_s"),
+        ([f"model=timm:{TIMM}", "out=x"], "needs data=imagefolder"),
+        ([f"model=timm:{TIMM}", "data=digits"], "needs out=FOLDER"),
+        (["model=timm:vit_tyni_patch16_224", "data=digits", "out=x"], "did you mean 'vit_tiny_patch16_224'"),
+        (["model=timm:resnet18", "data=digits", "out=x"], "ResNet"),
+        (["checkpoint=x", "collapse.threshold=2"], "collapse.threshold=2.0: must be at most 1"),
+    ],
+)
+def test_mistakes(digits: Path, tmp_path: Path, overrides: list[str], message: str, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        analysed(*overrides)
+
+
+def test_every_figure_is_drawn_and_in_the_report(report: Path) -> None:
+    html = (report / "report.html").read_text()
+    for name, title, _ in SECTIONS:
+        assert f'<h2 id="{name}">{title}</h2>' in html
+        kind = "png" if name == "class_attention" else "svg"
+        assert (report / "figures" / f"{name}.{kind}").stat().st_size > 1000
+        # The plain model has every figure but Theta's.
+        assert (report / "figures" / f"compare_{name}.{kind}").exists() == (name != "theta")
+    assert len(re.findall("<figure>", html)) == 2 * len(SECTIONS) - 1
+    assert len(re.findall("<svg |<img ", html)) == 2 * len(SECTIONS) - 1
+    assert TIMM in html
+
+
+def test_the_report_needs_nothing_else(report: Path) -> None:
+    html = (report / "report.html").read_text()
+    assert "<script" not in html
+    linked = re.findall(r"""(?:src|href)=["']([^"']*)""", html) + re.findall(r"url\(([^)]*)\)", html)
+    assert linked
+    assert all(address.startswith(("data:", "#")) for address in linked)
+
+
+# Notes on the page itself what it asked for and what went wrong.
+WATCH = """<script>
+addEventListener("load", () => {
+  const asked = performance.getEntriesByType("resource").map(entry => entry.name);
+  const broken = [...document.images].filter(image => !image.naturalWidth).length;
+  document.body.dataset.seen = JSON.stringify({asked, broken});
+});
+</script>"""
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+@pytest.mark.parametrize(
+    "extra", ["", '<img src="http://127.0.0.1:9/x.png"><script>console.error(1)</script>']
+)
+def test_a_browser_shows_the_report_without_an_error_or_a_request(
+    report: Path, tmp_path: Path, extra: str
+) -> None:
+    page = tmp_path / "page.html"
+    page.write_text((report / "report.html").read_text().replace("</body>", f"{extra}{WATCH}</body>"))
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
+    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    command = ["chromium", *options, profile, "--virtual-time-budget=3000", "--dump-dom", f"file://{page}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0
+    (seen,) = re.findall('data-seen="([^"]*)"', done.stdout)
+    if extra:  # what this test sees where a page asks for something and complains
+        assert "127.0.0.1:9" in seen
+        assert "CONSOLE" in done.stderr
+        return
+    assert json.loads(unescape(seen)) == {"asked": [], "broken": 0}
+    assert "CONSOLE" not in done.stderr
+    assert len(re.findall("<svg |<img ", done.stdout)) == 2 * len(SECTIONS) - 1
+
+
+def test_what_the_report_says() -> None:
+    def state(similar: list[int], cosine: float) -> dict[str, Any]:
+        counted = {"blocks": similar, "count": len(similar), "ratio": 0.0, "to_previous": cosine}
+        definitions = [f"{maps}/{metric}/column" for maps in ("pre_mix", "post_norm") for metric in Metric]
+        features = [[1.0, 0.5, 0.2], [0.5, 1.0, 0.95], [0.2, 0.95, 1.0]]
+        averages = {"features": features, "tokens": [0.1, 0.2, 0.3]}
+        return {"similar_blocks": dict.fromkeys(definitions, counted), "averages": averages}
+
+    def sentences(trained: list[int], untrained: list[int]) -> str:
+        model: dict[str, Any] = {"theta": {"trained": [None] * 3}, "accuracy": None}
+        config = compose_command("analyze", ["checkpoint=x"]).collapse
+        return " ".join(
+            find(model | {"trained": state(trained, 0.95), "untrained": state(untrained, 0.1)}, config)
+        )
+
+    collapsed = sentences([1, 2], [])
+    assert "2 of 3 blocks are similar" in collapsed
+    assert "untrained it is 0" in collapsed
+    assert "From block 1 on, every block is similar" in collapsed
+    assert "raw column cosine of pre-mix maps to the block before: 0.950, untrained 0.100" in collapsed
+    assert "cosine of 0.9 to the last block's at block 1" in collapsed
+    assert "No block is similar." in sentences([], [])
+    assert "does not show collapse" in sentences([1], [1, 2])
+    assert "Similar are blocks 1" in sentences([1], [])

@@ -1,0 +1,150 @@
+"""A study over tiny models: resumable, one broken cell does not cost the others, means over seeds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import mean, stdev
+
+import pytest
+
+from deepvit_train.commands import study
+from deepvit_train.commands.study_table import table
+from deepvit_train.config.compose import compose_command
+from deepvit_train.config.preset import choices
+from deepvit_train.error import ConfigError, DataError
+from tests.conftest import Command
+
+TINY = [
+    "study.depths=[2]",
+    "study.seeds=[0,1]",
+    "study.dim=16",
+    "study.widths=[8,16]",
+    "study.width_depth=2",
+    "collapse.images=2",
+    "train=['model.image_size=8','model.patch_size=4','model.heads=2','augment=none','trainer.epochs=1',"
+    "'trainer.batch_size=10','schedule.warmup_epochs=0','trainer.calibrate_images=10','data.workers=0']",
+    "train_images=40",
+    "val_images=20",
+    "threads=1",
+]
+
+
+def configure(digits: Path, out: Path, *overrides: str) -> study.StudyConfig:
+    return compose_command("study", [*TINY, f"root={digits}", f"out={out}", *overrides])
+
+
+def names(config: study.StudyConfig) -> list[str]:
+    return [cell.name for cell in study.cells_of(config.study)]
+
+
+def test_the_cells_come_seed_by_seed_each_once(digits: Path, tmp_path: Path) -> None:
+    found = names(configure(digits, tmp_path))
+    assert found[:3] == ["self-d02-w16-s0", "reattention-d02-w16-s0", "self-d02-w8-s0"]
+    assert found[3:] == [name.replace("s0", "s1") for name in found[:3]]
+
+
+@pytest.mark.parametrize("name", choices("study"))
+def test_every_cell_of_the_shipped_studies_composes(name: str, digits: Path, tmp_path: Path) -> None:
+    config = compose_command(
+        "study", [f"study={name}", f"root={digits}", f"out={tmp_path}", "study.seeds=[0]"]
+    )
+    for cell in study.cells_of(config.study):
+        overrides = study.commands_of(cell, config)["train"]
+        composed = compose_command("train", overrides)
+        assert composed.attn.kind.value == cell.attn
+        assert (composed.model.depth, composed.model.dim) == (cell.depth, cell.dim)
+        assert composed.data.root == str(tmp_path / "data")
+
+
+def test_a_study_goes_on_where_it_stopped_and_past_a_broken_cell(digits: Path, tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    first = study.run(configure(digits, out, "limit_cells=1", "study.seeds=[0]"))
+    assert (first["finished"], first["cells"]) == (1, 3)
+    finished = out / "cells" / "self-d02-w16-s0.json"
+    before = finished.stat().st_mtime_ns
+    # A folder of something else stands where a cell's run would go.
+    broken = out / "runs" / "reattention-d02-w16-s0"
+    broken.mkdir()
+    (broken / "stranger").write_text("")
+    second = study.run(configure(digits, out, "study.seeds=[0]"))
+    assert finished.stat().st_mtime_ns == before
+    assert second["finished"] == 2
+    assert list(second["failed"]) == ["reattention-d02-w16-s0"]
+    assert "holds stranger but no run" in second["failed"]["reattention-d02-w16-s0"]
+    drawn = {file.name for file in (out / "figures").iterdir()}
+    figures = ("accuracy", "similar_blocks", "similarity", "head_similarity", "feature_cosine", "width")
+    assert drawn == {f"{name}.svg" for name in figures}
+    (broken / "stranger").unlink()
+    third = study.run(configure(digits, out, "study.seeds=[0]"))
+    assert (third["finished"], third["failed"]) == (3, {})
+
+    # What a cell says is what its run and its analysis said.
+    cell = json.loads((out / "cells" / "reattention-d02-w16-s0.json").read_text())
+    run = out / "runs" / cell["name"]
+    result = json.loads((run / "result.json").read_text())
+    assert cell["accuracy"]["calibrated"]["top1"] == result["val/top1"]
+    assert cell["accuracy"]["calibrated"]["images"] == 20
+    assert cell["accuracy"]["running"]["loss"] != cell["accuracy"]["calibrated"]["loss"]
+    for state in ("trained", "untrained"):
+        curve = cell[state]["by_block"]["similarity/pre_mix/raw/column"]
+        assert curve[0] is None
+        assert curve[1] == pytest.approx(cell[state]["similar_blocks"]["pre_mix/raw/column"]["to_previous"])
+    text = (out / "table.md").read_text().splitlines()
+    assert len(text) == 2 + 3
+    assert all(line.count("|") == text[0].count("|") for line in text)
+
+
+def test_a_study_is_not_continued_with_other_settings(digits: Path, tmp_path: Path) -> None:
+    study.run(configure(digits, tmp_path, "limit_cells=0"))
+    study.run(configure(digits, tmp_path, "limit_cells=0", "study.seeds=[0,1,2]", "threads=null"))
+    with pytest.raises(ConfigError, match=r"collapse\.k=\d \(now 3\)"):
+        study.run(configure(digits, tmp_path, "limit_cells=0", "collapse.k=3"))
+    with pytest.raises(ConfigError, match=r"train_images=40 \(now 20\)"):
+        study.run(configure(digits, tmp_path, "limit_cells=0", "train_images=20"))
+
+
+def test_the_images_are_shared_evenly_by_the_classes(digits: Path, tmp_path: Path) -> None:
+    study.run(configure(digits, tmp_path, "limit_cells=0"))
+    for split, each in (("train", 4), ("val", 2)):
+        folders = sorted((tmp_path / "data" / split).iterdir())
+        assert [len(list(folder.iterdir())) for folder in folders] == [each] * 10
+    with pytest.raises(DataError, match="41 images can't be shared evenly by 10 classes"):
+        study.run(configure(digits, tmp_path / "other", "limit_cells=0", "train_images=41"))
+    study.run(configure(digits, tmp_path / "all", "limit_cells=0", "train_images=null"))
+    assert (tmp_path / "all" / "data" / "train").resolve() == (digits / "train").resolve()
+
+
+def test_a_mistake_in_a_cell_comes_out_before_the_first_is_trained(digits: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="attn=reatention: unknown; did you mean 'reattention'"):
+        study.run(configure(digits, tmp_path / "a", "study.attentions=[self,reatention]"))
+    with pytest.raises(ConfigError, match=r"model\.dim=15 is not divisible by model\.heads=2"):
+        study.run(configure(digits, tmp_path / "b", "study.dim=15"))
+    assert not (tmp_path / "a").exists()
+
+
+def test_the_table_holds_means_and_deviations_over_seeds() -> None:
+    cells = []
+    for seed, top1 in enumerate((0.5, 0.6, 0.8)):
+        measured = {"count": seed, "ratio": 0.5, "to_previous": 0.1 * seed}
+        state = {"similar_blocks": dict.fromkeys(_definitions(), measured)}
+        accuracy = {"calibrated": {"top1": top1}, "running": {"top1": top1 / 2}}
+        cells.append(
+            {"attn": "self", "depth": 8, "dim": 64, "seed": seed, "accuracy": accuracy, "train_loss": 1.0}
+            | {"trained": state, "untrained": state}
+        )
+    row = table(cells).splitlines()[2]
+    assert row.startswith("| 8 | 64 | self | 3 |")
+    assert f"| {mean((0.5, 0.6, 0.8)):.4g} ± {stdev((0.5, 0.6, 0.8)):.2g} |" in row
+    assert "| 1 ± 1 |" in row
+    assert " ± " not in table(cells[:1])
+
+
+def _definitions() -> list[str]:
+    return [f"{maps}/{metric}/column" for maps in ("pre_mix", "post_norm") for metric in ("raw", "centred")]
+
+
+def test_the_command_needs_a_folder_of_images(command: Command) -> None:
+    done = command("study")
+    assert done.returncode == 2
+    assert "root is not given" in done.stderr

@@ -1,0 +1,30 @@
+"""Bad files: named once, counted over ranks, too many are an error."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from deepvit_train.data.bad_files import BadFiles
+from deepvit_train.data.dataset import Batch
+from deepvit_train.distributed.world import World
+from deepvit_train.error import DataError
+
+WORLD = World(rank=0, size=1, device=torch.device("cpu"))
+
+
+def test_each_file_is_named_once() -> None:
+    said: list[str] = []
+    known = ["a: empty"]
+    bad = BadFiles(known, max_bad=3, world=WORLD, say=said.append)
+    batches = [
+        Batch(torch.zeros(1), torch.zeros(1), lines) for lines in (["b: x", "a: empty"], [], ["c: y", "b: x"])
+    ]
+    assert list(bad.watch(batches)) == batches
+    assert bad.settle() == 2
+    assert bad.settle() == 0
+    assert known == ["a: empty", "b: x", "c: y"]
+    assert [line.rpartition("one: ")[2] for line in said] == ["b: x", "c: y"]
+    bad.note(["d: z"])
+    with pytest.raises(DataError, match=r"4 bad training images, more than data\.max_bad=3; the last: d: z"):
+        bad.settle()

@@ -1,0 +1,163 @@
+"""Checkpoints: whole or not there, and every damage seen."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from deepvit_train.error import CheckpointError, OutputError
+from deepvit_train.run import checkpoint, saving
+
+TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3, dtype=torch.int64)}
+
+
+def write(folder: Path, step: int) -> Path:
+    return saving.write_checkpoint(
+        folder, step, {"model": saving.TensorFile(TENSORS, {"dim": 3})}, {"note": "x"}
+    )
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    written = write(tmp_path, 12)
+    checkpoint.verify(written)
+    assert written.name == "step_0000012"
+    read = checkpoint.read_tensors(written / "model.safetensors")
+    assert all(torch.equal(read[name], value) for name, value in TENSORS.items())
+    assert checkpoint.read_description(written / "model.safetensors") == {"dim": 3}
+    assert checkpoint.read_state(written) == {"format": 1, "step": 12, "note": "x"}
+
+
+def test_nothing_is_pickled(tmp_path: Path) -> None:
+    assert {file.suffix for file in write(tmp_path, 1).iterdir()} == {".safetensors", ".json"}
+
+
+def test_a_kill_while_a_checkpoint_of_the_same_step_is_replaced_leaves_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, rename = write(tmp_path, 12), Path.rename
+
+    def die(path: Path, target: Path) -> None:
+        if path.name.startswith(saving.TEMPORARY):
+            raise KeyboardInterrupt
+        rename(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", die)
+        with pytest.raises(KeyboardInterrupt):
+            write(tmp_path, 12)
+    left = checkpoint.newest_valid(tmp_path, pytest.fail)
+    assert left is not None
+    assert left != written
+    assert checkpoint.read_state(left)["step"] == 12
+    assert checkpoint.newest_valid(tmp_path, pytest.fail) == left
+    assert write(tmp_path, 12) == written
+    assert checkpoint.newest_valid(tmp_path, pytest.fail) == written
+    saving.prune(tmp_path, 1, written, keep=set())
+    assert [path.name for path in tmp_path.iterdir()] == [written.name]
+
+
+def test_every_flipped_bit_and_every_cut_is_seen(tmp_path: Path) -> None:
+    written = write(tmp_path, 1)
+    rng = random.Random(0)
+    for file in sorted(written.iterdir()):
+        whole = file.read_bytes()
+        for _ in range(50):
+            place = rng.randrange(len(whole))
+            file.write_bytes(
+                whole[:place] + bytes([whole[place] ^ 1 << rng.randrange(8)]) + whole[place + 1 :]
+            )
+            with pytest.raises(CheckpointError, match="step_0000001"):
+                checkpoint.verify(written)
+        for length in (0, 1, 8, len(whole) // 3, len(whole) // 2, len(whole) - 2, len(whole) - 1):
+            file.write_bytes(whole[:length])
+            with pytest.raises(CheckpointError):
+                checkpoint.verify(written)
+        file.unlink()
+        with pytest.raises(CheckpointError):
+            checkpoint.verify(written)
+        file.write_bytes(whole)
+    checkpoint.verify(written)
+
+
+@pytest.mark.parametrize("name", ["../state.json", "/etc/passwd", "sub/state.json"])
+def test_a_manifest_names_files_of_its_folder_only(tmp_path: Path, name: str) -> None:
+    written = write(tmp_path, 1)
+    manifest = json.loads((written / checkpoint.MANIFEST).read_text())
+    manifest["sha256"][name] = "0"
+    (written / checkpoint.MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+    with pytest.raises(CheckpointError, match="not a file of the checkpoint"):
+        checkpoint.verify(written)
+
+
+def test_the_newest_whole_one_is_used_and_the_damaged_one_named(tmp_path: Path) -> None:
+    older, newer = write(tmp_path, 9), write(tmp_path, 10)
+    (newer / "model.safetensors").write_bytes(b"")
+    named: list[str] = []
+    assert checkpoint.newest_valid(tmp_path, named.append) == older
+    assert "step_0000010" in named[0]
+
+
+def test_pruning_keeps_the_newest_the_named_and_removes_leftovers(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 10):
+        write(tmp_path, step)
+    (tmp_path / f"{saving.TEMPORARY}step_0000011").mkdir()
+    written = tmp_path / "step_0000010"
+    saving.prune(tmp_path, keep_last=2, written=written, keep={"step_0000001"})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "step_0000001",
+        "step_0000003",
+        "step_0000010",
+    ]
+
+
+def test_pruning_never_takes_what_was_just_written(tmp_path: Path) -> None:
+    for step in (50, 60, 100):  # resumed from 50, as 100 was damaged
+        write(tmp_path, step)
+    saving.prune(tmp_path, keep_last=1, written=tmp_path / "step_0000060", keep=set())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_0000060", "step_0000100"]
+
+
+def test_a_run_stands_for_its_best_checkpoint_else_its_newest(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    first, second = write(folder, 1), write(folder, 2)
+    assert checkpoint.find(str(tmp_path)) == second
+    saving.point(folder, "best", first)
+    assert checkpoint.find(str(tmp_path)) == first
+    assert checkpoint.find(str(second)) == second
+    saving.point(folder, "best", second)
+    assert checkpoint.find(str(folder / "best")).resolve() == second
+
+
+def test_a_missing_checkpoint_is_named_with_the_nearest(tmp_path: Path) -> None:
+    write(tmp_path / "good" / "checkpoints", 1)
+    with pytest.raises(CheckpointError, match=r"did you mean 'good'\?"):
+        checkpoint.find(str(tmp_path / "god"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        checkpoint.find(str(tmp_path / "empty"))
+
+
+def test_a_full_disk_is_named_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    older = write(tmp_path, 1)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(saving, "save_file", full)
+    with pytest.raises(OutputError, match=r"No space left.*it needs .* MiB, .* MiB are free"):
+        write(tmp_path, 2)
+    assert list(tmp_path.iterdir()) == [older]
+    checkpoint.verify(older)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x04N.", b"\xff" * 8 + b"{}", b"x" * 64])
+def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(content)
+    for read in (checkpoint.read_tensors, checkpoint.read_description):
+        with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+            read(file)

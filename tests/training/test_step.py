@@ -1,0 +1,187 @@
+"""One optimizer step and one evaluation, against what they should equal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deepvit_train.config.compose import compose_command
+from deepvit_train.config.recipe import Precision
+from deepvit_train.data.dataset import Batch
+from deepvit_train.distributed.world import World
+from deepvit_train.error import DataError, NotFiniteError
+from deepvit_train.models import DeepViT
+from deepvit_train.training.finite import FiniteGuard
+from deepvit_train.training.recipe import build_ema, build_mixup, build_optimizer, build_schedule
+from deepvit_train.training.state import TrainState
+from deepvit_train.training.step import StepOptions, StepResult, evaluate, train_step
+
+WORLD = World(rank=0, size=1, device=torch.device("cpu"))
+SHAPE = {"image_size": 8, "patch_size": 4, "num_classes": 3, "dim": 12, "depth": 2, "heads": 3, "mlp_dim": 16}
+
+
+def state_of(
+    precision: Precision = Precision.fp32, attn: str = "self", lr: float = 1e-2, **shape: float
+) -> TrainState:
+    torch.manual_seed(0)
+    config = compose_command("train", [f"optim.lr={lr}", "schedule.warmup_epochs=0"])
+    model = DeepViT(**{**SHAPE, **shape}, attn=attn, init="vit").train()
+    optimizer = build_optimizer(model, config.optim)
+    return TrainState(
+        model=model,
+        ema=build_ema(model, 0.9),
+        optimizer=optimizer,
+        schedule=build_schedule(optimizer, config.schedule, 10, 10),
+        scaler=torch.amp.GradScaler("cpu", enabled=precision == Precision.fp16),
+    )
+
+
+def options(precision: Precision = Precision.fp32, **changes: object) -> StepOptions:
+    values = {"label_smoothing": 0.1, "mixup": None, "clip_grad": None, "max_scaler_skips": 2}
+    return StepOptions(seed=0, precision=precision, **{**values, **changes})
+
+
+def advance(
+    state: TrainState, forward: Callable[[Tensor], Tensor], batches: list[Batch], how: StepOptions
+) -> StepResult:
+    guard = FiniteGuard(WORLD, scaled=how.precision == Precision.fp16)
+    return train_step(state, forward, batches, WORLD, how, guard)
+
+
+def batch(size: int = 8, seed: int = 0) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    targets = torch.randint(3, (size,), generator=generator)
+    return Batch(torch.randn(size, 3, 8, 8, generator=generator), targets, [])
+
+
+def parts(whole: Batch, count: int) -> list[Batch]:
+    pairs = zip(whole.images.chunk(count), whole.targets.chunk(count), strict=True)
+    return [Batch(images, targets, []) for images, targets in pairs]
+
+
+def test_accumulated_gradients_equal_those_of_the_whole_batch() -> None:
+    one, four = state_of(), state_of()
+    for step in range(3):
+        whole = batch(seed=step)
+        first = advance(one, one.model, [whole], options())
+        second = advance(four, four.model, parts(whole, 4), options())
+        torch.testing.assert_close(first.loss, second.loss)
+        torch.testing.assert_close(first.grad_norm, second.grad_norm)
+    for left, right in zip(one.model.parameters(), four.model.parameters(), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", list(Precision))
+@pytest.mark.parametrize("attn", ["self", "reattention", "reattention_seed"])
+def test_each_precision_learns(precision: Precision, attn: str) -> None:
+    state = state_of(precision, attn)
+    losses = [advance(state, state.model, [batch()], options(precision)).loss.item() for _ in range(25)]
+    assert losses[-1] < 0.7 * losses[0]
+    assert all(parameter.dtype == torch.float32 for parameter in state.model.parameters())
+    assert state.step == 25
+
+
+def test_half_precision_gives_nearly_the_gradients_of_full_precision() -> None:
+    norms = {}
+    for precision in Precision:
+        state = state_of(precision, "reattention")
+        norms[precision] = advance(state, state.model, [batch(32)], options(precision)).grad_norm.item()
+    assert norms[Precision.bf16] == pytest.approx(norms[Precision.fp32], rel=0.05)
+    assert norms[Precision.fp16] == pytest.approx(norms[Precision.fp32], rel=0.01)
+
+
+def test_gradients_are_clipped() -> None:
+    state = state_of()
+    seen = []
+    state.optimizer.register_step_pre_hook(
+        lambda *_: seen.append(torch.nn.utils.get_total_norm([p.grad for p in state.model.parameters()]))
+    )
+    norm = advance(state, state.model, [batch()], options(clip_grad=0.01)).grad_norm
+    assert norm > 0.01
+    assert seen[0].item() == pytest.approx(0.01, rel=1e-3)
+
+
+def test_dropout_is_a_function_of_the_step() -> None:
+    first, second = (state_of(attn="reattention", dropout=0.3) for _ in range(2))
+    for step in range(3):
+        advance(first, first.model, [batch(seed=step)], options())
+    for step in range(3):
+        torch.rand(step)
+        advance(second, second.model, [batch(seed=step)], options())
+    for left, right in zip(first.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(left, right)
+
+
+def test_mixup_is_a_function_of_the_step_and_its_targets_add_up() -> None:
+    mixup = build_mixup(compose_command("train", ["augment=deit"]).augment, 0.1, 3, 8)
+    losses = []
+    for _ in range(2):
+        state = state_of()
+        losses.append(advance(state, state.model, [batch()], options(mixup=mixup)).loss)
+    assert torch.equal(losses[0], losses[1])
+    assert losses[0].isfinite()
+
+
+def failing(forward: Callable[[Tensor], Tensor], at: int) -> Callable[[Tensor], Tensor]:
+    """A forward pass whose result is NaN from call `at` on."""
+    calls = iter(range(1000))
+    return lambda images: forward(images) * (float("nan") if next(calls) >= at else 1.0)
+
+
+def test_a_step_that_is_not_finite_is_named_and_leaves_the_weights_alone() -> None:
+    state = state_of()
+    forward = failing(state.model, at=2)
+    for _ in range(2):
+        advance(state, forward, [batch()], options())
+    before = [parameter.clone() for parameter in state.model.parameters()]
+    with pytest.raises(NotFiniteError, match="step 3: the loss is nan"):
+        advance(state, forward, [batch()], options())
+    assert all(torch.equal(left, right) for left, right in zip(before, state.model.parameters(), strict=True))
+
+
+def test_the_loss_scaler_skips_so_many_steps_and_no_more() -> None:
+    state = state_of(Precision.fp16)
+    state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=1)
+    before = [parameter.clone() for parameter in state.model.parameters()]
+    for _ in range(2):
+        advance(state, state.model, [batch()], options(Precision.fp16))
+    assert state.scaler_skips == 2
+    assert all(torch.equal(left, right) for left, right in zip(before, state.model.parameters(), strict=True))
+    with pytest.raises(NotFiniteError, match=r"3 steps in a row.*trainer\.max_scaler_skips=2"):
+        advance(state, state.model, [batch()], options(Precision.fp16))
+
+
+def test_an_evaluation_counts_every_image_once() -> None:
+    model = state_of().model
+    whole = batch(23)
+    with torch.no_grad():
+        logits = model.eval()(whole.images)
+    model.train()
+    for sizes in (1, 5, 23):
+        pieces = [
+            Batch(images, targets, [])
+            for images, targets in zip(whole.images.split(sizes), whole.targets.split(sizes), strict=True)
+        ]
+        result = evaluate(model, pieces, WORLD, Precision.fp32, classes=3)
+        assert result.images == 23
+        assert result.top1 == (logits.argmax(1) == whole.targets).double().mean().item()
+        assert result.top5 == 1.0
+        assert result.loss == pytest.approx(F.cross_entropy(logits, whole.targets).item(), rel=1e-5)
+        assert result.class_images == whole.targets.bincount(minlength=3).tolist()
+        hits = sum(
+            share * images for share, images in zip(result.class_accuracy, result.class_images, strict=True)
+        )
+        assert hits == pytest.approx(result.top1 * 23)
+    assert model.training
+
+
+def test_an_evaluation_replaces_no_image() -> None:
+    whole = batch()
+    with pytest.raises(DataError, match=r"x\.png"):
+        evaluate(
+            state_of().model, [whole._replace(bad=["x.png: truncated"])], WORLD, Precision.fp32, classes=3
+        )
