@@ -137,8 +137,10 @@ def _mode(norm: nn.Module | None, sync: bool) -> str:
 def _affine(norm: nn.Module | None, like: Tensor) -> tuple[Tensor, Tensor]:
     """The norm's weight and bias, (H,) each; 1 and 0 where it has none."""
     weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
-    ones, zeros = like.new_ones(len(like)), like.new_zeros(len(like))
-    return ones if weight is None else weight.to(like.dtype), zeros if bias is None else bias.to(like.dtype)
+    return (
+        like.new_ones(len(like)) if weight is None else weight.to(like.dtype),
+        like.new_zeros(len(like)) if bias is None else bias.to(like.dtype),
+    )
 
 
 @torch.no_grad()
@@ -147,6 +149,10 @@ def _update_running_statistics(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, 
     if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked is None:
         return
     norm.num_batches_tracked.add_(1)
+    unbiased = var * (count / (count - 1))
+    if norm.momentum is not None and mean.is_cuda:  # two launches instead of eight
+        torch._foreach_lerp_([norm.running_mean, norm.running_var], [mean, unbiased], norm.momentum)
+        return
     rate = 1.0 / norm.num_batches_tracked.double() if norm.momentum is None else norm.momentum
-    for running, new in ((norm.running_mean, mean), (norm.running_var, var * (count / (count - 1)))):
+    for running, new in ((norm.running_mean, mean), (norm.running_var, unbiased)):
         running.copy_((1 - rate) * running + rate * new)

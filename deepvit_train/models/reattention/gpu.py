@@ -1,0 +1,301 @@
+"""Re-attention on a GPU: what `kernel.py` computes, by Triton kernels on chunks of images.
+
+    forward     maps -> mix -> affine -> values
+    backward    sums -> coefficients -> remap -> unmix -> gradients -> totals
+
+Only q, k, v, out and a number per row of the maps are kept. The maps of a chunk lie in device memory in the
+type of q, never those of a larger batch. Launches are few: the host needs as long for a small kernel as for a
+large one.
+
+Shapes: B batch, C images of a chunk, N tokens, P padded tokens, H heads, HP padded heads, D head_dim.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+from deepvit_train.models.reattention import gpu_backward_kernel as backward_kernel
+from deepvit_train.models.reattention import gpu_forward_kernel as forward_kernel
+from deepvit_train.models.reattention.gpu_plan import Kind, Plan, plan_for
+from deepvit_train.models.reattention.norm import Mixing
+
+TYPES = (torch.bfloat16, torch.float16, torch.float32)
+MOST_HEADS = 32
+MOST_HEAD_DIM = 128
+
+
+def covers(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether the kernels take these inputs."""
+    return (
+        q.dtype == k.dtype == v.dtype
+        and q.dtype in TYPES
+        and q.shape[1] <= MOST_HEADS
+        and q.shape[3] <= MOST_HEAD_DIM
+        and 0 not in q.shape
+    )
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, mixing: Mixing, seed: Tensor | None, dropout: float, rows: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `kernel.forward`. rows: of the maps of a chunk, counted over images; 0: chosen from the sizes."""
+    call = Call(q, mixing, seed, dropout, rows)
+    plan = call.plan
+    q, k, v = (_rows_whole(each) for each in (q, k, v))
+    maps, log_sums = call.new_maps(), call.new(plan.batch, plan.heads, plan.tokens)
+    mean, var = (call.new(plan.heads if plan.over_batch else 0) for _ in range(2))
+    affine = call.new(2, plan.padded_heads)
+    parts = call.new(plan.batch, plan.mix_programs, 2, plan.padded_heads)
+    # BatchNorm's slope is known after the last chunk. If that is not the only one, it is put in at the end.
+    late = plan.over_batch and len(plan.chunks) > 1
+    out = call.new(plan.batch, plan.tokens, plan.heads, plan.head_dim, dtype=None if late else v.dtype)
+    if not plan.over_batch:
+        call.find_affine(parts, affine, mean, var)
+    for chunk in plan.chunks:
+        call.make_maps(_of(q, chunk), _of(k, chunk), maps, _of(log_sums, chunk))
+        call.mix(maps, _of(parts, chunk), chunk.start)
+        if plan.over_batch and chunk.stop == plan.batch:
+            call.find_affine(parts, affine, mean, var)
+        call.apply_maps(maps, _of(v, chunk), affine, _of(out, chunk), final=not late)
+    if late:
+        slope, offset = affine[:, : plan.heads, None]
+        out = (out * slope + v.float().sum(2)[:, None] * offset).to(v.dtype)
+    return out.transpose(1, 2), log_sums, mean, var
+
+
+def backward(
+    dout: Tensor,
+    out: Tensor,
+    log_sums: Tensor,
+    statistics: tuple[Tensor, Tensor],
+    inputs: tuple[Tensor, Tensor, Tensor],
+    mixing: Mixing,
+    dropped: tuple[Tensor | None, float],
+    rows: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As `kernel.backward`: the gradients of q, k, v, theta, bias, weight and shift.
+
+    statistics: mean and var of `forward`; inputs: q, k, v; dropped: seed and dropout.
+    """
+    call = Call(inputs[0], mixing, *dropped, rows)
+    plan = call.plan
+    q, k, v, dout, out = (_rows_whole(each) for each in (*inputs, dout, out))
+    v_sum, dout_sum = (call.new(plan.batch, plan.heads, plan.head_dim) for _ in range(2))
+    coefficients = call.find_coefficients(v, dout, out, v_sum, dout_sum, statistics)
+    maps, grads = call.new_maps(), call.new_maps()
+    shape = plan.batch, plan.heads, plan.tokens, plan.head_dim
+    gradients = [call.new(*shape, dtype=plan.dtype) for _ in range(3)]
+    products = call.new(plan.batch, plan.unmix_programs, 2, plan.padded_heads, plan.padded_heads)
+    sums = call.new(plan.batch, plan.unmix_programs, plan.padded_heads)
+    dweight = call.new(plan.batch, plan.tiles(plan.gradients), plan.padded_heads)
+    for chunk in plan.chunks:
+        inputs_of_chunk = [_of(each, chunk) for each in (q, k, v, dout)]
+        call.remap(inputs_of_chunk, _of(log_sums, chunk), _of(v_sum, chunk), maps, grads)
+        call.unmix(maps, grads, coefficients, _of(products, chunk), _of(sums, chunk), chunk.start)
+        targets = [_of(each, chunk) for each in (*gradients, dweight)]
+        call.find_gradients(maps, grads, inputs_of_chunk, _of(dout_sum, chunk), coefficients, targets)
+    dq, dk, dv = gradients
+    return dq, dk, dv, *call.add_up(products, sums, dweight, coefficients)
+
+
+class Call:
+    """One call of the operator: a method for each kernel. Arguments as those of `forward`."""
+
+    def __init__(self, q: Tensor, mixing: Mixing, seed: Tensor | None, dropout: float, rows: int) -> None:
+        kind = Kind(mixing.norm, mixing.bias is not None, seed is not None)
+        self.plan: Plan = plan_for((*q.shape,), q.dtype, kind, rows)
+        self.mixing, self.device = mixing, q.device
+        self.bias = mixing.theta if mixing.bias is None else mixing.bias  # a kernel wants some address
+        self.seed, self.keep = (0, 1.0) if seed is None else (int(seed), 1.0 - dropout)
+
+    def new(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """An uninitialised tensor, of float32 if not told otherwise."""
+        return torch.empty(shape, dtype=dtype or torch.float32, device=self.device)
+
+    def new_maps(self) -> Tensor:
+        """Uninitialised maps of a chunk, (C, H, N, P)."""
+        plan = self.plan
+        return self.new(plan.chunks[0].stop, plan.heads, plan.tokens, plan.padded, dtype=plan.dtype)
+
+    @property
+    def count(self) -> int:
+        """Positions that BatchNorm's statistics are over."""
+        ranks = distributed.get_world_size() if self.mixing.norm == "ranks" else 1
+        return self.plan.batch * self.plan.tokens**2 * ranks
+
+    def make_maps(self, q: Tensor, k: Tensor, maps: Tensor, log_sums: Tensor) -> None:
+        """Softmax maps, and the log2 of their rows' sums."""
+        plan = self.plan
+        tiles = plan.tiles(plan.maps)
+        launch(
+            forward_kernel.maps_kernel, (len(q) * plan.heads * tiles,),
+            q, k, maps, log_sums, *q.stride()[:3], *k.stride()[:3], tiles, plan.tokens, plan.padded,
+            plan.exponent_scale, plan.level, plan.scale, **plan.maps,
+        )  # fmt: skip
+
+    def mix(self, maps: Tensor, parts: Tensor, first: int) -> None:
+        """Mix heads and normalise, in place."""
+        plan = self.plan
+        launch(
+            forward_kernel.mix_kernel, (len(parts), plan.mix_programs),
+            maps, self.mixing.theta, self.bias, parts, self.seed, first, plan.tokens, plan.padded,
+            plan.level, plan.unit, self.mixing.eps, self.keep, **plan.mix,
+        )  # fmt: skip
+
+    def find_affine(self, parts: Tensor, affine: Tensor, mean: Tensor, var: Tensor) -> None:
+        """Slope and offset of the output, and BatchNorm's statistics."""
+        plan, mixing, number = self.plan, self.mixing, parts.shape[0] * parts.shape[1]
+        if mixing.norm == "ranks":
+            parts, number = parts.double().sum((0, 1)), 1
+            distributed.all_reduce(parts)
+        launch(
+            forward_kernel.affine_kernel, (1,),
+            parts, mixing.theta, self.bias, mixing.weight, mixing.shift, affine, mean, var,
+            number, self.count, plan.tokens, plan.unit, mixing.eps, **plan.affine,
+        )  # fmt: skip
+
+    def apply_maps(self, maps: Tensor, v: Tensor, affine: Tensor, out: Tensor, final: bool) -> None:
+        """The mixed maps times v; with slope and offset if `final`."""
+        plan = self.plan
+        tiles = plan.tiles(plan.values)
+        launch(
+            forward_kernel.values_kernel, (len(v) * plan.heads * tiles,),
+            maps, v, affine, out, *v.stride()[:3], tiles, plan.tokens, plan.padded,
+            FINAL=final, **plan.values,
+        )  # fmt: skip
+
+    def find_coefficients(
+        self,
+        v: Tensor,
+        dout: Tensor,
+        out: Tensor,
+        v_sum: Tensor,
+        dout_sum: Tensor,
+        statistics: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        """Sums over tokens into v_sum and dout_sum, (B, H, D); returns numbers per head, (7, HP)."""
+        plan, mixing = self.plan, self.mixing
+        parts = self.new(plan.batch, plan.heads, 2)
+        launch(
+            backward_kernel.sums_kernel, (plan.batch * plan.heads,),
+            v, dout, out, v_sum, dout_sum, parts,
+            *v.stride()[:3], *dout.stride()[:3], *out.stride()[:3], plan.tokens, **plan.sums,
+        )  # fmt: skip
+        shared = parts
+        if mixing.norm == "ranks":
+            shared = parts.double().sum(0).T.contiguous()
+            distributed.all_reduce(shared)
+        coefficients = self.new(
+            backward_kernel.ROWS_OF_COEFFICIENTS.value + plan.padded_heads, plan.padded_heads
+        )
+        launch(
+            backward_kernel.coefficients_kernel, (1,),
+            parts, shared, mixing.theta, self.bias, mixing.weight, mixing.shift, *statistics, coefficients,
+            plan.batch, self.count, plan.tokens, plan.unit, mixing.eps,
+            SHARED=mixing.norm == "ranks", **plan.coefficients,
+        )  # fmt: skip
+        return coefficients
+
+    def remap(
+        self, inputs: list[Tensor], log_sums: Tensor, v_sum: Tensor, maps: Tensor, grads: Tensor
+    ) -> None:
+        """Softmax maps again, and the gradient of the normalised maps."""
+        plan = self.plan
+        tiles = plan.tiles(plan.remap)
+        launch(
+            backward_kernel.remap_kernel, (len(log_sums) * plan.heads * tiles,),
+            *inputs, log_sums, v_sum, self.mixing.weight, maps, grads,
+            *_strides(inputs), tiles, plan.tokens, plan.padded,
+            plan.exponent_scale, plan.level, plan.scale, **plan.remap,
+        )  # fmt: skip
+
+    def unmix(
+        self, maps: Tensor, grads: Tensor, coefficients: Tensor, products: Tensor, sums: Tensor, first: int
+    ) -> None:
+        """Maps -> normalised maps, and their gradient -> that of the logits; both in place."""
+        plan, mixing = self.plan, self.mixing
+        launch(
+            backward_kernel.unmix_kernel, (len(products), plan.unmix_programs),
+            maps, grads, mixing.theta, coefficients, products, sums, self.seed, first,
+            plan.tokens, plan.padded, plan.level, plan.unit, mixing.eps, self.keep, **plan.unmix,
+        )  # fmt: skip
+
+    def find_gradients(
+        self,
+        maps: Tensor,
+        grads: Tensor,
+        inputs: list[Tensor],
+        dout_sum: Tensor,
+        coefficients: Tensor,
+        targets: list[Tensor],
+    ) -> None:
+        """The gradients of q, k and v, and parts of that of the norm's weight."""
+        plan, mixing = self.plan, self.mixing
+        tiles = plan.tiles(plan.gradients)
+        launch(
+            backward_kernel.gradients_kernel, (len(dout_sum) * plan.heads * tiles,),
+            maps, grads, *inputs, dout_sum, mixing.weight, mixing.shift, coefficients, *targets,
+            *_strides(inputs), tiles, plan.tokens, plan.padded, plan.logit_scale, **plan.gradients,
+        )  # fmt: skip
+
+    def add_up(
+        self, products: Tensor, sums: Tensor, dweight: Tensor, coefficients: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The gradients of theta, bias, weight and shift from their parts."""
+        plan = self.plan
+        found = self.new(plan.heads, plan.heads), *(self.new(plan.heads) for _ in range(3))
+        launch(
+            backward_kernel.totals_kernel, (plan.heads,),
+            products, sums, dweight, coefficients, self.mixing.theta, self.mixing.weight, *found,
+            plan.batch * products.shape[1], plan.batch * dweight.shape[1], plan.tokens, plan.unit,
+            **plan.totals,
+        )  # fmt: skip
+        return found
+
+
+# What Triton compiled for launches that differ in nothing that it looks at.
+_compiled: dict[tuple[Any, ...], tuple[Any, list[Any]]] = {}
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
+    """Launch a kernel: the one place that does, so that a test can see what is launched.
+
+    Triton looks at every argument at every launch, which takes the host longer than all else. Here it looks
+    once for each set of sizes, types and alignments.
+    """
+    if constants.get("DROPOUT"):  # every seed would be a set of its own
+        kernel[grid](*arguments, **constants)
+        return
+    key = (
+        kernel,
+        arguments[0].device,
+        *[(a.dtype, a.data_ptr() % 16 == 0) if isinstance(a, Tensor) else a for a in arguments],
+        *constants.values(),
+    )
+    found = _compiled.get(key)
+    if found is not None:
+        compiled, rest = found
+        compiled[(*grid, 1, 1)[:3]](*arguments, *rest)
+        return
+    compiled = kernel[grid](*arguments, **constants)
+    if compiled is not None:  # the interpreter compiles nothing
+        rest = [constants[name] for name in kernel.arg_names[len(arguments) :]]
+        _compiled[key] = compiled, rest
+
+
+def _of(tensor: Tensor, chunk: slice) -> Tensor:
+    """The images of a chunk; no view is made where that is all."""
+    return tensor if chunk.start == 0 and chunk.stop == len(tensor) else tensor[chunk]
+
+
+def _rows_whole(tensor: Tensor) -> Tensor:
+    """The tensor, copied unless the entries of each of its rows follow one another in memory."""
+    return tensor if tensor.stride(-1) == 1 and 0 not in tensor.stride() else tensor.contiguous()
+
+
+def _strides(tensors: list[Tensor]) -> list[int]:
+    """How far images, heads and tokens of each tensor lie apart, in entries."""
+    return [stride for tensor in tensors for stride in tensor.stride()[:3]]
