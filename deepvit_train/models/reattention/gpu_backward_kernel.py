@@ -207,7 +207,8 @@ def unmix_kernel(
     ONCE: a row fits into COLUMNS; else its keys are gone over twice, first for delta = sum_j A dA.
 
     BatchNorm's dM = (dX - mean(dX X) X) / deviation is never formed. Rounded to dX's type it would lose what
-    is subtracted, which is small beside dX, and yet counts in dTheta. What dM is needed for is linear in dX and A.
+    is subtracted, which is small beside dX, and yet counts in dTheta. What dM is needed for is linear in dX
+    and A.
 
     PRODUCTS (C, programs, 2, HP, HP), a = S (A - 1/N): a dX^T, for LayerNorm a dM^T; and for BatchNorm a a^T.
     SUMS (C, programs, HP): of dM for LayerNorm; under dropout of a for BatchNorm, of dX without a norm.

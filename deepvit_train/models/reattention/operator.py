@@ -178,7 +178,7 @@ _library.impl("reattention_backward", _with_gradient(_DifferentiableOnce, operat
 
 
 def gpu_kernels(q: Tensor, k: Tensor, v: Tensor) -> ModuleType | None:
-    """The module `gpu` if its kernels take these inputs, else None. On a GPU that is warned of, once a reason."""
+    """The module `gpu` if its kernels take these inputs, else None, which is warned of once on a GPU."""
     if not q.is_cuda:
         return None
     try:
@@ -201,7 +201,7 @@ def _warn_of_slowness(reason: str) -> None:
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Inside, products of float32 are those of float32: no autocast, and no TF32 though a caller allows it."""
+    """Inside, products of float32 are those of float32: no autocast, and no TF32 if a caller allows it."""
     matmul = torch.backends.cuda.matmul
     before = matmul.fp32_precision
     with torch.autocast(device.type, enabled=False):
