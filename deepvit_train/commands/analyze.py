@@ -17,7 +17,7 @@ from deepvit_train.collapse.gallery import draw_all, take_pictures
 from deepvit_train.collapse.measurement import as_data, measure_model, theta_of
 from deepvit_train.collapse.report import write_html
 from deepvit_train.commands.analyze_subject import TIMM, Subject, data_of, from_checkpoint, from_timm
-from deepvit_train.config.command import AnalyzeConfig
+from deepvit_train.config.analyze import AnalyzeConfig
 from deepvit_train.config.data import DataConfig
 from deepvit_train.config.recipe import Precision
 from deepvit_train.data.bad_files import BadFiles

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from rich.table import Table
 
-from deepvit_train.config.command import DataCheckConfig
+from deepvit_train.config.data_check import DataCheckConfig
 from deepvit_train.config.preset import Architecture
 from deepvit_train.data import check
 from deepvit_train.data.decode import BadImageError, Picture, parse_picture

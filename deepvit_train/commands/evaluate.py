@@ -13,8 +13,8 @@ from rich.table import Table
 from timm.data import ImageNetInfo
 
 from deepvit_train.atomic import write_text
-from deepvit_train.config.command import EvalConfig
 from deepvit_train.config.data import DataConfig
+from deepvit_train.config.evaluate import EvalConfig
 from deepvit_train.data.index import open_split
 from deepvit_train.data.loaders import eval_loader
 from deepvit_train.distributed import world as distributed

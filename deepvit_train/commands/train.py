@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from deepvit_train.collapse.probe import Probe
-from deepvit_train.config.command import TrainConfig
 from deepvit_train.config.compose import as_yaml, plain
 from deepvit_train.config.preset import Architecture
 from deepvit_train.config.recipe import Precision
+from deepvit_train.config.train import TrainConfig
 from deepvit_train.data.bad_files import BadFiles
 from deepvit_train.data.dataset import Batch, TrainOrder
 from deepvit_train.data.index import ImageIndex, check_classes, open_split

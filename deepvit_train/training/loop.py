@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from deepvit_train.collapse.probe import Probe
-from deepvit_train.config.command import TrainConfig
+from deepvit_train.config.train import TrainConfig
 from deepvit_train.data.bad_files import BadFiles
 from deepvit_train.data.dataset import Batch
 from deepvit_train.data.transform import denormalise

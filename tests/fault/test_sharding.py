@@ -13,9 +13,9 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from deepvit_train.commands import evaluate, train
-from deepvit_train.config.command import TrainConfig
 from deepvit_train.config.compose import compose_command
 from deepvit_train.config.preset import Architecture
+from deepvit_train.config.train import TrainConfig
 from deepvit_train.distributed import world as distributed
 from deepvit_train.distributed.parallel import gathered, shard, whole
 from deepvit_train.error import Interrupted, NotFiniteError
