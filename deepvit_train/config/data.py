@@ -16,7 +16,7 @@ class DataName(Choice):
 
 @dataclass(kw_only=True, slots=True)
 class DataConfig(Section):
-    name: DataName | None = option("kind of data set; null: the data that the checkpoint was trained on")
+    name: DataName | None = option("kind of data set; null, with a checkpoint: the data it was trained on")
     root: str | None = option(
         "folder of the data set, with train/ and val/ in it; null, for digits alone: the cache folder"
     )

@@ -59,27 +59,30 @@ def take_texts(
     taken: dict[str, str | None] = {}
     for override in overrides:
         name, _, typed = override.partition("=")
-        is_text = types.get(name) in TEXT
-        if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in override):
-            raise ConfigError(f"{override!r}: can't be read: it holds control characters, or is no UTF-8")
-        try:
-            value = OverridesParser.create().parse_override(override).value()
-        except HydraException:
-            if not is_text:
-                raise _wrong_value(override, types) from None
-            taken[name] = typed
-            continue
-        if isinstance(value, Sweep) and sweeps:
-            for_hydra.append(override)
-        elif is_text and not isinstance(value, str | None):
-            taken[name] = typed
-        elif isinstance(value, Sweep):
+        value = _as_hydra_reads(override)
+        several = isinstance(value, Sweep)
+        if types.get(name) in TEXT and not (several and sweeps):
+            if not isinstance(value, str | None):
+                taken[name] = typed
+            elif name in folders:
+                taken[name] = value
+            else:
+                for_hydra.append(override)
+        elif isinstance(value, HydraException) or (several and not sweeps):
             raise _wrong_value(override, types)
-        elif is_text and name in folders:
-            taken[name] = value
         else:
             for_hydra.append(override)
     return for_hydra, taken
+
+
+def _as_hydra_reads(override: str) -> object:
+    """The value that Hydra's grammar gives an override, or the exception that it raises."""
+    if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in override):
+        raise ConfigError(f"{override!r}: can't be read: it holds control characters, or is no UTF-8")
+    try:
+        return OverridesParser.create().parse_override(override).value()
+    except HydraException as error:
+        return error
 
 
 def _wrong_value(override: str, types: dict[str, str]) -> ConfigError:
