@@ -106,9 +106,9 @@ def test_vit_pytorchs_keywords_build_its_model(shape: dict[str, int], pool: str,
         elif name == "logits":
             assert apart < 1e-5
         else:
-            # Theta's gradient is a small difference of large sums. In 30 draws vit-pytorch's own was off by up
-            # to 4.9e-5 in single precision and this one by up to 5.0e-5, and which is nearer to the truth was
-            # luck. What is exact is compared in double precision above.
+            # Theta's gradient is a small difference of large sums. In 30 draws in single precision
+            # vit-pytorch's own was off by up to 4.9e-5 and this one by up to 5.0e-5, and which was nearer to
+            # the truth was luck. What is exact is compared in double precision above.
             assert apart < 1e-5 or own_error < 1e-4, (name, apart, own_error, their_error)
 
 
