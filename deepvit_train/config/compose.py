@@ -13,6 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from deepvit_train.config.alias import current_override
 from deepvit_train.config.command import COMMANDS
 from deepvit_train.config.override import check_overrides, explained, take_texts
 from deepvit_train.config.preset import config_dir
@@ -36,6 +37,7 @@ def compose_command(command: str, overrides: Sequence[str]) -> Any:
 
 def compose_tree(command: str, overrides: Sequence[str]) -> DictConfig:
     """The configuration as Hydra composes it, typed but not yet checked. Raises ConfigError."""
+    overrides = [current_override(each) for each in overrides]
     check_overrides(command, overrides)
     for_hydra, texts = take_texts(command, overrides)
     store = ConfigStore.instance()
