@@ -11,25 +11,20 @@ deepvit-study root=FOLDER ...        python -m deepvit_train.cli study root=FOLD
 
 from __future__ import annotations
 
+import errno
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO, cast
 
 from deepvit_train import __version__
 from deepvit_train.commands import sweep
-from deepvit_train.config.compose import (
-    COMMANDS,
-    as_yaml,
-    compose_command,
-    compose_tree,
-    console_name,
-    flat_values,
-    groups_of,
-    keys_of,
-)
+from deepvit_train.config.command import COMMANDS
+from deepvit_train.config.compose import as_yaml, compose_command, compose_tree
+from deepvit_train.config.help import command_help, overview
 from deepvit_train.error import ConfigError, UserError, nearest
 from deepvit_train.failure import explain
 
@@ -85,6 +80,7 @@ def data() -> NoReturn:
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run `COMMAND [--help | --version | --cfg | -m] KEY=VALUE ...` and exit with its code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    outlive_readers()
     try:
         sys.exit(_dispatch(arguments))
     except UserError as error:
@@ -94,13 +90,59 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         sys.exit(130)
 
 
+class OutlivingStream:
+    """A text stream that goes on into nothing once its reader is gone.
+
+    The reader of a pipe may end (`deepvit-train --help | head -3`), or the terminal may be closed. A command
+    that prints only is done then; a training must not die of it.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._gone = {errno.EPIPE, errno.EIO} if stream.isatty() else {errno.EPIPE}
+
+    def write(self, text: str) -> int:
+        """Write text; returns its length."""
+        try:
+            return self._stream.write(text)
+        except OSError as error:
+            self._silence(error)
+            return len(text)
+
+    def flush(self) -> None:
+        """Write what is held back."""
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._silence(error)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _silence(self, error: OSError) -> None:
+        if error.errno not in self._gone:
+            raise error
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, self._stream.fileno())
+        os.close(nothing)
+
+
+def outlive_readers() -> None:
+    """Keep stdout and stderr of this process alive. Streams that stand in for them are left alone."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None and stream is getattr(sys, f"__{name}__"):
+            setattr(sys, name, cast(TextIO, OutlivingStream(stream)))
+
+
 def _dispatch(arguments: list[str]) -> int:
     if arguments[:1] == ["data"]:
         # deepvit-data's first word names one of its commands.
         arguments = _data_command(arguments[1:])
     command = arguments[0] if arguments else "--help"
     if command in ("-h", "--help"):
-        print(f"usage: python -m deepvit_train.cli {{{'|'.join(COMMANDS)}}} [--help] KEY=VALUE ...")
+        commands = {name: name for name in COMMANDS}
+        print(overview("Train, evaluate and explain DeepViT.", "python -m deepvit_train.cli", commands))
         return 0
     if command not in COMMANDS:
         raise ConfigError(
@@ -114,7 +156,7 @@ def _dispatch(arguments: list[str]) -> int:
             f"{unknown[0]}: no such option{nearest(unknown[0], known)} (options: {', '.join(known)})"
         )
     if {"-h", "--help"} & set(flags):
-        _print_help(command)
+        print(command_help(command))
     elif "--version" in flags:
         print(f"deepvit-train {__version__} from {Path(__file__).parent}")
     elif "--cfg" in flags:
@@ -127,16 +169,16 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _data_command(arguments: list[str]) -> list[str]:
-    known = [name.removeprefix("data-") for name in COMMANDS if name.startswith("data-")]
+    commands = {name.removeprefix("data-"): name for name in COMMANDS if name.startswith("data-")}
     word = arguments[0] if arguments else "--help"
     if word in ("-h", "--help"):
-        print(f"usage: deepvit-data {{{'|'.join(known)}}} [--help] KEY=VALUE ...")
+        print(overview("Check a data set, or write one as a folder of images.", "deepvit-data", commands))
         sys.exit(0)
-    if word not in known:
+    if word not in commands:
         raise ConfigError(
-            f"deepvit-data {word}: no such command{nearest(word, known)} (choices: {', '.join(known)})"
+            f"deepvit-data {word}: no such command{nearest(word, commands)} (choices: {', '.join(commands)})"
         )
-    return [f"data-{word}", *arguments[1:]]
+    return [commands[word], *arguments[1:]]
 
 
 def run_command(command: str, config: Any) -> Any:
@@ -151,24 +193,6 @@ def run_command(command: str, config: Any) -> Any:
         if explained is None:
             raise
         raise explained from None
-
-
-def _print_help(command: str) -> None:
-    print(
-        f"usage: {console_name(command)} [--help] [--version] [--cfg] "
-        f"{'[-m] ' if command == 'train' else ''}KEY=VALUE ...\n"
-    )
-    print("--cfg prints the composed configuration and stops.")
-    if command == "train":
-        print("-m trains every combination of comma-separated values: model.depth=4,8 attn=self,reattention")
-    if groups := groups_of(command):
-        print("\nchosen by name:")
-        for group, names in groups.items():
-            print(f"  {group}={'|'.join(names)}")
-    print("\nchosen by value [default]:")
-    values = flat_values(compose_tree(command, []))
-    for key in keys_of(COMMANDS[command]):
-        print(f"  {key.name} ({key.type}) [{values.get(key.name, 'required')}]\n      {key.help}")
 
 
 if __name__ == "__main__":

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from deepvit_train.cli import OutlivingStream
 from deepvit_train.commands import train
 from deepvit_train.config.compose import compose_command
+from deepvit_train.config.help import summary
 from deepvit_train.run import checkpoint
 from deepvit_train.run.folder import RunFolder
 from tests.conftest import QUICK, Command
+
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +166,73 @@ def test_a_damaged_checkpoint_is_refused_before_data_is_touched(
         file.write_bytes(content[: len(content) // 2] if damage == "cut" else content)
     result = call("eval", f"checkpoint={folder}", "data=imagefolder", "data.root=/nowhere")
     refused(result, 3, "checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "head"),
+    [
+        ("train --help", "head -3"),
+        ("train --cfg", "head -1"),
+        ("bench --help", "head -1"),
+        ("data --help", "head -1"),
+        ("train --help", "true"),
+        ("train --help 2>&1", "true"),
+    ],
+)
+@pytest.mark.parametrize("buffered", ["", "1"])
+def test_a_reader_of_the_output_may_leave_early(arguments: str, head: str, buffered: str) -> None:
+    command = f"{sys.executable} -m deepvit_train.cli {arguments} | {head}; exit ${{PIPESTATUS[0]}}"
+    environment = ENVIRONMENT | {"PYTHONUNBUFFERED": buffered}
+    done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_error_that_nobody_reads_keeps_its_exit_code() -> None:
+    command = f"{sys.executable} -m deepvit_train.cli train attn=x 2>&1 | true; exit ${{PIPESTATUS[0]}}"
+    assert subprocess.run(["bash", "-c", command], env=ENVIRONMENT).returncode == 2
+
+
+def test_a_training_goes_on_when_its_reader_leaves(digits: Path, tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "deepvit_train.cli", "train", *QUICK, "trainer.epochs=4", "run_dir=run"],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "run folder: run\n"
+        process.stdout.close()
+        assert process.wait(timeout=300) == 0
+    assert json.loads((tmp_path / "run" / "result.json").read_text())
+
+
+def test_a_closed_terminal_is_a_reader_that_left() -> None:
+    terminal, behind = os.openpty()
+    with open(behind, "w") as stream:  # noqa: PTH123 - a descriptor, not a path
+        outliving = OutlivingStream(stream)
+        assert outliving.isatty()
+        os.close(terminal)
+        assert outliving.write("nobody reads this\n") == 18
+        outliving.flush()
+        assert outliving.write("nor this\n") == 9
+        outliving.flush()
+
+
+def test_a_full_disk_is_not_a_reader_that_left() -> None:
+    command = f"{sys.executable} -m deepvit_train.cli train --help > /dev/full"
+    assert subprocess.run(["bash", "-c", command], env=ENVIRONMENT, capture_output=True).returncode != 0
+
+
+def test_the_overview_says_what_each_command_does(call: Command) -> None:
+    told = call("data", "--help").stdout
+    for word, command in {
+        "check": "data-check",
+        "demo": "data-demo",
+        "fashion-mnist": "data-fashion-mnist",
+    }.items():
+        assert re.search(rf"^  {word} +{re.escape(summary(command))}$", told, flags=re.MULTILINE)
 
 
 def test_two_writers_do_not_share_a_folder(tmp_path: Path, command: Command) -> None:

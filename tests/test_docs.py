@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deepvit_train.config.compose import COMMANDS, groups_of, keys_of
+from deepvit_train.config.command import COMMANDS, groups_of, keys_of
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from deepvit_train.atomic import new_folder
-from deepvit_train.config.command import ConvertConfig
+from deepvit_train.config.convert import ConvertConfig
 from deepvit_train.config.preset import Architecture, plain_from
 from deepvit_train.error import OutputError
 from deepvit_train.models.importer import Imported, import_model

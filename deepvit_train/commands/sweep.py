@@ -10,12 +10,12 @@ from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from rich.table import Table
 
-from deepvit_train.config.command import TrainConfig
 from deepvit_train.config.compose import compose_command
-from deepvit_train.error import ConfigError, Interrupted, UserError
+from deepvit_train.config.override import take_texts
+from deepvit_train.config.train import TrainConfig
+from deepvit_train.error import Interrupted, UserError
 
 # The default name of a run says these already.
 IN_NAME = {"model.depth", "attn", "data", "seed"}
@@ -49,12 +49,11 @@ def run(overrides: Sequence[str], train: Callable[[TrainConfig], dict[str, Any]]
 
 def expand(overrides: Sequence[str]) -> list[list[str]]:
     """The overrides of each run, as Hydra's basic sweeper combines them, every run with a name of its own."""
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-    except HydraException as error:
-        raise ConfigError(str(error).splitlines()[0]) from None
+    for_hydra, texts = take_texts("train", overrides, sweeps=True)
+    parsed = OverridesParser.create().parse_overrides(for_hydra)
     swept = [override.key_or_group for override in parsed if override.is_sweep_override()]
     jobs = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
+    jobs = [[*job, *(f"{name}={text}" for name, text in texts.items())] for job in jobs]
     names = [_compose(job).name for job in jobs]
     if max(Counter(names).values()) == 1:
         return jobs

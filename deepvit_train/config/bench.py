@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from deepvit_train.config.alias import current
 from deepvit_train.config.model import AttentionConfig, AttentionKind, ModelConfig, check_architecture
 from deepvit_train.config.option import Section, option
 from deepvit_train.config.preset import attention_preset, choices
@@ -15,26 +16,30 @@ FORMULA = "_formula"
 
 @dataclass(kw_only=True, slots=True)
 class BenchConfig(Section):
-    """Everything that `deepvit-bench` can be told."""
+    """Compare the time and memory that a training step takes with each form of attention."""
 
     model: ModelConfig
     attn: AttentionConfig
     contenders: list[str] = option(
-        "what is measured, all in one run; the first is what the others are compared with: timm (its ViT), "
-        "vit_pytorch (its DeepViT), configured (attn.* as given), or the name of an attn=; a name of "
-        "re-attention followed by _formula: written as the formula reads, all maps kept"
+        "models to measure; the others are compared with the first. Each is timm (its ViT), vit_pytorch "
+        "(its DeepViT), configured (with attn.* as given) or a name in attn=. A form of re-attention with "
+        "_formula after its name is computed as the formula reads, which keeps all maps in memory"
     )
-    classes: int = option("width of the classifier", low=1)
-    batch_size: int = option("images a step", low=1)
-    repeats: int = option("rounds in which every contender has its turn; medians are over these", low=1)
-    vary: str | None = option("a key of model.* that takes whole numbers, to measure at several `values`")
-    values: list[int] = option("what `vary` is set to, one after the other", low=1)
-    precision: Precision = option("autocast type; softmax, norms and weights stay fp32")
-    device: Device = option("where to measure; auto: CUDA if there is any")
-    threads: int | None = option("CPU threads of torch; null: torch's choice", low=1, high=4096)
-    compile: bool = option("compile every contender with torch.compile")
-    out: str | None = option("JSON file to write besides the table; null: none")
-    plot: str | None = option("figure to write when `vary` is given, .png or .svg; null: none")
+    classes: int = option("classes that the model tells apart", low=1)
+    batch_size: int = option("images in a step", low=1)
+    repeats: int = option("times that every model is measured, in turn; the medians are printed", low=1)
+    vary: str | None = option(
+        "key of model.* that is set to each of `values` in turn, such as model.depth; null: none"
+    )
+    values: list[int] = option("whole numbers that `vary` is set to", low=1)
+    precision: Precision = option(
+        "number format of matrix products (autocast); softmax, norms and weights stay fp32"
+    )
+    device: Device = option("where to measure; auto: on CUDA if there is any")
+    threads: int | None = option("CPU threads; null: as torch chooses", low=1, high=4096)
+    compile: bool = option("whether to compile every model with torch.compile")
+    out: str | None = option("JSON file that the results are written to; null: none")
+    plot: str | None = option("figure of cost over `values` that is written, .png or .svg; null: none")
 
     def check(self) -> None:
         check_architecture(self.model, self.attn)
@@ -43,7 +48,8 @@ class BenchConfig(Section):
         if not self.contenders:
             raise ConfigError("contenders=[]: name at least one")
         for name in self.contenders:
-            if name not in names:
+            form = name.removesuffix(FORMULA)
+            if current("attn", form) + name.removeprefix(form) not in names:
                 raise ConfigError(
                     f"contenders: {name!r} is unknown{nearest(name, names)} (choices: {', '.join(names)})"
                 )
@@ -61,5 +67,5 @@ class BenchConfig(Section):
 
 def mixing_presets() -> list[str]:
     """The names of attn= whose blocks go through the re-attention operator."""
-    kinds = (AttentionKind.reattention, AttentionKind.reattention_seed)
+    kinds = (AttentionKind.reattention, AttentionKind.reattention_vit_pytorch)
     return [name for name in choices("attn") if attention_preset(name).kind in kinds]

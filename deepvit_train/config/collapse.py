@@ -30,14 +30,18 @@ class Maps(Choice):
 
 @dataclass(kw_only=True, slots=True)
 class CollapseConfig(Section):
-    maps: Maps = option("maps whose similar blocks are counted, by the alarm as well")
-    metric: Metric = option("raw cosine of maps, or centred: without the uniform part all softmax maps share")
-    axis: Axis = option("vectors compared: column (a key's over queries, Eq. 2) or row (a query's over keys)")
-    threshold: float = option(
-        "a block is similar when its similarity to the k blocks before exceeds this", low=-1, high=1
+    maps: Maps = option("maps that are compared: pre_mix (softmax maps) or post_norm (mixed and normalised)")
+    metric: Metric = option(
+        "raw: cosine of the maps as they are; centred: without the uniform part that all softmax maps share"
     )
-    k: int = option("blocks before it that a block is compared with", low=1, high=4096)
-    images: int = option("validation images that maps are collected on", low=1)
+    axis: Axis = option(
+        "vectors that are compared: column (a key over queries; the paper's Eq. 2) or row (a query over keys)"
+    )
+    threshold: float = option(
+        "a block is similar if its mean similarity to the k blocks before it is above this", low=-1, high=1
+    )
+    k: int = option("number of blocks before it that a block is compared with", low=1, high=4096)
+    images: int = option("validation images whose maps are compared", low=1)
 
     @classmethod
     def prefix(cls) -> str:
@@ -53,10 +57,10 @@ class CollapseConfig(Section):
 @dataclass(kw_only=True, slots=True)
 class WatchConfig(CollapseConfig):
     warn_above: float | None = option(
-        "say so when the ratio of similar blocks exceeds this; null: never", low=0, high=1
+        "share of similar blocks above which a warning is printed; null: never", low=0, high=1
     )
     stop_above: float | None = option(
-        "save and end the run when the ratio of similar blocks exceeds this; null: never", low=0, high=1
+        "share of similar blocks above which the run is saved and ended; null: never", low=0, high=1
     )
 
     def check(self) -> None:

@@ -16,18 +16,27 @@ class DataName(Choice):
 
 @dataclass(kw_only=True, slots=True)
 class DataConfig(Section):
-    name: DataName | None = option(
-        "kind of data set; null (deepvit-eval only): as the checkpoint was trained on"
+    name: DataName | None = option("kind of data set; null, with a checkpoint: the data it was trained on")
+    root: str | None = option(
+        "folder of the data set, with train/ and val/ in it; null, for digits alone: the cache folder"
     )
-    root: str | None = option("folder that holds the split folders; null with digits: the cache folder")
-    split: str = option("folder under root that is evaluated")
+    split: str = option("name of the split that is evaluated: a folder in root, or its tar files")
     workers: int | None = option(
-        "loader processes of each rank; null: one a core, at most 16", low=0, high=1024
+        "processes of each rank that load images; null: one for each core, at most 16", low=0, high=1024
     )
-    follow_links: bool = option("whether links may lead out of the data set; train/ and val/ always may")
-    max_bad: int = option("bad training images to replace, distinct files, before the run stops", low=0)
-    max_bytes: int = option("largest file to read, bytes; a larger one is bad", low=1, high=2**40)
-    max_pixels: int = option("largest image to decode, pixels; a larger one is bad", low=1, high=2**32)
+    follow_links: bool = option(
+        "whether to follow links that lead out of the data set; train and val themselves may always be links"
+    )
+    max_bad: int = option(
+        "training images that may be unreadable; they are replaced by others, and one more ends the run",
+        low=0,
+    )
+    max_bytes: int = option(
+        "bytes of the largest file to read; a larger one counts as unreadable", low=1, high=2**40
+    )
+    max_pixels: int = option(
+        "pixels of the largest image to decode; a larger one counts as unreadable", low=1, high=2**32
+    )
 
     @classmethod
     def prefix(cls) -> str:
@@ -45,20 +54,24 @@ class DataConfig(Section):
 @dataclass(kw_only=True, slots=True)
 class AugmentConfig(Section):
     crop_scale: list[float] | None = option(
-        "area range of the random crop; null: the evaluation crop", above=0, high=1
+        "smallest and largest area of the random crop, share of the image; null: the evaluation crop",
+        above=0,
+        high=1,
     )
-    crop_ratio: list[float] = option("aspect ratio range of the random crop", above=0, high=100)
+    crop_ratio: list[float] = option(
+        "smallest and largest aspect ratio of the random crop", above=0, high=100
+    )
     flip: float = option("probability of a horizontal flip", low=0, high=1)
     rotate_degrees: float = option("largest rotation, degrees", low=0, high=180)
     shift: float = option("largest shift, share of the image", low=0, high=1)
     zoom: float = option("largest change of scale, share of the image", low=0, below=1)
-    auto_augment: str | None = option("timm's policy, such as rand-m9-mstd0.5-inc1")
+    auto_augment: str | None = option("name of a policy of timm, such as rand-m9-mstd0.5-inc1; null: none")
     color_jitter: float = option("strength of brightness, contrast and saturation jitter", low=0, high=10)
     erase: float = option("probability of erasing a box with noise", low=0, high=1)
-    mixup: float = option("mixup alpha; 0: off", low=0, high=100)
-    cutmix: float = option("cutmix alpha; 0: off", low=0, high=100)
+    mixup: float = option("alpha of mixup; 0: off", low=0, high=100)
+    cutmix: float = option("alpha of cutmix; 0: off", low=0, high=100)
 
-    repeats: int = option("times an image follows itself in an epoch, varied each time", low=1, high=1000)
+    repeats: int = option("times that each image is shown in a row, varied anew each time", low=1, high=1000)
 
     @classmethod
     def prefix(cls) -> str:

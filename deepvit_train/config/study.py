@@ -14,12 +14,18 @@ class GridConfig(Section):
     """The cells of a study: depths x attentions at one width, and a series over widths at one depth."""
 
     depths: list[int] = option("numbers of blocks", low=2, high=4096)
-    attentions: list[str] = option("attentions at every depth, by their names in attn=")
-    dim: int = option("width at every depth", low=1, high=65536)
-    widths: list[int] = option("widths of the series over widths; none: no series", low=1, high=65536)
-    width_depth: int = option("blocks in the series over widths", low=2, high=4096)
-    width_attentions: list[str] = option("attentions in the series over widths")
-    seeds: list[int] = option("seeds of every cell; all cells of the first come first", low=0, high=2**31 - 1)
+    attentions: list[str] = option("names in attn= that are trained at every depth")
+    dim: int = option("width of the models at every depth", low=1, high=65536)
+    widths: list[int] = option(
+        "widths of a second series, at one depth; []: no second series", low=1, high=65536
+    )
+    width_depth: int = option("numbers of blocks in the second series", low=2, high=4096)
+    width_attentions: list[str] = option("names in attn= that are trained in the second series")
+    seeds: list[int] = option(
+        "random seeds that every cell is trained with; all cells of the first seed come first",
+        low=0,
+        high=2**31 - 1,
+    )
 
     @classmethod
     def prefix(cls) -> str:
@@ -33,15 +39,17 @@ class GridConfig(Section):
 
 @dataclass(kw_only=True, slots=True)
 class StudyConfig(Section):
-    """Everything that `deepvit-study` can be told."""
+    """Train a grid of depths, attentions and seeds, and compare accuracy and attention maps."""
 
     study: GridConfig
-    train: list[str] = option("deepvit-train's overrides in every cell, besides depth, attn, dim and seed")
-    root: str = option("ImageFolder with train/ and val/ that every cell reads")
-    train_images: int | None = option("training images, evenly over classes; null: all", low=1)
-    val_images: int | None = option("validation images, evenly over classes; null: all", low=1)
-    out: str = option("folder of the study; the same folder again continues it")
+    train: list[str] = option("what deepvit-train is told in every cell, besides depth, attn, dim and seed")
+    root: str = option("folder with train/ and val/ that every cell reads")
+    train_images: int | None = option("training images to use, as many of each class; null: all", low=1)
+    val_images: int | None = option("validation images to use, as many of each class; null: all", low=1)
+    out: str = option("folder that the study is written to; a study that it holds is continued")
     collapse: CollapseConfig
-    batch_size: int = option("images whose maps are held at a time", low=1)
-    limit_cells: int | None = option("cells to train now; 0: only table and figures; null: all", low=0)
-    threads: int | None = option("CPU threads of each cell; null: torch's choice", low=1, high=4096)
+    batch_size: int = option("images whose attention maps are in memory at a time", low=1)
+    limit_cells: int | None = option(
+        "cells to train now; 0: none, only write table and figures; null: all that are left", low=0
+    )
+    threads: int | None = option("CPU threads of each cell; null: as torch chooses", low=1, high=4096)

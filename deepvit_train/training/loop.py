@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from deepvit_train.collapse.probe import Probe
-from deepvit_train.config.command import TrainConfig
+from deepvit_train.config.train import TrainConfig
 from deepvit_train.data.bad_files import BadFiles
 from deepvit_train.data.dataset import Batch
 from deepvit_train.data.transform import denormalise
@@ -149,7 +149,7 @@ class Trainer:
     def _look_at(self, batches: list[Batch]) -> None:
         """Show the first images, and note the bad files of every batch."""
         if self.state.step == 0:
-            shown = denormalise(batches[0].images[:GRID_IMAGES], self.config.model)
+            shown = denormalise(batches[0].images[:GRID_IMAGES], self.config.model.preprocessing)
             self.tracker.images("train/images", shown, step=0)
         for batch in batches:
             self.bad.note(batch.bad)

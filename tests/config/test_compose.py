@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -10,12 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from omegaconf import OmegaConf
 
 from deepvit_train.commands.sweep import expand
-from deepvit_train.config.compose import COMMANDS, compose_command, compose_tree, flat_values, keys_of, plain
+from deepvit_train.config.command import COMMANDS, groups_of, keys_of
+from deepvit_train.config.compose import compose_command, compose_tree, flat_values, plain
+from deepvit_train.config.help import command_help
 from deepvit_train.config.preset import Architecture, choices, config_dir, model_preset
 from deepvit_train.error import ConfigError
-from deepvit_train.models import build_model
+from deepvit_train.models import DeepViT
 
 FOLDER = ["data=imagefolder", "data.root=/data"]
 SHIPPED = [
@@ -31,15 +35,58 @@ SHIPPED = [
 def test_every_shipped_choice_composes_and_builds(overrides: list[str]) -> None:
     config = compose_command("train", overrides)
     with torch.device("meta"):
-        model = build_model(Architecture(config.model, config.attn), num_classes=10)
+        model = DeepViT(Architecture(config.model, config.attn), num_classes=10)
     assert len(model.blocks) == config.model.depth
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_composes_with_every_key(command: str) -> None:
+    keys = {key.name for key in keys_of(COMMANDS[command])}
+    chosen = groups_of(command).items() if command != "train" else ()  # train's are composed above
+    for overrides in [[], *([f"{group}={name}"] for group, names in chosen for name in names)]:
+        tree = compose_tree(command, overrides)
+        required = {str(key) for key in OmegaConf.missing_keys(tree)}
+        assert required <= {"checkpoint", "source", "out", "root"}
+        assert keys == set(flat_values(tree)) | required
+
+
 def test_every_yaml_file_is_reached() -> None:
-    reached = {"train", "eval", "default", "adamw", "cosine"}
-    for group in ("attn", "model", "augment", "experiment", "data", "study", "recipe"):
-        reached |= set(choices(group))
-    assert {file.stem for file in config_dir().rglob("*.yaml")} <= reached | set(COMMANDS)
+    """What is no choice of a command is included by name in another file."""
+    folder = config_dir()
+    groups = {group for command in COMMANDS for group in groups_of(command)}
+    offered = {f"{group}/{name}" for group in groups for name in choices(group)}
+    for file in folder.rglob("*.yaml"):
+        name = file.relative_to(folder).with_suffix("").as_posix()
+        if name in COMMANDS or name in offered:
+            continue
+        lines = {line.strip() for other in folder.rglob("*.yaml") for line in other.read_text().splitlines()}
+        assert lines & {f"- {name}", f"- {file.stem}", f"- /{file.parent.name}: {file.stem}"}, name
+
+
+@pytest.mark.parametrize("group", ["attn", "model", "augment", "data", "recipe"])
+def test_a_preset_says_only_what_differs_from_the_files_below_it(group: str) -> None:
+    for file in (config_dir() / group).glob("*.yaml"):
+        own, below = _own_and_below(file)
+        repeated = {key: value for key, value in own.items() if key in below and below[key] == value}
+        assert repeated == {}, file.name
+
+
+def _own_and_below(file: Path) -> tuple[dict[str, object], dict[str, object]]:
+    """The values that a file says itself, and those that it starts from, by dotted key."""
+    content = yaml.safe_load(file.read_text())
+    below: dict[str, object] = {}
+    for entry in content.pop("defaults", []):
+        if isinstance(entry, str):
+            said, further = _own_and_below(file.with_stem(entry))
+            below |= further | said
+    own: dict[str, object] = {}
+    for name, value in content.items():
+        own |= (
+            {f"{name}.{key}": each for key, each in value.items()}
+            if isinstance(value, dict)
+            else {name: value}
+        )
+    return own, below
 
 
 @pytest.mark.parametrize("name", choices("model"))
@@ -49,10 +96,11 @@ def test_python_and_hydra_read_the_same_preset(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", choices("experiment"))
-def test_every_experiment_opens_with_its_command(name: str) -> None:
+def test_every_experiment_opens_with_its_command_its_cost_and_what_to_expect(name: str) -> None:
     text = (config_dir() / "experiment" / f"{name}.yaml").read_text()
-    assert f"#     deepvit-train experiment={name} data.root=" in text
-    assert "not measured" in text
+    assert text.startswith(f"# @package _global_\n#     deepvit-train experiment={name} data.root=")
+    assert re.search(r"^# Hardware and time: (not measured|.*\d).*\.$", text, flags=re.MULTILINE)
+    assert re.search(r"^# Top-1 to expect: (not measured|\d.* \(.*)", text, flags=re.MULTILINE)
 
 
 def test_attention_and_model_are_chosen_apart() -> None:
@@ -105,6 +153,12 @@ def test_an_image_folder_is_cropped_and_flipped_unless_told_otherwise() -> None:
         (["trainer=null"], "trainer"),
         (["model.depth=${oc.env:HOME}"], "model.depth"),
         (["name=\x1b[31m"], "can't be read"),
+        (["name=\udcff"], "can't be read"),
+        (["model.mean=[0.5"], "model.mean=[0.5: must be list[float]"),
+        (["optim.betas=0.9,0.95"], "must be list[float]; nearest: optim.betas=[0.9,0.95]"),
+        (["model.depth=4,8"], "model.depth=4,8: must be int; deepvit-train -m"),
+        (["attn.norm=(layer"], "attn.norm=(layer: must be batch|layer|none; did you mean 'layer'?"),
+        (["model=base"], "model=base: unknown"),
         (["name='a\tb'"], "control characters"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -121,6 +175,41 @@ def test_a_composed_configuration_is_plain_yaml() -> None:
     assert yaml.safe_load(yaml.safe_dump(plain(config))) == plain(config)
 
 
+@pytest.mark.parametrize(
+    ("typed", "text"),
+    [
+        ("1e3", "1e3"),
+        ("007", "007"),
+        ("1_000", "1_000"),
+        ("true", "true"),
+        ("/a,b", "/a,b"),
+        ("/photos (2)", "/photos (2)"),
+        ("[x", "[x"),
+        ("/a=b", "/a=b"),
+        ("/Größe/写真", "/Größe/写真"),
+        ("/it's", "/it's"),
+        ("~/x", "~/x"),
+        ("'1e3'", "1e3"),
+        ('"a b"', "a b"),
+        ("a\\,b", "a,b"),
+        ("/data-${seed}", "/data-0"),
+        ("null", None),
+    ],
+)
+def test_text_stays_text(typed: str, text: str | None) -> None:
+    assert compose_command("train", [f"data.root={typed}"]).data.root == text
+
+
+def test_text_stays_text_in_a_sweep() -> None:
+    jobs = expand(["data.root=/photos (2)", "data=imagefolder", "model.depth=4,8"])
+    assert [compose_command("train", job).data.root for job in jobs] == ["/photos (2)"] * 2
+
+
+def test_a_key_named_like_a_group_of_another_command_is_text() -> None:
+    told = ["model=timm:vit_tiny_patch16_224", "data=imagefolder", "data.root=/x", "out=y"]
+    assert compose_command("analyze", told).model == "timm:vit_tiny_patch16_224"
+
+
 def test_help_is_quick_complete_and_free_of_torch() -> None:
     script = (
         "import sys; from deepvit_train.cli import main\n"
@@ -132,12 +221,27 @@ def test_help_is_quick_complete_and_free_of_torch() -> None:
     assert time.perf_counter() - start < 3  # 0.5 s on an idle machine; the margin is for a busy one
     assert done.returncode == 0
     assert done.stderr == "False"
+    printed = " ".join(done.stdout.split())
     for key in keys_of(COMMANDS["train"]):
         assert f"  {key.name} (" in done.stdout
-        assert key.help in done.stdout
+        assert key.help in printed
     broken = subprocess.run([sys.executable, "-c", script, "train", "attn=x"], capture_output=True, text=True)
     assert broken.returncode == 2
     assert broken.stderr.endswith("False")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_opens_with_what_the_command_does_and_has_required_keys_first(command: str) -> None:
+    lines = command_help(command).splitlines()
+    assert re.fullmatch(r"[A-Z][^.`]*\.", lines[0])
+    assert lines[2].startswith(f"usage: deepvit-{command.split('-')[0]}")
+    headings = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
+    missing = {str(key) for key in OmegaConf.missing_keys(compose_tree(command, []))}
+    assert (headings[0] == "required:") == bool(missing)
+    if missing:
+        assert lines[lines.index("required:") + 1].split()[0] in missing
+    assert len(headings) == len(set(headings))
+    assert max(map(len, lines)) <= 100
 
 
 def test_each_value_is_shown_by_its_key() -> None:

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 import pytest
 from omegaconf import OmegaConf
 
-from deepvit_train.config.command import TrainConfig
-from deepvit_train.config.compose import compose_command, flat_values, keys_of, plain
+from deepvit_train.config.command import keys_of
+from deepvit_train.config.compose import compose_command, flat_values, plain
+from deepvit_train.config.train import TrainConfig
 from deepvit_train.error import ConfigError
 from tests.conftest import Command
 

@@ -14,15 +14,17 @@ from vit_pytorch.deepvit import DeepViT as VitPytorchDeepViT
 
 from deepvit_train.config.model import AttentionConfig, ThetaInit, ThetaNorm
 from deepvit_train.config.preset import Architecture, attention_preset, choices, model_preset
-from deepvit_train.models import DeepViT, ReAttention, TalkingHeads, build_model
+from deepvit_train.error import ConfigError
+from deepvit_train.models import DeepViT, ReAttention, TalkingHeads
 from deepvit_train.models.importer import vit_pytorch
 from deepvit_train.models.importer.authors import LAYOUT as AUTHORS
+from deepvit_train.models.keyword import vit_pytorch_architecture
 from deepvit_train.models.summary import count_parameters
 from tests.models.reference import authors_logits, authors_state
 
 SHAPE = {"image_size": 16, "patch_size": 4, "num_classes": 5}
 SHAPE |= {"dim": 24, "depth": 3, "heads": 3, "mlp_dim": 40}
-FORMS = ["self", "reattention", "reattention_seed", "talking_heads"]
+FORMS = ["self", "reattention", "reattention_vit_pytorch", "talking_heads"]
 # Parameters with 1000 classes, counted on the authors' code; the plain ViTs lack H * H + H + 2 H a block.
 PARAMETERS = {
     "deepvit_16b": 24_426_664,
@@ -48,14 +50,14 @@ def attention(name: str, **changes: object) -> AttentionConfig:
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_presets_have_the_parameters_of_the_authors_code(name: str) -> None:
     with torch.device("meta"):
-        assert count_parameters(build_model(model_preset(name), num_classes=1000)) == PARAMETERS[name]
+        assert count_parameters(DeepViT(model_preset(name), num_classes=1000)) == PARAMETERS[name]
 
 
 def test_every_shipped_preset_is_counted() -> None:
     assert set(choices("model")) == {*PARAMETERS, "digits"}
 
 
-SEED_SHAPES = [
+VIT_PYTORCH_SHAPES = [
     {},
     {"dim_head": 8, "depth": 1, "heads": 1},
     {"image_size": 24, "patch_size": 8, "dim": 20, "heads": 4, "dim_head": 7, "mlp_dim": 31},
@@ -75,8 +77,8 @@ def outcome(model: nn.Module, images: Tensor, weights: Tensor) -> dict[str, Tens
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("pool", ["cls", "mean"])
-@pytest.mark.parametrize("shape", SEED_SHAPES)
-def test_the_seed_form_is_vit_pytorchs(shape: dict[str, int], pool: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("shape", VIT_PYTORCH_SHAPES)
+def test_vit_pytorchs_keywords_build_its_model(shape: dict[str, int], pool: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     theirs = VitPytorchDeepViT(**{**SHAPE, **shape}, pool=pool).to(dtype)
     ours = DeepViT(**{**SHAPE, **shape}, pool=pool).to(dtype)
@@ -106,12 +108,13 @@ def test_the_seed_form_is_vit_pytorchs(shape: dict[str, int], pool: str, dtype: 
         elif name == "logits":
             assert apart < 1e-5
         else:
-            # Theta's gradient is a small difference of large sums: vit-pytorch's own is off by up to 5e-5 in
-            # single precision. So: as near to it as 1e-5, or as near to the truth as it is.
-            assert apart < 1e-5 or own_error < 1.5 * their_error, (name, apart, own_error, their_error)
+            # Theta's gradient is a small difference of large sums. In 30 draws in single precision
+            # vit-pytorch's own was off by up to 4.9e-5 and this one by up to 5.0e-5, and which was nearer to
+            # the truth was luck. What is exact is compared in double precision above.
+            assert apart < 1e-5 or own_error < 1e-4, (name, apart, own_error, their_error)
 
 
-def test_the_seed_form_starts_as_vit_pytorchs() -> None:
+def test_vit_pytorchs_keywords_start_as_its_model() -> None:
     ours = DeepViT(**{**SHAPE, "dim": 128, "heads": 16})
     theirs = VitPytorchDeepViT(**{**SHAPE, "dim": 128, "heads": 16})
     expected, _ = vit_pytorch.LAYOUT.translate(theirs.state_dict())
@@ -121,6 +124,37 @@ def test_the_seed_form_starts_as_vit_pytorchs() -> None:
             assert value.std().item() == pytest.approx(expected[name].std().item(), rel=0.15), name
         elif value.numel() == 256:  # Theta
             assert 0.8 < value.std().item() < 1.2
+
+
+def test_keywords_and_an_architecture_build_the_same_model() -> None:
+    keywords = {name: value for name, value in SHAPE.items() if name != "num_classes"}
+    architecture = vit_pytorch_architecture(**keywords)
+    assert architecture.model.mlp_dim == SHAPE["mlp_dim"]
+    states = []
+    for build in (lambda: DeepViT(architecture, 5), lambda: DeepViT(**SHAPE)):
+        torch.manual_seed(0)
+        states.append(build().state_dict())
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "message"),
+    [
+        ({"depht": 3}, ConfigError, "depht: no such keyword; did you mean 'depth'"),
+        ({"pool": "max"}, ConfigError, "'max' is not one of cls, mean"),
+        ({"dim": 0}, ConfigError, "model.dim=0: must be at least 1"),
+        ({"image_size": 18}, ConfigError, "nearest: model.image_size=16"),
+        ({"architecture": model_preset("vit_16b")}, TypeError, "an architecture, or vit-pytorch's keywords"),
+    ],
+)
+def test_a_mistake_in_the_keywords_is_named(
+    changes: dict[str, object], kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        DeepViT(**{**SHAPE, **changes})
+    with pytest.raises(TypeError, match="missing 1 required keyword-only argument: 'depth'"):
+        DeepViT(**{name: value for name, value in SHAPE.items() if name != "depth"})
 
 
 @pytest.mark.parametrize("options", [{}, {"qkv_bias": False, "init_values": 0.3}])
@@ -187,9 +221,8 @@ def test_the_paper_form_trains_by_its_batch_statistics(from_block: int, transfor
 def test_talking_heads_are_caits() -> None:
     torch.manual_seed(0)
     theirs = TalkingHeadAttn(24, num_heads=3, qkv_bias=True)
-    ours = TalkingHeads(
-        24, 3, 8, attn=attention("talking_heads"), qkv_bias=True, attn_dropout=0.0, dropout=0.0
-    )  # fmt: skip
+    shape = replace(model_preset("digits").model, dim=24, heads=3, head_dim=8)
+    ours = TalkingHeads(Architecture(shape, attention("talking_heads")), index=0)
     assert (ours.logit_theta.abs().max(), ours.theta.abs().max()) < (0.1, 0.1)
     with torch.no_grad():
         for linear in (theirs.proj_l, theirs.proj_w):
@@ -211,7 +244,7 @@ def test_talking_heads_are_caits() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("form", ["reattention", "reattention_seed", "talking_heads"])
+@pytest.mark.parametrize("form", ["reattention", "reattention_vit_pytorch", "talking_heads"])
 def test_an_identity_theta_without_norm_is_the_plain_vit(form: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     plain = DeepViT(**SHAPE, attn="self").to(dtype).eval()
@@ -282,7 +315,7 @@ def test_each_preset_compiles_whole_and_exports(name: str) -> None:
     small = replace(architecture.model, depth=3, drop_path=0.0)
     mixing = replace(architecture.attn, from_block=min(1, architecture.attn.from_block))
     torch.manual_seed(0)
-    model = build_model(Architecture(small, mixing), num_classes=10).eval()
+    model = DeepViT(Architecture(small, mixing), num_classes=10).eval()
     images = images_of(small.image_size, count=1)
     with torch.no_grad():
         expected = model(images)

@@ -76,7 +76,7 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch() -> None:
 
 
 @pytest.mark.parametrize("precision", list(Precision))
-@pytest.mark.parametrize("attn", ["self", "reattention", "reattention_seed"])
+@pytest.mark.parametrize("attn", ["self", "reattention", "reattention_vit_pytorch"])
 def test_each_precision_learns(precision: Precision, attn: str) -> None:
     state = state_of(precision, attn)
     losses = [advance(state, state.model, [batch()], options(precision)).loss.item() for _ in range(25)]

@@ -1,0 +1,59 @@
+"""What `deepvit-analyze` can be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from deepvit_train.config.collapse import CollapseConfig
+from deepvit_train.config.data import DataConfig
+from deepvit_train.config.foreign import ForeignKeys, Weights
+from deepvit_train.config.option import option
+from deepvit_train.config.recipe import Device
+from deepvit_train.error import ConfigError
+
+
+@dataclass(kw_only=True, slots=True)
+class AnalyzeConfig(ForeignKeys):
+    """Measure whether a model's attention maps become alike, and write figures and a report."""
+
+    checkpoint: str | None = option(
+        "run, checkpoint or weights file, as for deepvit-eval; with model, the weights file of that model; "
+        "null: only if model is given"
+    )
+    model: str | None = option(
+        "timm:NAME for one of timm's vision transformers; null: the model of checkpoint"
+    )
+    compare: str | None = option(
+        "a second checkpoint to show beside the first, or timm:NAME for that model untrained"
+    )
+    out: str | None = option(
+        "folder that analysis.json, figures/ and report.html are written to; null: analysis/ in the run"
+    )
+    data: DataConfig
+    collapse: CollapseConfig
+    weights: Weights = option(
+        "which weights to analyse; ema: the averaged ones; auto: ema if there are any, else live"
+    )
+    accuracy: bool = option(
+        "whether to measure accuracy too, once with calibrated and once with running statistics"
+    )
+    report: bool = option("whether to draw figures and write report.html")
+    batch_size: int = option("images whose attention maps are in memory at a time", low=1)
+    eval_batch_size: int = option("images in a batch while accuracy is measured", low=1)
+    device: Device = option("where to run; auto: on CUDA if there is any")
+    threads: int | None = option("CPU threads; null: as torch chooses", low=1, high=4096)
+
+    def check(self) -> None:
+        ForeignKeys.check(self)
+        if self.model is not None and not self.model.startswith("timm:"):
+            raise ConfigError(
+                f"model={self.model}: not of the form timm:NAME; nearest: model=timm:{self.model}"
+            )
+        if self.checkpoint is None and self.model is None:
+            raise ConfigError("checkpoint is not given: add checkpoint=RUN, or model=timm:NAME")
+        if self.model is not None and self.data.name is None:
+            raise ConfigError(
+                f"data is not given: model={self.model} needs data=imagefolder data.root=FOLDER"
+            )
+        if self.model is not None and self.checkpoint is None and self.out is None:
+            raise ConfigError(f"out is not given: model={self.model} without a checkpoint needs out=FOLDER")

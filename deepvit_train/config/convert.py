@@ -1,0 +1,19 @@
+"""What `deepvit-convert` can be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from deepvit_train.config.foreign import ForeignKeys, Weights
+from deepvit_train.config.option import option
+
+
+@dataclass(kw_only=True, slots=True)
+class ConvertConfig(ForeignKeys):
+    """Turn weights of any known layout into one file that says itself what its model is."""
+
+    source: str = option("weights file of any known layout, or a checkpoint or run of this project")
+    out: str = option("new folder that model.safetensors is written into")
+    weights: Weights = option(
+        "which weights to take; ema: the averaged ones; auto: ema if there are any, else live"
+    )

@@ -1,0 +1,67 @@
+"""What `deepvit-train` can be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from deepvit_train.config.collapse import WatchConfig
+from deepvit_train.config.data import AugmentConfig, DataConfig
+from deepvit_train.config.model import AttentionConfig, ModelConfig, check_architecture
+from deepvit_train.config.option import Section, option
+from deepvit_train.config.preset import choices
+from deepvit_train.config.recipe import LossConfig, OptimConfig, ScheduleConfig, TrainerConfig
+from deepvit_train.error import ConfigError
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainConfig(Section):
+    """Train a vision transformer on a folder of images."""
+
+    model: ModelConfig
+    attn: AttentionConfig
+    data: DataConfig
+    augment: AugmentConfig
+    optim: OptimConfig
+    schedule: ScheduleConfig
+    loss: LossConfig
+    trainer: TrainerConfig
+    collapse: WatchConfig
+    seed: int = option(
+        "random seed of weights, order of images, augmentation and dropout", low=0, high=2**31 - 1
+    )
+    name: str = option("name of the run; a part of run_dir unless that is given")
+    run_dir: str = option("folder that the run is written to")
+    resume: str = option(
+        "auto: continue the run in run_dir, or begin one if there is none; never: begin one, and fail if "
+        "there is one; or a path to continue from: a checkpoint, or a run, whose newest checkpoint is taken. "
+        "A run in run_dir comes before the path"
+    )
+
+    def check(self) -> None:
+        check_architecture(self.model, self.attn)
+        if self.trainer.shard and self.attn.theta_shared:
+            raise ConfigError(
+                "attn.theta_shared=true: blocks that are sharded one by one share no Theta; nearest: "
+                "trainer.shard=false"
+            )
+        if self.optim.freeze_blocks > self.model.depth:
+            raise ConfigError(
+                f"optim.freeze_blocks={self.optim.freeze_blocks} is more than "
+                f"model.depth={self.model.depth}; nearest: optim.freeze_blocks={self.model.depth}"
+            )
+        if self.loss.cosine_weight and self.model.depth < 2:
+            raise ConfigError("loss.cosine_weight compares blocks, and model.depth=1; nearest: model.depth=2")
+        if self.data.name is None:
+            raise ConfigError(f"data.name is not given; choices: data={', data='.join(choices('data'))}")
+        if self.schedule.warmup_epochs >= self.trainer.epochs and self.schedule.warmup_epochs:
+            raise ConfigError(
+                f"schedule.warmup_epochs={self.schedule.warmup_epochs:g} leaves nothing of "
+                f"trainer.epochs={self.trainer.epochs}; nearest: "
+                f"schedule.warmup_epochs={self.trainer.epochs - 1}"
+            )
+        for name in ("name", "run_dir"):
+            value = getattr(self, name)
+            if not value.strip() or "=" in value or any(ord(letter) < 32 for letter in value):
+                raise ConfigError(f"{name}={value!r}: must not be empty, nor hold '=' or control characters")
+        if "/" in self.name:
+            raise ConfigError(f"name={self.name!r}: must not hold '/'; use run_dir= for a folder elsewhere")
