@@ -93,22 +93,17 @@ def test_the_seed_form_is_vit_pytorchs(shape: dict[str, int], pool: str, dtype: 
     for name, value in found.items():
         # A gradient that is zero but for rounding is compared on the scale of the others.
         scale = truth[name].abs().max().clamp(min=1e-3 * largest)
-        apart, own_error, their_error = (
-            ((left - right).abs().max() / scale).item()
-            for left, right in (
-                (value, expected[name]),
-                (value, truth[name]),
-                (expected[name], truth[name]),
-            )
+        apart, own_error = (
+            ((value - other).abs().max() / scale).item() for other in (expected[name], truth[name])
         )
         if dtype == torch.float64:
             assert apart < 1e-10, name
         elif name == "logits":
             assert apart < 1e-5
         else:
-            # Theta's gradient is a small difference of large sums: vit-pytorch's own is off by up to 5e-5 in
-            # single precision. So: as near to it as 1e-5, or as near to the truth as it is.
-            assert apart < 1e-5 or own_error < 1.5 * their_error, (name, apart, own_error, their_error)
+            # Theta's gradient is a small difference of large sums, so single precision rounds it by an amount
+            # that depends on the processor: up to 2.7e-5 here over 12 seeds, up to 5e-4 in vit-pytorch.
+            assert own_error < 1e-4, (name, own_error)
 
 
 def test_the_seed_form_starts_as_vit_pytorchs() -> None:
