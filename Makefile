@@ -1,12 +1,14 @@
 # `make help` lists the targets. Everything runs in .venv, which is made on first use.
 PYTHON ?= python3
 BIN := .venv/bin
-PYTEST := $(BIN)/python -m pytest
+# The number of tests at a time, one thread each.
+WORKERS ?= auto
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist loadgroup
 # For pip, such as another index: a machine without a GPU is served well by torch's CPU wheels.
 PIP_OPTIONS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow bench bench-data lint type format audit sbom clean
+.PHONY: help demo test test-runs test-slow lint type format lock lock-check bench bench-data docs audit sbom clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -25,8 +27,11 @@ demo: .venv/.installed ## train a re-attention DeepViT on real digits, evaluate 
 	$(BIN)/deepvit-eval checkpoint=runs/demo
 	@echo "curves: $(BIN)/tensorboard --logdir runs"
 
-test: .venv/.installed-dev ## run the tests that take seconds
-	$(PYTEST)
+test: .venv/.installed-dev ## run the tests of parts and of small runs: about two minutes on two cores
+	$(PYTEST) -m "not runs and not slow"
+
+test-runs: .venv/.installed-dev ## run the tests of whole runs, kills and several ranks
+	$(PYTEST) -m "runs and not slow"
 
 test-slow: .venv/.installed-dev ## run all tests, those that take minutes too
 	$(PYTEST) -m "slow or not slow"

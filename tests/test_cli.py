@@ -161,6 +161,7 @@ def test_a_damaged_checkpoint_is_refused_before_data_is_touched(
     refused(result, 3, "checkpoint")
 
 
+@pytest.mark.runs
 def test_two_writers_do_not_share_a_folder(tmp_path: Path, command: Command) -> None:
     with RunFolder(str(tmp_path / "run")):
         refused(command("train", *QUICK, "run_dir=run"), 6, "is writing there")

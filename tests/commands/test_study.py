@@ -57,6 +57,7 @@ def test_every_cell_of_the_shipped_studies_composes(name: str, digits: Path, tmp
         assert composed.data.root == str(tmp_path / "data")
 
 
+@pytest.mark.runs
 def test_a_study_goes_on_where_it_stopped_and_past_a_broken_cell(digits: Path, tmp_path: Path) -> None:
     out = tmp_path / "study"
     first = study.run(configure(digits, out, "limit_cells=1", "study.seeds=[0]"))
@@ -144,7 +145,7 @@ def _definitions() -> list[str]:
     return [f"{maps}/{metric}/column" for maps in ("pre_mix", "post_norm") for metric in ("raw", "centred")]
 
 
-def test_the_command_needs_a_folder_of_images(command: Command) -> None:
-    done = command("study")
+def test_the_command_needs_a_folder_of_images(call: Command) -> None:
+    done = call("study")
     assert done.returncode == 2
     assert "root is not given" in done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -52,7 +53,9 @@ def test_python_and_hydra_read_the_same_preset(name: str) -> None:
 def test_every_experiment_opens_with_its_command(name: str) -> None:
     text = (config_dir() / "experiment" / f"{name}.yaml").read_text()
     assert f"#     deepvit-train experiment={name} data.root=" in text
-    assert "not measured" in text
+    # A figure, or that there is none.
+    assert re.search(r"^# Hardware and time: (not measured|.*\d)", text, flags=re.MULTILINE)
+    assert re.search(r"^# Top-1 to expect: (not measured|\d+(\.\d+)?)", text, flags=re.MULTILINE)
 
 
 def test_attention_and_model_are_chosen_apart() -> None:
