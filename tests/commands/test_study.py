@@ -29,6 +29,9 @@ TINY = [
     "threads=1",
 ]
 
+# A study of one cell that is not trained: its folder, its images and its settings alone.
+ONE_UNTRAINED = ["limit_cells=0", "study.seeds=[0]", "study.attentions=[self]", "study.widths=[]"]
+
 
 def configure(digits: Path, out: Path, *overrides: str) -> study.StudyConfig:
     return compose_command("study", [*TINY, f"root={digits}", f"out={out}", *overrides])
@@ -97,22 +100,24 @@ def test_a_study_goes_on_where_it_stopped_and_past_a_broken_cell(digits: Path, t
 
 
 def test_a_study_is_not_continued_with_other_settings(digits: Path, tmp_path: Path) -> None:
-    study.run(configure(digits, tmp_path, "limit_cells=0"))
-    study.run(configure(digits, tmp_path, "limit_cells=0", "study.seeds=[0,1,2]", "threads=null"))
+    study.run(configure(digits, tmp_path, *ONE_UNTRAINED))
+    study.run(
+        configure(digits, tmp_path, *ONE_UNTRAINED, "study.attentions=[self,reattention]", "threads=null")
+    )
     with pytest.raises(ConfigError, match=r"collapse\.k=\d \(now 3\)"):
-        study.run(configure(digits, tmp_path, "limit_cells=0", "collapse.k=3"))
+        study.run(configure(digits, tmp_path, *ONE_UNTRAINED, "collapse.k=3"))
     with pytest.raises(ConfigError, match=r"train_images=40 \(now 20\)"):
-        study.run(configure(digits, tmp_path, "limit_cells=0", "train_images=20"))
+        study.run(configure(digits, tmp_path, *ONE_UNTRAINED, "train_images=20"))
 
 
 def test_the_images_are_shared_evenly_by_the_classes(digits: Path, tmp_path: Path) -> None:
-    study.run(configure(digits, tmp_path, "limit_cells=0"))
+    study.run(configure(digits, tmp_path, *ONE_UNTRAINED))
     for split, each in (("train", 4), ("val", 2)):
         folders = sorted((tmp_path / "data" / split).iterdir())
         assert [len(list(folder.iterdir())) for folder in folders] == [each] * 10
     with pytest.raises(DataError, match="41 images can't be shared evenly by 10 classes"):
-        study.run(configure(digits, tmp_path / "other", "limit_cells=0", "train_images=41"))
-    study.run(configure(digits, tmp_path / "all", "limit_cells=0", "train_images=null"))
+        study.run(configure(digits, tmp_path / "other", *ONE_UNTRAINED, "train_images=41"))
+    study.run(configure(digits, tmp_path / "all", *ONE_UNTRAINED, "train_images=null"))
     assert (tmp_path / "all" / "data" / "train").resolve() == (digits / "train").resolve()
 
 

@@ -169,8 +169,8 @@ def check_a_kill_in_a_save(moment: int, folder: Path, whole: Path) -> None:
     assert list((folder / "checkpoints").glob(".partial-*")) == []
 
 
-# Moments of the first save: between weights files, after the state, before the manifest, before the folder gets
-# its name, before and after the new link. Of later ones: before the link is moved, and in a deletion.
+# In the first save: between weights files, after the state, before the manifest, before the folder gets its
+# name, before and after the new link. In later ones: before the link is moved, and in a deletion.
 @pytest.mark.parametrize("moment", [8, 11, 20, 25, 29, 30, 88, 93])
 def test_kills_inside_a_save_leave_the_old_or_the_new_checkpoint(
     whole: Path, moment: int, tmp_path: Path
