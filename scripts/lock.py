@@ -1,17 +1,20 @@
-"""requirements.lock: every package that pyproject.toml asks for, directly or not, by version and SHA-256.
+"""Write and check requirements.lock: each package that pyproject.toml leads to, with its version and SHA-256.
 
     make lock                         # after a change of dependencies; versions that still fit stay
     make lock LOCK_OPTIONS=--upgrade  # the newest versions that pyproject.toml allows
-    make lock-check                   # whether the file belongs to today's pyproject.toml; needs no network
+    make lock-check                   # fail where it was written for other dependencies; needs no network
+    python -m scripts.lock oldest     # print the oldest versions that pyproject.toml allows, for pip
 
-Writing needs uv, which reads the versions and digests of packages from the index and downloads none of them. One file
-serves every Python and system that pyproject.toml allows. Its first line holds a digest of pyproject.toml's dependencies.
+Writing needs uv, which reads versions and digests from the index and downloads hardly a package. One file
+serves every Python and system that pyproject.toml allows. Its first line holds a digest of the dependencies
+in pyproject.toml.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -44,12 +47,21 @@ def write(root: Path, options: list[str]) -> None:
     lock.write_text(first_line(root / "pyproject.toml") + lock.read_text())
 
 
+def oldest(project: Path) -> list[str]:
+    """Return each dependency of this pyproject.toml at the lower bound of its versions: name==version."""
+    dependencies = tomllib.loads(project.read_text())["project"]["dependencies"]
+    return [re.sub(r">=([^,]+).*", r"==\1", dependency) for dependency in dependencies]
+
+
 def main(arguments: list[str]) -> int:
-    """Run `write OPTIONS` or `check`, and return the exit code."""
+    """Run `write OPTIONS`, `check` or `oldest`, and return the exit code."""
+    if arguments == ["oldest"]:
+        print(*oldest(ROOT / "pyproject.toml"), sep="\n")
+        return 0
     if arguments[:1] == ["write"]:
         write(ROOT, arguments[1:])
     elif arguments != ["check"]:
-        print("error: give write or check", file=sys.stderr)
+        print("error: give write, check or oldest", file=sys.stderr)
         return 2
     if is_current(ROOT):
         return 0
