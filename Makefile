@@ -1,12 +1,17 @@
 # `make help` lists the targets. Everything runs in .venv, which is made on first use.
 PYTHON ?= python3
 BIN := .venv/bin
-PYTEST := $(BIN)/python -m pytest
+# The number of tests at a time, one thread each.
+WORKERS ?= auto
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist loadgroup
 # For pip, such as another index: a machine without a GPU is served well by torch's CPU wheels.
 PIP_OPTIONS ?=
+# For deepvit-bench, as KEY=VALUE, and for `uv pip compile`, such as --upgrade.
+BENCH_OPTIONS ?=
+LOCK_OPTIONS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow bench bench-data lint type format audit sbom clean
+.PHONY: help demo test test-runs test-slow lint type format lock lock-check bench bench-data docs audit sbom clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -25,14 +30,24 @@ demo: .venv/.installed ## train a re-attention DeepViT on real digits, evaluate 
 	$(BIN)/deepvit-eval checkpoint=runs/demo
 	@echo "curves: $(BIN)/tensorboard --logdir runs"
 
-test: .venv/.installed-dev ## run the tests that take seconds
-	$(PYTEST)
+test: .venv/.installed-dev ## run the tests of parts and of small runs: about two minutes on two cores
+	$(PYTEST) -m "not runs and not slow"
+
+test-runs: .venv/.installed-dev ## run the tests of whole runs, kills and several ranks
+	$(PYTEST) -m "runs and not slow"
 
 test-slow: .venv/.installed-dev ## run all tests, those that take minutes too
 	$(PYTEST) -m "slow or not slow"
 
+lock: .venv/.installed-dev ## write requirements.lock anew: all packages by version and digest (needs the network)
+	$(BIN)/python -m pip install --quiet $(PIP_OPTIONS) uv
+	$(BIN)/python -m scripts.lock write $(LOCK_OPTIONS)
+
+lock-check: .venv/.installed-dev ## check that requirements.lock belongs to pyproject.toml
+	$(BIN)/python -m scripts.lock check
+
 bench: .venv/.installed-dev ## time plain and re-attention models side by side, with timm and vit-pytorch
-	$(BIN)/deepvit-bench
+	$(BIN)/deepvit-bench $(BENCH_OPTIONS)
 
 bench-data: .venv/.installed-dev ## time the data pipeline beside timm's, and JPEG decoders
 	$(BIN)/python -m scripts.bench_data --decoders
@@ -48,6 +63,9 @@ type: .venv/.installed-dev ## check types
 format: .venv/.installed-dev ## format the code
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+docs: .venv/.installed-dev ## check the documents: links, commands, keys and records
+	$(BIN)/python -m pytest -q tests/test_docs.py tests/test_records.py
 
 audit: .venv/.installed-dev ## look the installed packages up in PyPI's advisory database (needs the network)
 	$(BIN)/python -m pip install --quiet $(PIP_OPTIONS) pip-audit

@@ -235,6 +235,7 @@ def test_the_overview_says_what_each_command_does(call: Command) -> None:
         assert re.search(rf"^  {word} +{re.escape(summary(command))}$", told, flags=re.MULTILINE)
 
 
+@pytest.mark.runs
 def test_two_writers_do_not_share_a_folder(tmp_path: Path, command: Command) -> None:
     with RunFolder(str(tmp_path / "run")):
         refused(command("train", *QUICK, "run_dir=run"), 6, "is writing there")

@@ -32,6 +32,7 @@ def test_the_wheel_holds_the_configuration_and_nothing_else_of_the_project(wheel
     assert {name for name in top_level if not name.endswith(".dist-info")} == {"deepvit_train"}
 
 
+@pytest.mark.runs
 def test_the_installed_commands_train_and_evaluate_from_another_folder(
     wheel: Path, digits: Path, tmp_path: Path
 ) -> None:

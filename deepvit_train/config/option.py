@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import field, fields
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 from deepvit_train.error import ConfigError, nearest
@@ -25,11 +25,8 @@ def option(
     return field(metadata={"help": help, "low": low, "high": high, "above": above, "below": below})
 
 
-class Choice(str, Enum):
+class Choice(StrEnum):
     """A key's closed set of values. Members are lower case: OmegaConf reads an enum by the member's name."""
-
-    def __str__(self) -> str:
-        return self.value
 
     @classmethod
     def _missing_(cls, value: object) -> None:

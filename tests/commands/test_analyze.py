@@ -27,6 +27,7 @@ from deepvit_train.distributed.world import World
 from deepvit_train.error import CheckpointError, ConfigError
 from tests.conftest import QUICK
 
+pytestmark = pytest.mark.xdist_group("analyze")  # its report takes seconds, and serves several tests
 QUICKLY = ["threads=1", "collapse.images=4", "batch_size=3", "data.workers=0"]
 TIMM = "vit_tiny_patch16_224"
 

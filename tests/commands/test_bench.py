@@ -141,8 +141,8 @@ def test_run_measures_every_contender_at_every_value(
     assert "training step" in plot.read_text()
 
 
-def test_the_command_as_typed(command: Command) -> None:
-    result = command("bench", *SMALL, "contenders=[self]", "precision=bf16")
+def test_the_command_as_typed(call: Command) -> None:
+    result = call("bench", *SMALL, "contenders=[self]", "precision=bf16")
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     assert json.loads(result.stdout.splitlines()[-1])["rows"][0]["contender"] == "self"

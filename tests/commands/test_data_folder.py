@@ -14,15 +14,15 @@ from deepvit_train.error import DataError, OutputError
 from tests.conftest import Command
 
 
-def test_the_demo_is_an_image_folder(command: Command, tmp_path: Path) -> None:
-    done = command("data", "demo", "out=here/digits")
+def test_the_demo_is_an_image_folder(call: Command, tmp_path: Path) -> None:
+    done = call("data", "demo", "out=here/digits")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["images"] == {"train": 1433, "val": 364}
     for split, images in report["images"].items():
         index = scan_split(tmp_path / "here" / "digits", split, follow_links=False)
         assert (len(index), len(index.classes)) == (images, 10)
-    again = command("data", "demo", "out=here/digits")
+    again = call("data", "demo", "out=here/digits")
     assert (again.returncode, again.stdout) == (6, "")
     assert "holds something already" in again.stderr
 
@@ -41,13 +41,13 @@ def test_a_place_that_takes_no_folder_is_named(tmp_path: Path) -> None:
         data_folder.run(compose_command("data-demo", [f"out={tmp_path}/file"]))
 
 
-def test_what_is_typed_wrong_is_named(command: Command) -> None:
+def test_what_is_typed_wrong_is_named(call: Command) -> None:
     for words, message in (
         (["data", "demmo"], "did you mean 'demo'?"),
         (["data", "demo"], "out is not given"),
         (["data", "demo", "ot=x"], "(deepvit-data demo --help lists all)"),
     ):
-        done = command(*words)
+        done = call(*words)
         assert (done.returncode, done.stdout) == (2, "")
         assert message in done.stderr
-    assert "{check|demo|fashion-mnist}" in command("data", "--help").stdout
+    assert "{check|demo|fashion-mnist}" in call("data", "--help").stdout

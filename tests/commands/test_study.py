@@ -29,6 +29,9 @@ TINY = [
     "threads=1",
 ]
 
+# A study of one cell that is not trained: its folder, its images and its settings alone.
+ONE_UNTRAINED = ["limit_cells=0", "study.seeds=[0]", "study.attentions=[self]", "study.widths=[]"]
+
 
 def configure(digits: Path, out: Path, *overrides: str) -> study.StudyConfig:
     return compose_command("study", [*TINY, f"root={digits}", f"out={out}", *overrides])
@@ -57,6 +60,7 @@ def test_every_cell_of_the_shipped_studies_composes(name: str, digits: Path, tmp
         assert composed.data.root == str(tmp_path / "data")
 
 
+@pytest.mark.runs
 def test_a_study_goes_on_where_it_stopped_and_past_a_broken_cell(digits: Path, tmp_path: Path) -> None:
     out = tmp_path / "study"
     first = study.run(configure(digits, out, "limit_cells=1", "study.seeds=[0]"))
@@ -96,22 +100,24 @@ def test_a_study_goes_on_where_it_stopped_and_past_a_broken_cell(digits: Path, t
 
 
 def test_a_study_is_not_continued_with_other_settings(digits: Path, tmp_path: Path) -> None:
-    study.run(configure(digits, tmp_path, "limit_cells=0"))
-    study.run(configure(digits, tmp_path, "limit_cells=0", "study.seeds=[0,1,2]", "threads=null"))
+    study.run(configure(digits, tmp_path, *ONE_UNTRAINED))
+    study.run(
+        configure(digits, tmp_path, *ONE_UNTRAINED, "study.attentions=[self,reattention]", "threads=null")
+    )
     with pytest.raises(ConfigError, match=r"collapse\.k=\d \(now 3\)"):
-        study.run(configure(digits, tmp_path, "limit_cells=0", "collapse.k=3"))
+        study.run(configure(digits, tmp_path, *ONE_UNTRAINED, "collapse.k=3"))
     with pytest.raises(ConfigError, match=r"train_images=40 \(now 20\)"):
-        study.run(configure(digits, tmp_path, "limit_cells=0", "train_images=20"))
+        study.run(configure(digits, tmp_path, *ONE_UNTRAINED, "train_images=20"))
 
 
 def test_the_images_are_shared_evenly_by_the_classes(digits: Path, tmp_path: Path) -> None:
-    study.run(configure(digits, tmp_path, "limit_cells=0"))
+    study.run(configure(digits, tmp_path, *ONE_UNTRAINED))
     for split, each in (("train", 4), ("val", 2)):
         folders = sorted((tmp_path / "data" / split).iterdir())
         assert [len(list(folder.iterdir())) for folder in folders] == [each] * 10
     with pytest.raises(DataError, match="41 images can't be shared evenly by 10 classes"):
-        study.run(configure(digits, tmp_path / "other", "limit_cells=0", "train_images=41"))
-    study.run(configure(digits, tmp_path / "all", "limit_cells=0", "train_images=null"))
+        study.run(configure(digits, tmp_path / "other", *ONE_UNTRAINED, "train_images=41"))
+    study.run(configure(digits, tmp_path / "all", *ONE_UNTRAINED, "train_images=null"))
     assert (tmp_path / "all" / "data" / "train").resolve() == (digits / "train").resolve()
 
 
@@ -144,7 +150,7 @@ def _definitions() -> list[str]:
     return [f"{maps}/{metric}/column" for maps in ("pre_mix", "post_norm") for metric in ("raw", "centred")]
 
 
-def test_the_command_needs_a_folder_of_images(command: Command) -> None:
-    done = command("study")
+def test_the_command_needs_a_folder_of_images(call: Command) -> None:
+    done = call("study")
     assert done.returncode == 2
     assert "root is not given" in done.stderr

@@ -58,6 +58,7 @@ def _digits(digits: Path) -> None:
     """Every test here trains on the embedded digits."""
 
 
+@pytest.mark.runs
 def test_a_run_learns_and_leaves_what_it_promises(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     result = start(
@@ -90,8 +91,10 @@ def test_a_run_learns_and_leaves_what_it_promises(tmp_path: Path) -> None:
     assert "final/val/top1" in scalars
 
 
-@pytest.mark.parametrize("attn", ["self", "reattention"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("attn", [pytest.param("self", marks=pytest.mark.runs), "reattention"])
+@pytest.mark.parametrize(
+    "precision", ["fp32", *(pytest.param(name, marks=pytest.mark.runs) for name in ("bf16", "fp16"))]
+)
 def test_a_stopped_run_ends_as_the_uninterrupted_one(
     tmp_path: Path, attn: str, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -369,6 +372,7 @@ def test_accumulation_mixup_clipping_and_checkpointing_go_together(tmp_path: Pat
     assert torch.tensor(result["val/loss"]).isfinite()
 
 
+@pytest.mark.runs
 @pytest.mark.slow
 def test_a_compiled_run_continues_to_the_bit(tmp_path: Path) -> None:
     compiled = ["trainer.compile=true", "attn=reattention"]

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from torchvision.datasets import ImageFolder
 
-from deepvit_train.data import cache, folder
+from deepvit_train.data import cache
 from deepvit_train.data.digits import write_digits
 from deepvit_train.data.index import check_classes, scan_split
 from deepvit_train.error import DataError
+from tests.watch import watching
 
 
 def files_of(root: Path, split: str = "train", follow_links: bool = False) -> list[str]:
@@ -131,21 +132,17 @@ def settled(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     return image_folder
 
 
-def listings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The folders that are listed from now on."""
-    seen: list[str] = []
-    entries = folder.Walk._entries
-    monkeypatch.setattr(folder.Walk, "_entries", lambda self, path: seen.append(path) or entries(self, path))
-    return seen
-
-
-def test_an_index_is_kept(settled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = files_of(settled)
-    seen = listings(monkeypatch)
-    assert files_of(settled) == before
-    index = scan_split(settled, "train", False)
+def test_an_index_is_kept(settled: Path) -> None:
+    touched: list[str] = []
+    with watching(settled, touched.append):
+        before = files_of(settled)
+    assert str(settled / "train" / "bee") in touched  # what listing it anew looks like
+    touched.clear()
+    with watching(settled, touched.append):
+        assert files_of(settled) == before
+        index = scan_split(settled, "train", False)
     assert (index.classes, index.targets.tolist()) == (["ant", "bee", "cat"], [0] * 8 + [1] * 8 + [2] * 8)
-    assert not seen
+    assert not touched
     assert len(files_of(settled, "val")) == 9
 
 

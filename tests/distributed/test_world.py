@@ -22,6 +22,7 @@ def test_a_gpu_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> No
         distributed.choose_device("cuda")
 
 
+@pytest.mark.xdist_group("ranks")
 def test_ranks_learn_what_the_others_say() -> None:
     def work() -> None:
         world = distributed.start("cpu", timeout_s=60)
@@ -34,6 +35,7 @@ def test_ranks_learn_what_the_others_say() -> None:
     assert as_ranks(3, work) == 0
 
 
+@pytest.mark.xdist_group("ranks")
 def test_a_stop_ends_an_evaluation_on_all_ranks_at_the_same_batch() -> None:
     """Whichever of them it reaches, and though they have one batch more and fewer."""
 

@@ -90,6 +90,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_the_run_goes_on_when_there_is
     assert forked(lambda: start(small_disk / "run", *size)) == 0
 
 
+@pytest.mark.runs
 def test_batches_need_no_shared_memory_of_the_system(digits: Path, tmp_path: Path) -> None:
     """A container has 64 MB of it; here it is 1 MiB, less than a batch."""
     large = ["model.image_size=64", "model.patch_size=16", "trainer.batch_size=128", "data.workers=2"]

@@ -23,6 +23,9 @@ from deepvit_train.training import loop
 from tests.conftest import QUICK, as_ranks, forked
 from tests.fault.test_kill import lines_logged, metrics, outcome
 
+# One at a time: two ranks take both cores, and two tests could find the same port to be free.
+pytestmark = [pytest.mark.runs, pytest.mark.xdist_group("ranks")]
+
 # LayerNorm over heads: unless synchronised, BatchNorm's statistics are each rank's own, not one process's.
 ANY = [*QUICK, "trainer.ema_decay=0.9", "trainer.save_every_steps=3"]
 SAME = [*ANY, "attn=reattention_vit_pytorch"]

@@ -14,7 +14,7 @@ import pytest
 from tests.fault.test_distributed import SAME
 from tests.fault.test_kill import lines_logged, metrics, outcome
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.runs, pytest.mark.slow, pytest.mark.xdist_group("ranks")]
 HOSTS = ("deepvit-host0", "deepvit-host1")
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 

@@ -19,6 +19,9 @@ from deepvit_train.commands import train
 from deepvit_train.config.compose import compose_command
 from deepvit_train.run import checkpoint, saving
 from tests.conftest import QUICK, forked
+from tests.watch import watching
+
+pytestmark = [pytest.mark.runs, pytest.mark.xdist_group("kill")]  # one run that is never stopped serves all
 
 RUN = [
     *QUICK,
@@ -131,30 +134,33 @@ def test_kills_at_random_moments_change_no_bit(digits: Path, kills: int, tmp_pat
     assert metrics(folder) == metrics(whole)
 
 
-def dying(moment: int, overrides: list[str]) -> None:
+def dying(moment: int, folder: Path, overrides: list[str]) -> None:
     """Train, and be killed in place of one file operation of the saves, counted from the first."""
     done = 0
 
+    def count(*_: object) -> None:
+        nonlocal done
+        done += 1
+        if done == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+
     def counted(operation: Callable[..., object]) -> Callable[..., object]:
         def wrapped(*arguments: object, **options: object) -> object:
-            nonlocal done
-            done += 1
-            if done == moment:
-                os.kill(os.getpid(), signal.SIGKILL)
+            count()
             return operation(*arguments, **options)
 
         return wrapped
 
-    for name in ("save_file", "_write_json", "digest_of", "_flush_folder"):
-        setattr(saving, name, counted(getattr(saving, name)))
-    for name in ("rename", "replace", "symlink_to", "mkdir"):
-        setattr(Path, name, counted(getattr(Path, name)))
-    train.run(compose_command("train", overrides))
+    # The interpreter tells of all operations but these two.
+    for module, name in ((saving, "save_file"), (os, "fsync")):
+        setattr(module, name, counted(getattr(module, name)))
+    with watching(folder / "checkpoints", count):
+        train.run(compose_command("train", overrides))
 
 
 def check_a_kill_in_a_save(moment: int, folder: Path, whole: Path) -> None:
     overrides = [*RUN, f"run_dir={folder}"]
-    assert forked(lambda: dying(moment, overrides)) == -signal.SIGKILL
+    assert forked(lambda: dying(moment, folder, overrides)) == -signal.SIGKILL
     damaged: list[str] = []
     checkpoint.newest_valid(folder / "checkpoints", damaged.append)
     assert damaged == []  # a checkpoint under its own name is always whole
@@ -163,7 +169,9 @@ def check_a_kill_in_a_save(moment: int, folder: Path, whole: Path) -> None:
     assert list((folder / "checkpoints").glob(".partial-*")) == []
 
 
-@pytest.mark.parametrize("moment", [1, 5, 9, 14, 17, 22, 30, 41])
+# In the first save: between weights files, after the state, before the manifest, before the folder gets its
+# name, before and after the new link. In later ones: before the link is moved, and in a deletion.
+@pytest.mark.parametrize("moment", [8, 11, 20, 25, 29, 30, 88, 93])
 def test_kills_inside_a_save_leave_the_old_or_the_new_checkpoint(
     whole: Path, moment: int, tmp_path: Path
 ) -> None:
@@ -171,6 +179,6 @@ def test_kills_inside_a_save_leave_the_old_or_the_new_checkpoint(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", range(1, 61))
+@pytest.mark.parametrize("moment", range(1, 96))
 def test_kills_at_every_operation_of_three_saves(whole: Path, moment: int, tmp_path: Path) -> None:
     check_a_kill_in_a_save(moment, tmp_path / "run", whole)

@@ -25,6 +25,8 @@ from tests.conftest import QUICK, as_ranks, forked
 from tests.fault.test_distributed import begin, weights
 from tests.fault.test_kill import metrics, outcome
 
+pytestmark = [pytest.mark.runs, pytest.mark.xdist_group("ranks")]  # as in test_distributed
+
 RUN = [*QUICK, "trainer.ema_decay=0.9", "trainer.save_every_steps=3"]
 SHARDED = [*RUN, "trainer.shard=true", "trainer.timeout_s=60"]
 

@@ -95,23 +95,17 @@ def test_vit_pytorchs_keywords_build_its_model(shape: dict[str, int], pool: str,
     for name, value in found.items():
         # A gradient that is zero but for rounding is compared on the scale of the others.
         scale = truth[name].abs().max().clamp(min=1e-3 * largest)
-        apart, own_error, their_error = (
-            ((left - right).abs().max() / scale).item()
-            for left, right in (
-                (value, expected[name]),
-                (value, truth[name]),
-                (expected[name], truth[name]),
-            )
+        apart, own_error = (
+            ((value - other).abs().max() / scale).item() for other in (expected[name], truth[name])
         )
         if dtype == torch.float64:
             assert apart < 1e-10, name
         elif name == "logits":
             assert apart < 1e-5
         else:
-            # Theta's gradient is a small difference of large sums. In 30 draws in single precision
-            # vit-pytorch's own was off by up to 4.9e-5 and this one by up to 5.0e-5, and which was nearer to
-            # the truth was luck. What is exact is compared in double precision above.
-            assert apart < 1e-5 or own_error < 1e-4, (name, apart, own_error, their_error)
+            # Theta's gradient is a small difference of large sums, so single precision rounds it by an amount
+            # that depends on the processor: up to 2.7e-5 here over 12 seeds, up to 5e-4 in vit-pytorch.
+            assert own_error < 1e-4, (name, own_error)
 
 
 def test_vit_pytorchs_keywords_start_as_its_model() -> None:

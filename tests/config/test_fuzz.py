@@ -62,8 +62,8 @@ def check(override: str) -> bool:
 
 
 def test_fuzzed_overrides() -> None:
-    refused = sum(check(override) for override in hostile(100, seed=1))
-    assert refused > 60
+    refused = sum(check(override) for override in hostile(50, seed=1))
+    assert refused > 30
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from tests.conftest import QUICK
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
 pytestmark = [
+    pytest.mark.runs,
     pytest.mark.slow,
     pytest.mark.skipif(BROWSER is None, reason="needs Chromium (apt-get install chromium)"),
 ]
