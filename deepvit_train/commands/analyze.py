@@ -20,6 +20,7 @@ from deepvit_train.commands.analyze_subject import TIMM, Subject, data_of, from_
 from deepvit_train.config.command import AnalyzeConfig
 from deepvit_train.config.data import DataConfig
 from deepvit_train.config.recipe import Precision
+from deepvit_train.console import console
 from deepvit_train.data.bad_files import BadFiles
 from deepvit_train.data.dataset import Batch
 from deepvit_train.data.index import open_split
@@ -27,11 +28,10 @@ from deepvit_train.data.loaders import calibration_loader, eval_loader
 from deepvit_train.data.transform import denormalise
 from deepvit_train.distributed.world import World, choose_device
 from deepvit_train.error import ConfigError, OutputError
+from deepvit_train.evaluation.accuracy import evaluate
 from deepvit_train.evaluation.calibration import calibrate, reattention_norms, using
 from deepvit_train.evaluation.loaded import measure_statistics
 from deepvit_train.models import DeepViT
-from deepvit_train.run.tracking import console
-from deepvit_train.training.step import evaluate
 
 IMAGES_SEED = 0  # the choice of images is the same for every model
 PICTURES = 4  # images whose attention is shown
@@ -126,7 +126,7 @@ def _analyse(
     found: dict[str, Any] = {"label": subject.label, **subject.description, "theta": {}}
     for state, model in subject.states(world.device).items():
         with _statistics_of_images(model, batches, world):
-            measured = measure_model(model, (batch.images.to(world.device) for batch in batches))
+            measured = measure_model(model, (batch.images for batch in batches))
         found[state] = as_data(measured, config.collapse)
         found["theta"][state] = theta_of(model)
     found["accuracy"] = _accuracy(subject, config, data, world) if config.accuracy else None
@@ -140,7 +140,7 @@ def _figures(
     images, pictures = batches[0].images[:PICTURES], {}
     for state, model in subject.states(world.device).items():
         with _statistics_of_images(model, batches, world):
-            pictures[state] = take_pictures(model, images.to(world.device))
+            pictures[state] = take_pictures(model, images)
     return draw_all(entry, config.collapse, denormalise(images, subject.preprocessing), pictures)
 
 

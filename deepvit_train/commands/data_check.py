@@ -19,6 +19,7 @@ from rich.table import Table
 
 from deepvit_train.config.command import DataCheckConfig
 from deepvit_train.config.preset import Architecture
+from deepvit_train.console import console, progress_bar
 from deepvit_train.data import check
 from deepvit_train.data.decode import BadImageError, Picture, parse_picture
 from deepvit_train.data.index import ImageIndex, data_root
@@ -28,8 +29,7 @@ from deepvit_train.determinism import generators_kept
 from deepvit_train.distributed import world as distributed
 from deepvit_train.error import DataError
 from deepvit_train.models import build_model
-from deepvit_train.run.tracking import console, progress_bar
-from deepvit_train.training.recipe import autocast
+from deepvit_train.precision import autocast
 
 SHOWN = 20  # errors and warnings in the tables; the JSON has all
 WARM_UP_IMAGES = 16

@@ -15,14 +15,14 @@ from timm.data import ImageNetInfo
 from deepvit_train.atomic import write_text
 from deepvit_train.config.command import EvalConfig
 from deepvit_train.config.data import DataConfig
+from deepvit_train.console import console
 from deepvit_train.data.index import open_split
 from deepvit_train.data.loaders import eval_loader
 from deepvit_train.distributed import world as distributed
 from deepvit_train.error import ConfigError, OutputError
+from deepvit_train.evaluation.accuracy import EvalResult, evaluate
 from deepvit_train.evaluation.calibration import reattention_norms, using
 from deepvit_train.evaluation.loaded import LoadedModel, load, measure_statistics, result_file
-from deepvit_train.run.tracking import console
-from deepvit_train.training.step import EvalResult, evaluate
 
 WORST_CLASSES = 5  # shown in the table; the JSON file has all
 

@@ -15,6 +15,7 @@ from deepvit_train.config.command import TrainConfig
 from deepvit_train.config.compose import as_yaml, plain
 from deepvit_train.config.preset import Architecture
 from deepvit_train.config.recipe import Precision
+from deepvit_train.console import console
 from deepvit_train.data.bad_files import BadFiles
 from deepvit_train.data.dataset import Batch, TrainOrder
 from deepvit_train.data.index import ImageIndex, check_classes, open_split
@@ -29,7 +30,7 @@ from deepvit_train.models.summary import count_flops, count_parameters
 from deepvit_train.run import checkpoint
 from deepvit_train.run.folder import RunFolder, describe_environment, flatten
 from deepvit_train.run.saving import CheckpointWriter
-from deepvit_train.run.tracking import Tracker, console
+from deepvit_train.run.tracking import Tracker
 from deepvit_train.training.interruption import StopSignals
 from deepvit_train.training.loop import Trainer, phrase
 from deepvit_train.training.plan import Plan, build_plan
@@ -87,9 +88,9 @@ def run(config: TrainConfig) -> dict[str, Any]:
         # Optimizer, schedule, averaged weights.
         ema = build_ema(model, config.trainer.ema_decay, foreach=not sharded)
         if sharded:
-            shard(model, world)
+            shard(model, model.blocks, world)
             if ema is not None:
-                shard(ema.module, world)
+                shard(ema.module, ema.module.blocks, world)
         optimizer = build_optimizer(model, config.optim)
         state = TrainState(
             model=model,
