@@ -150,7 +150,7 @@ class Trainer:
     def _look_at(self, batches: list[Batch]) -> None:
         """Show the first images, and note the bad files of every batch."""
         if self.state.step == 0:
-            shown = denormalise(batches[0].images[:GRID_IMAGES], self.config.model)
+            shown = denormalise(batches[0].images[:GRID_IMAGES], self.config.model.preprocessing)
             self.tracker.images("train/images", shown, step=0)
         for batch in batches:
             self.bad.note(batch.bad)

@@ -64,19 +64,22 @@ def parts(whole: Batch, count: int) -> list[Batch]:
 
 def test_accumulated_gradients_equal_those_of_the_whole_batch() -> None:
     one, four = state_of(), state_of()
+    for state in (one, four):  # AdamW divides rounding by its own size: in float64 there is next to none
+        state.model.double()
+        state.ema.double()
     for step in range(3):
         whole = batch(seed=step)
+        whole = whole._replace(images=whole.images.double())
         first = advance(one, one.model, [whole], options())
         second = advance(four, four.model, parts(whole, 4), options())
         torch.testing.assert_close(first.loss, second.loss)
         torch.testing.assert_close(first.grad_norm, second.grad_norm)
     for left, right in zip(one.model.parameters(), four.model.parameters(), strict=True):
-        # AdamW divides a gradient by its own size, which makes the rounding of a tiny one count.
-        torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(left, right, rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.parametrize("precision", list(Precision))
-@pytest.mark.parametrize("attn", ["self", "reattention", "reattention_seed"])
+@pytest.mark.parametrize("attn", ["self", "reattention", "reattention_vit_pytorch"])
 def test_each_precision_learns(precision: Precision, attn: str) -> None:
     state = state_of(precision, attn)
     losses = [advance(state, state.model, [batch()], options(precision)).loss.item() for _ in range(25)]
