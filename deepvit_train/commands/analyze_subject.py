@@ -19,7 +19,6 @@ from deepvit_train.config.preset import plain_from
 from deepvit_train.error import CheckpointError, ConfigError, nearest
 from deepvit_train.evaluation.loaded import LoadedModel, load
 from deepvit_train.models import DeepViT
-from deepvit_train.run import checkpoint
 
 TIMM = "timm:"
 
@@ -42,20 +41,18 @@ class Subject:
 
 
 def from_checkpoint(path: str, weights: str, preset: str | None, said: dict[str, Any]) -> Subject:
-    """A run, checkpoint folder or weights file; arguments and errors as in `weights.load`."""
+    """Load a run, a checkpoint or a weights file. Arguments and errors are those of `loaded.load`."""
     loaded = load(path, weights, preset, **said)
     shape, attn = loaded.architecture.model, loaded.architecture.attn
 
     def fresh() -> nn.Module:
-        torch.manual_seed(loaded.seed)
+        torch.manual_seed(loaded.description.seed)
         return DeepViT(loaded.architecture, loaded.model.num_classes)
 
-    in_run = (loaded.file.parent / checkpoint.MANIFEST).exists()
-    home = loaded.file.parent.parent.parent if in_run else loaded.file.with_suffix("")
     return Subject(
         label=f"{attn.kind}, {shape.depth} blocks, dim {shape.dim}, {shape.heads} heads",
         description={
-            "checkpoint": str(loaded.file),
+            "checkpoint": str(loaded.found.file),
             "weights": loaded.weights,
             "model": plain_from(shape),
             "attn": plain_from(attn),
@@ -63,7 +60,7 @@ def from_checkpoint(path: str, weights: str, preset: str | None, said: dict[str,
         model=loaded.model,
         fresh=fresh,
         preprocessing=shape.preprocessing,
-        home=home,
+        home=loaded.found.run or loaded.found.file.with_suffix(""),
         loaded=loaded,
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -22,7 +21,7 @@ from deepvit_train.distributed import world as distributed
 from deepvit_train.error import ConfigError, OutputError
 from deepvit_train.evaluation.accuracy import EvalResult, evaluate
 from deepvit_train.evaluation.calibration import reattention_norms, using
-from deepvit_train.evaluation.loaded import LoadedModel, load, measure_statistics, result_file
+from deepvit_train.evaluation.loaded import LoadedModel, load, measure_statistics
 
 WORST_CLASSES = 5  # shown in the table; the JSON file has all
 
@@ -37,11 +36,11 @@ def run(config: EvalConfig) -> dict[str, Any]:
     # The model and its preprocessing, from the checkpoint alone, unless it is another project's.
     loaded = load(config.checkpoint, config.weights.value, config.preset, **config.said())
     if config.calibrate_images is not None:
-        loaded = replace(loaded, calibrate_images=config.calibrate_images, statistics=None)
+        loaded = loaded.calibrating_on(config.calibrate_images)
     if config.image_size is not None:
         loaded = _at_size(loaded, config.image_size)
     model, preprocessing = loaded.model.to(world.device), loaded.architecture.model.preprocessing
-    say(f"{loaded.file}: {loaded.weights} weights")
+    say(f"{loaded.found.file}: {loaded.weights} weights")
 
     # The data: the run's own unless told otherwise.
     data = loaded.data_for(config.data)
@@ -53,7 +52,7 @@ def run(config: EvalConfig) -> dict[str, Any]:
     if loaded.needs_calibration:
         say(
             f"no calibrated statistics for these weights at {preprocessing.image_size} pixels: "
-            f"calibrating on {loaded.calibrate_images} training images"
+            f"calibrating on {loaded.description.calibrate_images} training images"
         )
         statistics = measure_statistics(loaded, loaders, config.batch_size, config.precision, say)
     batches = loaders.evaluation(index, config.batch_size, config.limit_batches)
@@ -71,9 +70,10 @@ def run(config: EvalConfig) -> dict[str, Any]:
 def _at_size(loaded: LoadedModel, image_size: int) -> LoadedModel:
     """The model for another image size. Raises ConfigError where its statistics can't be measured anew."""
     resized = loaded.at_size(image_size)
-    if resized is not loaded and reattention_norms(resized.model) and not resized.calibrate_images:
+    needed = resized is not loaded and bool(reattention_norms(resized.model))
+    if needed and not resized.description.calibrate_images:
         raise ConfigError(
-            f"image_size={image_size}: the BatchNorm statistics of {loaded.file} are those of "
+            f"image_size={image_size}: the BatchNorm statistics of {loaded.found.file} are those of "
             f"{loaded.architecture.model.image_size} pixels, so add calibrate_images=512"
         )
     return resized
@@ -81,7 +81,7 @@ def _at_size(loaded: LoadedModel, image_size: int) -> LoadedModel:
 
 def _report(loaded: LoadedModel, data: DataConfig, config: EvalConfig, result: EvalResult) -> dict[str, Any]:
     return {
-        "checkpoint": str(loaded.file),
+        "checkpoint": str(loaded.found.file),
         "weights": loaded.weights,
         "data": str(data.name),
         "split": data.split,
@@ -114,7 +114,7 @@ def _tell(
         name: {"name": readable(name), "top1": accuracy, "images": images}
         for accuracy, name, images in per_class
     }
-    file = result_file(loaded, kind)
+    file = loaded.found.beside(f"{loaded.weights}.{kind}.json")
     try:
         write_text(file, json.dumps({**report, "classes": by_class}, indent=1) + "\n")
         console.print(f"written: {file}")
