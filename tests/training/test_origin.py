@@ -44,7 +44,7 @@ def test_the_first_that_there_is_decides(tmp_path: Path) -> None:
 
 def test_a_weights_file_can_be_begun_with_but_not_resumed_from(tmp_path: Path) -> None:
     file = (checkpoint_in(tmp_path / "other") / "model.safetensors").rename(tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match="no training state; nearest: model.weights="):
+    with pytest.raises(CheckpointError, match=r"no training state; nearest: model\.weights="):
         origin(tmp_path / "run", f"resume={file}")
     with pytest.raises(CheckpointError, match="no such file or folder"):
         origin(tmp_path / "run", f"resume={tmp_path / 'missing'}")
