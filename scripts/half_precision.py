@@ -53,9 +53,8 @@ def record(run: str, images: int) -> list[tuple[ReAttention, Inputs]]:
     config = compose_command("eval", [f"checkpoint={run}", "data.workers=0"])
     data, world = loaded.data_for(config.data), World(0, 1, torch.device("cpu"))
     index = open_split(data, "val")
-    batch = next(
-        iter(Loaders(loaded.architecture.model.preprocessing, data, world).evaluation(index, images))
-    )
+    loaders = Loaders(loaded.architecture.model.preprocessing, data, world)
+    batch = next(iter(loaders.evaluation(index, images)))
     found = []
     model = loaded.model.train()
     for module in model.modules():

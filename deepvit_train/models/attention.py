@@ -168,7 +168,7 @@ class TalkingHeads(ReAttention):
 
 
 def build_attention(architecture: Architecture, index: int) -> Attention:
-    """Return the attention of one block: plain before `attn.from_block`, then of the kind that `attn` names."""
+    """Return a block's attention: plain before `attn.from_block`, then of the kind that `attn` names."""
     if not architecture.attn.mixes(index):
         return Attention(architecture, index)
     if architecture.attn.kind == AttentionKind.talking_heads:

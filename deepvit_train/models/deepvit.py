@@ -22,9 +22,9 @@ from deepvit_train.models.timm_interface import TimmInterface, pretrained_cfg_of
 class DeepViT(TimmInterface):
     """A vision transformer with plain attention, re-attention, or some blocks of each.
 
-    DeepViT(model_preset("deepvit_s"), 1000) builds an architecture. Given vit-pytorch's keywords instead, as in
-    DeepViT(image_size=256, patch_size=32, num_classes=1000, dim=1024, depth=6, heads=16, mlp_dim=2048), it is
-    vit-pytorch's DeepViT.
+    DeepViT(model_preset("deepvit_s"), 1000) builds an architecture. With vit-pytorch's keywords instead,
+    DeepViT(image_size=256, patch_size=32, num_classes=1000, dim=1024, depth=6, heads=16, mlp_dim=2048), it
+    builds vit-pytorch's DeepViT.
 
     Args:
         architecture: the model's shape and its attention.

@@ -131,9 +131,8 @@ def test_a_run_of_version_0_1_goes_on_by_either_spelling(call: Command, named: s
     config["name"] = "digits-reattention_seed-d2-s0"
     (old / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     for number, (name, init) in enumerate(((FORMER, "seed"), (TODAY, "vit_pytorch"))):
-        done = call(
-            "train", *QUICK, f"attn={name}", f"model.init={init}", f"trainer.epochs={3 + number}", *where
-        )
+        more = [f"attn={name}", f"model.init={init}", f"trainer.epochs={3 + number}", *where]
+        done = call("train", *QUICK, *more)
         assert done.returncode == 0, done.stderr
         assert "resumed from" in done.stdout
         assert f"run folder: {old}" in done.stdout

@@ -63,13 +63,8 @@ def test_samples_are_those_of_the_folder(image_folder: Path, packed: Path) -> No
     found = []
     for name, root in (("imagefolder", image_folder), ("tar", packed)):
         data = compose_command("train", [f"data={name}", f"data.root={root}"]).data
-        dataset = ImageDataset(
-            open_split(data, "train"),
-            train_transform(config.model.preprocessing, config.augment),
-            0,
-            LIMITS,
-            0,
-        )
+        transform = train_transform(config.model.preprocessing, config.augment)
+        dataset = ImageDataset(open_split(data, "train"), transform, 0, LIMITS, 0)
         for workers in (0, 2):
             order = TrainOrder(24, batch_size=6, accumulate=1, steps_per_epoch=4, steps=range(1, 7), seed=0)
             loader = Loader(dataset, order, LoaderOptions(workers, torch.device("cpu")), [0.5] * 3, [0.5] * 3)

@@ -39,14 +39,12 @@ def test_any_shape_of_picture_fills_the_input(tmp_path: Path, size: tuple[int, i
     config = compose_command("train", ["augment=deit", "model.image_size=64", "model.crop_pct=0.9"])
     Image.new("RGB", size, (200, 100, 50)).save(tmp_path / "image", kind)
     picture = open_picture(str(tmp_path / "image"), LIMITS)
-    for transform in (
-        eval_transform(config.model.preprocessing),
-        train_transform(config.model.preprocessing, config.augment),
-    ):
+    preprocessing = config.model.preprocessing
+    for transform in (eval_transform(preprocessing), train_transform(preprocessing, config.augment)):
         for seed in range(20):
             pixels, _ = transform(picture, seed)
             assert (pixels.shape, pixels.dtype) == ((64, 64, 3), np.uint8)
-    centre = eval_transform(config.model.preprocessing)(picture, 0)[0]
+    centre = eval_transform(preprocessing)(picture, 0)[0]
     assert np.abs(centre.astype(int) - [200, 100, 50]).max() <= 3
 
 

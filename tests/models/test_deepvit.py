@@ -14,9 +14,11 @@ from vit_pytorch.deepvit import DeepViT as VitPytorchDeepViT
 
 from deepvit_train.config.model import AttentionConfig, ThetaInit, ThetaNorm
 from deepvit_train.config.preset import Architecture, attention_preset, choices, model_preset
+from deepvit_train.error import ConfigError
 from deepvit_train.models import DeepViT, ReAttention, TalkingHeads
 from deepvit_train.models.importer import vit_pytorch
 from deepvit_train.models.importer.authors import LAYOUT as AUTHORS
+from deepvit_train.models.keyword import vit_pytorch_architecture
 from deepvit_train.models.summary import count_parameters
 from tests.models.reference import authors_logits, authors_state
 
@@ -106,9 +108,10 @@ def test_vit_pytorchs_keywords_build_its_model(shape: dict[str, int], pool: str,
         elif name == "logits":
             assert apart < 1e-5
         else:
-            # Theta's gradient is a small difference of large sums: vit-pytorch's own is off by up to 5e-5 in
-            # single precision. So: as near to it as 1e-5, or as near to the truth as it is.
-            assert apart < 1e-5 or own_error < 1.5 * their_error, (name, apart, own_error, their_error)
+            # Theta's gradient is a small difference of large sums. In 30 draws in single precision
+            # vit-pytorch's own was off by up to 4.9e-5 and this one by up to 5.0e-5, and which was nearer to
+            # the truth was luck. What is exact is compared in double precision above.
+            assert apart < 1e-5 or own_error < 1e-4, (name, apart, own_error, their_error)
 
 
 def test_vit_pytorchs_keywords_start_as_its_model() -> None:
@@ -121,6 +124,37 @@ def test_vit_pytorchs_keywords_start_as_its_model() -> None:
             assert value.std().item() == pytest.approx(expected[name].std().item(), rel=0.15), name
         elif value.numel() == 256:  # Theta
             assert 0.8 < value.std().item() < 1.2
+
+
+def test_keywords_and_an_architecture_build_the_same_model() -> None:
+    keywords = {name: value for name, value in SHAPE.items() if name != "num_classes"}
+    architecture = vit_pytorch_architecture(**keywords)
+    assert architecture.model.mlp_dim == SHAPE["mlp_dim"]
+    states = []
+    for build in (lambda: DeepViT(architecture, 5), lambda: DeepViT(**SHAPE)):
+        torch.manual_seed(0)
+        states.append(build().state_dict())
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "message"),
+    [
+        ({"depht": 3}, ConfigError, "depht: no such keyword; did you mean 'depth'"),
+        ({"pool": "max"}, ConfigError, "'max' is not one of cls, mean"),
+        ({"dim": 0}, ConfigError, "model.dim=0: must be at least 1"),
+        ({"image_size": 18}, ConfigError, "nearest: model.image_size=16"),
+        ({"architecture": model_preset("vit_16b")}, TypeError, "an architecture, or vit-pytorch's keywords"),
+    ],
+)
+def test_a_mistake_in_the_keywords_is_named(
+    changes: dict[str, object], kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        DeepViT(**{**SHAPE, **changes})
+    with pytest.raises(TypeError, match="missing 1 required keyword-only argument: 'depth'"):
+        DeepViT(**{name: value for name, value in SHAPE.items() if name != "depth"})
 
 
 @pytest.mark.parametrize("options", [{}, {"qkv_bias": False, "init_values": 0.3}])

@@ -164,9 +164,8 @@ def test_timms_vision_transformer(tmp_path: Path, options: dict[str, object]) ->
 @pytest.mark.parametrize("stem", ["conv", "cnn", "rearrange"])
 def test_own_names_without_a_description(tmp_path: Path, attn: str, stem: str) -> None:
     torch.manual_seed(0)
-    model = DeepViT(
-        **VIT_PYTORCH_SHAPE, dim_head=8, attn=attn, stem=stem, registers=2, layer_scale=0.5
-    ).eval()
+    form = {"attn": attn, "stem": stem, "registers": 2, "layer_scale": 0.5}
+    model = DeepViT(**VIT_PYTORCH_SHAPE, dim_head=8, **form).eval()
     options = {"heads": 3, "transform_scale": False, "residual_scale": 1.0}
     loaded = load_model(saved(tmp_path, model.state_dict()), norm_eps=1e-5, **options)
     assert torch.equal(loaded(IMAGES.float()), model(IMAGES.float()))
