@@ -14,7 +14,10 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class UserError(Exception):
-    """Shown without a traceback: one or two lines saying what, which value, and the nearest valid one."""
+    """An error that is shown without a traceback.
+
+    Its message has one or two lines: what is wrong, which value, and the nearest valid one.
+    """
 
     exit_code = 1
 
@@ -56,7 +59,7 @@ class Collapsed(UserError):
 
 
 class Interrupted(UserError):
-    """A stop signal arrived; the state was saved first. The exit code is 128 + the signal's number."""
+    """A stop signal arrived, and the state was saved. The exit code is 128 plus the signal's number."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
@@ -64,13 +67,13 @@ class Interrupted(UserError):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'X'?` for the known word most like `word`, or an empty string."""
+    """Return `; did you mean 'X'?` with the known word that is most like `word`, or an empty text."""
     matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"; did you mean '{matches[0]}'?" if matches else ""
 
 
 def explain(error: Exception) -> UserError | None:
-    """What an error means to the user, or None where it is a fault of the program."""
+    """Translate an error of torch or of the system for the user. Returns None for a fault of the program."""
     text = (str(error) or type(error).__name__).strip()
     first_line = text.splitlines()[0]
     if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:

@@ -1,4 +1,4 @@
-"""`deepvit-analyze`: what a model's attention does over its depth, beside the same model untrained."""
+"""`deepvit-analyze` shows what a model's attention does over its depth, beside the same model untrained."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PICTURES = 4  # images whose attention is shown
 
 
 def run(config: AnalyzeConfig) -> dict[str, Any]:
-    """Measure one model, or two side by side. Writes analysis.json; figures and report.html where asked.
+    """Measure one model, or two side by side. Writes analysis.json, and on request figures and report.html.
 
     Raises UserError's subclasses. The analysis is returned as well.
     """
@@ -109,7 +109,7 @@ def _out_folder(config: AnalyzeConfig, subject: Subject) -> Path:
 
 
 def images_of(config: AnalyzeConfig, loaders: Loaders) -> list[Batch]:
-    """The images that maps are collected on: the same choice for every model."""
+    """Load the images that maps are collected on. Every model gets the same choice."""
     data = loaders.data
     index = open_split(data, data.split)
     bad = BadFiles([], data.max_bad, loaders.world, console.print)
@@ -122,7 +122,7 @@ def images_of(config: AnalyzeConfig, loaders: Loaders) -> list[Batch]:
 def _analyse(
     subject: Subject, batches: list[Batch], config: AnalyzeConfig, loaders: Loaders
 ) -> dict[str, Any]:
-    """One entry of analysis.json's `models`."""
+    """Measure a model: one entry of `models` in analysis.json."""
     world = loaders.world
     found: dict[str, Any] = {"label": subject.label, **subject.description, "theta": {}}
     for state, model in subject.states(world.device).items():
@@ -137,7 +137,7 @@ def _analyse(
 def _figures(
     subject: Subject, entry: dict[str, Any], batches: list[Batch], config: AnalyzeConfig, world: World
 ) -> dict[str, Figure]:
-    """The figures of one model, by name."""
+    """Draw the figures of one model. Returns them by name."""
     images, pictures = batches[0].images[:PICTURES], {}
     for state, model in subject.states(world.device).items():
         with _statistics_of_images(model, batches, world):
@@ -146,7 +146,7 @@ def _figures(
 
 
 def _save_figures(drawn: list[dict[str, Figure]], folder: Path) -> list[dict[str, Path]]:
-    """Write the figures; those of the model that is compared with are called compare_NAME."""
+    """Write the figures. Those of the second model are called compare_NAME."""
     try:
         folder.mkdir(exist_ok=True)
         return [
@@ -160,7 +160,7 @@ def _save_figures(drawn: list[dict[str, Figure]], folder: Path) -> list[dict[str
 def _statistics_of_images(
     model: nn.Module, batches: list[Batch], world: World
 ) -> AbstractContextManager[None]:
-    """Inside, re-attention's BatchNorm uses the statistics of these very images, as it does in training.
+    """Let re-attention's BatchNorms use the statistics of these very images, as they do in training.
 
     Running statistics mislead in trained models and mean nothing in untrained ones.
     """
@@ -170,7 +170,7 @@ def _statistics_of_images(
 
 
 def _accuracy(subject: Subject, config: AnalyzeConfig, loaders: Loaders) -> dict[str, Any]:
-    """Top-1 and loss on the whole split: with calibrated statistics, and with the running ones."""
+    """Measure top-1 and loss on the whole split, with calibrated statistics and with the running ones."""
     loaded = subject.loaded
     assert loaded is not None
     data, world = loaders.data, loaders.world

@@ -1,4 +1,4 @@
-"""What is analysed: a model, the same model untrained, and how images reach them."""
+"""What deepvit-analyze looks at: a model, the same model untrained, and how images reach them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TIMM = "timm:"
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to be analysed. `fresh` builds it untrained, from the seed it was trained with."""
+    """A model to be analysed. `fresh` builds it untrained, from the seed that its run used."""
 
     label: str
     description: dict[str, Any]
@@ -33,10 +33,10 @@ class Subject:
     fresh: Callable[[], nn.Module]
     preprocessing: Preprocessing
     home: Path | None  # the run's folder, or a folder to make beside the weights file
-    loaded: LoadedModel | None  # where it is one of our own checkpoints
+    loaded: LoadedModel | None  # None for one of timm's models
 
     def states(self, device: torch.device) -> dict[str, nn.Module]:
-        """The model as it was trained, and as it was before."""
+        """Return the model as it was trained, and as it was before, on the device."""
         return {"trained": self.model.to(device), "untrained": self.fresh().to(device)}
 
 
@@ -66,7 +66,7 @@ def from_checkpoint(path: str, weights: str, preset: str | None, said: dict[str,
 
 
 def from_timm(name: str, file: str | None) -> Subject:
-    """One of timm's models, 'timm:NAME', with a local weights file or untrained.
+    """Build one of timm's models, 'timm:NAME', with a local weights file or untrained.
 
     Raises ConfigError for an unknown name, CheckpointError for a file that does not fit.
     """
@@ -101,7 +101,7 @@ def from_timm(name: str, file: str | None) -> Subject:
 
 
 def _preprocessing(model: nn.Module) -> Preprocessing:
-    """Return what timm says of a model's images. Raises ConfigError where they are not square."""
+    """Return what timm says of a model's images. Raises ConfigError if they are not square."""
     expected = resolve_model_data_config(model)
     _, height, width = expected["input_size"]
     if height != width:
@@ -116,7 +116,7 @@ def _preprocessing(model: nn.Module) -> Preprocessing:
 
 
 def data_of(subject: Subject, given: DataConfig) -> DataConfig:
-    """The subject's own data unless told otherwise. Raises ConfigError where there is neither."""
+    """Return the data that was given, or else the subject's own. Raises ConfigError if there is neither."""
     if subject.loaded is not None:
         return subject.loaded.data_for(given)
     if given.name is None:

@@ -1,4 +1,4 @@
-"""`deepvit-convert`: a weights file of any known layout as one that says itself what its model is."""
+"""`deepvit-convert` turns a weights file of any known layout into one that says what its model is."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from deepvit_train.run.checkpoint import WEIGHT_FILES, find
 
 
 def run(config: ConvertConfig) -> dict[str, Any]:
-    """Write out/model.safetensors with its description; a JSON object is the last line on stdout.
+    """Write out/model.safetensors with its description. The last line on stdout is a JSON object.
 
     Raises CheckpointError for a source that can't be read or is in doubt, OutputError for a folder that holds
     something already or can't be written.
@@ -63,7 +63,7 @@ def _write(out: Path, imported: Imported, calibrated: bool) -> Path:
 
 
 def _told(architecture: Architecture) -> list[str]:
-    """What was found in the tensors, and what no tensor shows, so that a wrong guess is seen."""
+    """Describe what the tensors show, and what was assumed because no tensor shows it."""
     model, attn = architecture.model, architecture.attn
     mixing = (
         "no block mixes its heads"

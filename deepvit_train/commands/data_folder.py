@@ -1,4 +1,4 @@
-"""`deepvit-data demo` and `deepvit-data fashion-mnist`: write a real data set as an ImageFolder."""
+"""`deepvit-data demo` and `deepvit-data fashion-mnist` write a real data set as an ImageFolder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deepvit_train.data.fashion_mnist import write_fashion_mnist
 
 
 def run(config: DataDemoConfig | DataFashionMnistConfig) -> dict[str, Any]:
-    """Write out/{train,val}/CLASS/*.png, whole or not at all; a JSON object is the last line on stdout.
+    """Write out/{train,val}/CLASS/*.png, whole or not at all. The last line on stdout is a JSON object.
 
     Raises OutputError for a folder that holds something already or can't be written, DataError for sources
     that can't be read.

@@ -1,4 +1,4 @@
-"""`deepvit-eval`: what a checkpoint gets right, on its own data or other data of the same classes."""
+"""`deepvit-eval` measures what a checkpoint gets right, on its own data or other data of the same classes."""
 
 from __future__ import annotations
 
@@ -27,13 +27,16 @@ WORST_CLASSES = 5  # shown in the table; the JSON file has all
 
 
 def run(config: EvalConfig) -> dict[str, Any]:
-    """Evaluate a checkpoint: a table, a JSON file beside it, and a JSON object as the last line on stdout."""
+    """Evaluate a checkpoint.
+
+    Prints a table, writes a JSON file beside the checkpoint, and prints a JSON object as the last line.
+    """
     world = distributed.start(config.device.value, config.timeout_s)
     if config.threads:
         torch.set_num_threads(config.threads)
     say = console.print if world.is_main else lambda line: None
 
-    # The model and its preprocessing, from the checkpoint alone, unless it is another project's.
+    # The checkpoint says what the model is and how its images are prepared; of a foreign file the user does.
     loaded = load(config.checkpoint, config.weights.value, config.preset, **config.said())
     if config.calibrate_images is not None:
         loaded = loaded.calibrating_on(config.calibrate_images)
@@ -42,12 +45,12 @@ def run(config: EvalConfig) -> dict[str, Any]:
     model, preprocessing = loaded.model.to(world.device), loaded.architecture.model.preprocessing
     say(f"{loaded.found.file}: {loaded.weights} weights")
 
-    # The data: the run's own unless told otherwise.
+    # The data of the run, unless other data was given.
     data = loaded.data_for(config.data)
     index = open_split(data, data.split)
     classes = loaded.check_data(index)
 
-    # Calibrate where there are no statistics for these weights at this size, then evaluate.
+    # Calibrate if there are no statistics for these weights at this size, then evaluate.
     loaders, statistics = Loaders(preprocessing, data, world), loaded.statistics
     if loaded.needs_calibration:
         say(
@@ -68,7 +71,10 @@ def run(config: EvalConfig) -> dict[str, Any]:
 
 
 def _at_size(loaded: LoadedModel, image_size: int) -> LoadedModel:
-    """The model for another image size. Raises ConfigError where its statistics can't be measured anew."""
+    """Return the model for another image size.
+
+    Raises ConfigError if its statistics would have to be measured anew and that was not asked for.
+    """
     resized = loaded.at_size(image_size)
     needed = resized is not loaded and bool(reattention_norms(resized.model))
     if needed and not resized.description.calibrate_images:
@@ -129,7 +135,7 @@ def _imagenet() -> ImageNetInfo:
 
 
 def readable(class_name: str) -> str:
-    """A class folder's name; with the word for it where it is one of ImageNet's WordNet ids."""
+    """Return the name of a class folder. For a WordNet id of ImageNet, the word for it follows."""
     if not re.fullmatch(r"n\d{8}", class_name):
         return class_name
     try:

@@ -1,4 +1,4 @@
-"""`deepvit-train -m`: every combination of comma-separated values, one run after another, and a table."""
+"""`deepvit-train -m` trains every combination of comma-separated values, one after the other."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ IN_NAME = {"model.depth", "attn", "data", "seed"}
 
 
 def run(overrides: Sequence[str], train: Callable[[TrainConfig], dict[str, Any]]) -> int:
-    """Train every combination. All are checked before the first starts; a failed one doesn't stop the others.
+    """Train every combination. All are checked before the first starts, and a failed one stops no other.
 
     Returns the exit code: 0, or that of the first run that failed.
     """
@@ -46,7 +46,7 @@ def run(overrides: Sequence[str], train: Callable[[TrainConfig], dict[str, Any]]
 
 
 def expand(overrides: Sequence[str]) -> list[list[str]]:
-    """The overrides of each run, as Hydra's basic sweeper combines them, every run with a name of its own."""
+    """Return the overrides of each run, as Hydra's basic sweeper combines them. Each run has its own name."""
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:

@@ -1,4 +1,7 @@
-"""How many images a model gets right."""
+"""Counts how many images a model gets right.
+
+Shapes: B batch, C classes.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from deepvit_train.config.recipe import Precision
 from deepvit_train.data.dataset import Batch
@@ -18,7 +22,7 @@ from deepvit_train.precision import autocast
 
 @dataclass(frozen=True)
 class EvalResult:
-    """An evaluation in which every image counted once. Accuracies are shares from 0 to 1."""
+    """The outcome of an evaluation, in which every image counted once. Accuracies are shares from 0 to 1."""
 
     top1: float
     top5: float
@@ -29,7 +33,7 @@ class EvalResult:
     class_images: list[int]
 
     def scalars(self) -> dict[str, float]:
-        """The figures that are logged over training."""
+        """Return the figures that are logged during training."""
         return {"top1": self.top1, "top5": self.top5, "loss": self.loss}
 
 
@@ -37,13 +41,14 @@ class EvalResult:
 def evaluate(
     model: torch.nn.Module, batches: Iterable[Batch], world: World, precision: Precision, classes: int
 ) -> EvalResult:
-    """Top-1 and top-5 accuracy and mean cross-entropy over all ranks. The model's mode is put back after.
+    """Measure top-1 and top-5 accuracy and mean cross-entropy over the batches of all ranks.
 
-    Raises DataError for an image that can't be read: an evaluation never replaces one.
+    Raises DataError for an image that can't be read, because an evaluation never replaces one. The model's
+    mode is put back afterwards.
     """
     was_training = model.training
     model.eval()
-    counts = torch.zeros(3, classes, dtype=torch.int64, device=world.device)  # images, top-1 hits, top-5 hits
+    counts = torch.zeros(3, classes, dtype=torch.int64, device=world.device)
     loss = torch.zeros((), dtype=torch.float64, device=world.device)
     bad: list[str] = []
     start = time.perf_counter()
@@ -54,13 +59,10 @@ def evaluate(
         if bad:
             continue  # nothing counts any more, but other ranks may wait for this one at every batch
         with autocast(world.device, precision):
-            logits = model(batch.images).float()
+            logits = model(batch.images)
+        logits = logits.float()
         loss += F.cross_entropy(logits, batch.targets, reduction="sum").double()
-        hits = logits.topk(min(5, classes)).indices == batch.targets[:, None]
-        one = torch.ones_like(batch.targets)
-        counts[0].index_add_(0, batch.targets, one)
-        counts[1].index_add_(0, batch.targets, hits[:, 0].to(one.dtype))
-        counts[2].index_add_(0, batch.targets, hits.any(dim=1).to(one.dtype))
+        _count(logits, batch.targets, counts)
     model.train(was_training)
     if world.any(len(bad)):
         raise DataError(
@@ -78,3 +80,18 @@ def evaluate(
         class_accuracy=(counts[1] / counts[0].clamp(min=1)).tolist(),
         class_images=counts[0].tolist(),
     )
+
+
+def _count(logits: Tensor, targets: Tensor, counts: Tensor) -> None:
+    """Add a batch to the counts of images, top-1 hits and top-5 hits by class.
+
+    Args:
+        logits: (B, C).
+        targets: (B,), int64.
+        counts: (3, C), int64, changed in place.
+    """
+    hits = logits.topk(min(5, logits.shape[1])).indices == targets[:, None]
+    one = torch.ones_like(targets)
+    counts[0].index_add_(0, targets, one)
+    counts[1].index_add_(0, targets, hits[:, 0].to(one.dtype))
+    counts[2].index_add_(0, targets, hits.any(dim=1).to(one.dtype))

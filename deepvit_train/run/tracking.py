@@ -17,9 +17,9 @@ from deepvit_train.error import OutputError
 
 
 class Tracker:
-    """Writes scalars by step. On a resume, everything after the step it goes on from is taken back first.
+    """Writes the curves. On a resume it first removes what was logged after the step to go on from.
 
-    Without a folder (ranks other than the first) it writes nothing.
+    Without a folder it writes nothing: only the first rank has one.
     """
 
     def __init__(self, folder: Path | None, resumed_step: int) -> None:
@@ -64,7 +64,7 @@ class Tracker:
                 self._writer.add_hparams(flat, final, run_name=".", global_step=step)
 
     def close(self) -> None:
-        """Write what is held back."""
+        """Write what is still buffered, and close the files."""
         if self._writer:
             with _writing(self._folder):
                 self._file.close()
@@ -80,7 +80,7 @@ def _writing(folder: Path | None) -> Iterator[None]:
 
 
 def _drop_later(file: Path, step: int) -> None:
-    """Drop the lines after a step, and one that a kill cut short."""
+    """Remove the lines after a step, and a line that a kill cut short."""
     if not file.exists():
         return
     kept = []

@@ -1,4 +1,4 @@
-"""Averages of the steps between two log lines: loss, speed, memory."""
+"""What a log line says of the steps since the line before: loss, speed, memory."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from deepvit_train.distributed.world import World
 
 
 class Meter:
-    """Averages over the steps since the last log line. Losses stay on the device until then.
+    """Averages over the steps since the last log line. Losses stay on the device until the next line.
 
-    A run that goes on between two lines brings the sum of each rank's losses since, and the number of steps.
+    A run may be stopped between two lines. Then `losses`, the sum of each rank's losses since the last line,
+    and `steps`, their number, come from its checkpoint.
     """
 
     def __init__(self, world: World, losses: Sequence[float] = (), steps: int = 0) -> None:
@@ -27,7 +28,7 @@ class Meter:
         if len(losses) == world.size:
             self._loss += losses[world.rank]
         elif losses:
-            self._loss += sum(losses) / len(losses)  # of another number of ranks
+            self._loss += sum(losses) / len(losses)  # the run had another number of ranks
 
     def _reset(self) -> None:
         self._loss = torch.zeros((), device=self._world.device)
@@ -36,7 +37,7 @@ class Meter:
         self._since = time.perf_counter()
 
     def add(self, loss: Tensor, images: int, waited_s: float) -> None:
-        """Count a step: its loss, its images over all ranks, and how long it waited for them."""
+        """Count a step: its loss, its images over all ranks, and the seconds it waited for them."""
         self._loss += loss
         self._loss_steps += 1
         self._images += images
@@ -44,17 +45,23 @@ class Meter:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave out the time inside: it is not training."""
+        """Leave the time inside out of the speed, because it is not training."""
         before = time.perf_counter()
         yield
         self._since += time.perf_counter() - before
 
     def losses(self) -> tuple[list[float], int]:
-        """The sum of each rank's losses since the last line, and how many steps. Waits for the device."""
+        """Return the sum of each rank's losses since the last line, and the number of steps.
+
+        Waits for the device.
+        """
         return self._world.each(float(self._loss)), self._loss_steps
 
     def take(self, learning_rate: float, grad_norm: Tensor) -> dict[str, float]:
-        """The scalars of a log line, the loss averaged over ranks; starts over. Waits for the device."""
+        """Return the scalars of a log line, with the loss averaged over ranks, and start over.
+
+        Waits for the device.
+        """
         loss = float(self._world.sum(self._loss)) / (self._loss_steps * self._world.size)
         passed = time.perf_counter() - self._since
         values = {
@@ -70,7 +77,7 @@ class Meter:
 
 
 def memory_mib(device: torch.device) -> float:
-    """The most memory used so far, MiB: the device's, or this process's on the CPU."""
+    """Return the most memory used so far, in MiB: of the GPU, or of this process on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -26,7 +26,7 @@ from deepvit_train.training.state import TrainState
 
 @dataclass(frozen=True)
 class StepOptions:
-    """What an optimizer step needs besides the state and its images."""
+    """What an optimizer step needs besides the state and the images."""
 
     seed: int
     precision: Precision
@@ -39,11 +39,11 @@ class StepOptions:
 
 @dataclass(frozen=True)
 class StepResult:
-    """A step's mean loss over this rank's images, and its gradient's norm; all stay on the device."""
+    """The mean loss over this rank's images, and the norm of the gradient. Both stay on the device."""
 
     loss: Tensor
     grad_norm: Tensor
-    penalty: Tensor  # the regulariser's part of the loss
+    penalty: Tensor  # the regulariser's part of the loss, on the device too
 
 
 def train_step(
@@ -54,21 +54,20 @@ def train_step(
     options: StepOptions,
     guard: FiniteGuard,
 ) -> StepResult:
-    """Advance the state by one optimizer step over the micro-batches.
+    """Advance the state by one optimizer step over the micro-batches. Raises NotFiniteError.
 
     Dropout and stochastic depth draw from (seed, step, rank), so a resumed run needs no generator's state.
-    `forward` is the model as it is trained: compiled, or wrapped for several ranks.
+
+    Args:
+        forward: the model as it is trained, perhaps compiled or wrapped for several ranks.
+        batches: micro-batches, on the device.
     """
     torch.manual_seed(derive_seed("step", options.seed, state.step, world.rank))
     state.schedule.step_update(state.step)
     loss, penalty = torch.zeros(2, device=world.device)
     for number, batch in enumerate(batches):
-        images, targets = batch.images, batch.targets
-        smoothing = options.label_smoothing
-        if options.mixup is not None:
-            smoothing = 0.0  # the mixed targets are smoothed already
-            with seeded(derive_seed("mixup", options.seed, state.step, number, world.rank)):
-                images, targets = options.mixup(images, targets)
+        seed = derive_seed("mixup", options.seed, state.step, number, world.rank)
+        images, targets, smoothing = _mixed(batch, options, seed)
         # Replicas exchange gradients once a step, after its last micro-batch; sharded ranks after each.
         local: Any = getattr(forward, "no_sync", nullcontext) if number + 1 < len(batches) else nullcontext
         with local():
@@ -91,10 +90,19 @@ def train_step(
     return StepResult(loss, grad_norm, penalty)
 
 
+def _mixed(batch: Batch, options: StepOptions, seed: int) -> tuple[Tensor, Tensor, float]:
+    """Mix the images and targets of a batch, if that is asked for. Returns the label smoothing as well."""
+    if options.mixup is None:
+        return batch.images, batch.targets, options.label_smoothing
+    with seeded(seed):
+        images, targets = options.mixup(batch.images, batch.targets)
+    return images, targets, 0.0  # mixed targets are smoothed already
+
+
 def _regularised(
     forward: Callable[..., Any], images: Tensor, regulariser: CosineRegulariser | None
 ) -> tuple[Tensor, Tensor]:
-    """Logits, and the penalty on the attention maps; 0 without a regulariser."""
+    """Return the logits and the penalty on the attention maps, which is 0 without a regulariser."""
     if regulariser is None:
         return forward(images), images.new_zeros(())
     logits, maps = forward(images, map_blocks=regulariser.blocks)
@@ -102,7 +110,7 @@ def _regularised(
 
 
 def _update(state: TrainState, options: StepOptions) -> None:
-    """Step the optimizer unless fp16's scaler found an overflow, and the averaged weights."""
+    """Update the weights, unless fp16's scaler found an overflow, and then the averaged weights."""
     scale = state.scaler.get_scale()
     state.scaler.step(state.optimizer)
     state.scaler.update()
