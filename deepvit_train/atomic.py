@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all, whenever a kill comes."""
+"""Writes files and folders so that they are there whole or not at all, whenever a kill comes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from deepvit_train.error import OutputError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small file, or put it in the place of another. Raises OutputError."""
+    """Write a small file, in the place of an older one if there is one. Raises OutputError."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         with partial.open("w") as file:
@@ -29,9 +29,9 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A folder to write into, which is called `out` once all went well.
+    """Give a folder to write into. It gets the name `out` at the end, if nothing went wrong inside.
 
-    Raises OutputError where `out` holds something already or can't be written, and for an OSError inside.
+    Raises OutputError if `out` holds something already, if it can't be written, or for an OSError inside.
     """
     try:
         if out.exists() and any(out.iterdir()):
@@ -41,7 +41,7 @@ def new_folder(out: Path) -> Iterator[Path]:
         partial = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
         try:
             yield partial
-            partial.chmod(0o755)  # mkdtemp makes it the owner's alone
+            partial.chmod(0o755)  # mkdtemp lets only its owner in
             partial.rename(out)
         finally:
             shutil.rmtree(partial, ignore_errors=True)

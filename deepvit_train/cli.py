@@ -25,8 +25,7 @@ from deepvit_train.commands import sweep
 from deepvit_train.config.command import COMMANDS
 from deepvit_train.config.compose import as_yaml, compose_command, compose_tree
 from deepvit_train.config.help import command_help, overview
-from deepvit_train.error import ConfigError, UserError, nearest
-from deepvit_train.failure import explain
+from deepvit_train.error import ConfigError, UserError, explain, nearest
 
 # The module of each command; imported only once the configuration is valid, because torch takes seconds.
 MODULES = {

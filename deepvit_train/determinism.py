@@ -1,4 +1,4 @@
-"""Every random draw comes from a seed and the name of what it is for, never from what was drawn before."""
+"""Every random draw depends on a seed and on what it is for. It never depends on what was drawn before."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch
 
 
 def derive_seed(purpose: str, *numbers: int) -> int:
-    """A 63-bit seed from a purpose and numbers alone: derive_seed('sample', seed, epoch, image)."""
+    """Return a 63-bit seed for a purpose and numbers: derive_seed('sample', seed, epoch, image)."""
     digest = hashlib.blake2b(repr((purpose, *numbers)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 @contextmanager
 def generators_kept() -> Iterator[None]:
-    """Put Python's, NumPy's and torch's CPU generators back after as they were before."""
+    """Put the CPU generators of Python, NumPy and torch back afterwards, as they were before."""
     # Only torch's CPU generator: a forked loader process must not touch CUDA.
     states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()  # noqa: NPY002
     try:
@@ -31,7 +31,7 @@ def generators_kept() -> Iterator[None]:
 
 
 def seed_generators(seed: int) -> None:
-    """Seed the three global generators: augmentations of timm and torchvision draw from all of them."""
+    """Seed the three global generators. Augmentations of timm and torchvision draw from all of them."""
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - timm draws from the global generator
     torch.default_generator.manual_seed(seed)
@@ -39,12 +39,12 @@ def seed_generators(seed: int) -> None:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed the global CPU generators inside, and put them back after."""
+    """Seed the global CPU generators inside, and put them back afterwards."""
     with generators_kept():
         seed_generators(seed)
         yield
 
 
 def permutation(count: int, seed: int) -> np.ndarray:
-    """A shuffled arange(count), int64, that depends on the seed alone."""
+    """Return arange(count), int64, in an order that depends on the seed alone."""
     return np.random.default_rng(seed).permutation(count)

@@ -1,4 +1,4 @@
-"""`deepvit-analyze`: what a model's attention does over its depth, beside the same model untrained."""
+"""`deepvit-analyze` shows what a model's attention does over its depth, beside the same model untrained."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from deepvit_train.collapse.report import write_html
 from deepvit_train.commands.analyze_subject import TIMM, Subject, data_of, from_checkpoint, from_timm
 from deepvit_train.config.analyze import AnalyzeConfig
 from deepvit_train.config.recipe import Precision
+from deepvit_train.console import console
 from deepvit_train.data.bad_files import BadFiles
 from deepvit_train.data.dataset import Batch
 from deepvit_train.data.index import open_split
@@ -26,18 +27,17 @@ from deepvit_train.data.loaders import Loaders
 from deepvit_train.data.transform import denormalise
 from deepvit_train.distributed.world import World, choose_device
 from deepvit_train.error import ConfigError, OutputError
+from deepvit_train.evaluation.accuracy import evaluate
 from deepvit_train.evaluation.calibration import calibrate, reattention_norms, using
 from deepvit_train.evaluation.loaded import measure_statistics
 from deepvit_train.models import DeepViT
-from deepvit_train.run.tracking import console
-from deepvit_train.training.step import evaluate
 
 IMAGES_SEED = 0  # the choice of images is the same for every model
 PICTURES = 4  # images whose attention is shown
 
 
 def run(config: AnalyzeConfig) -> dict[str, Any]:
-    """Measure one model, or two side by side. Writes analysis.json; figures and report.html where asked.
+    """Measure one model, or two side by side. Writes analysis.json, and on request figures and report.html.
 
     Raises UserError's subclasses. The analysis is returned as well.
     """
@@ -109,7 +109,7 @@ def _out_folder(config: AnalyzeConfig, subject: Subject) -> Path:
 
 
 def images_of(config: AnalyzeConfig, loaders: Loaders) -> list[Batch]:
-    """The images that maps are collected on: the same choice for every model."""
+    """Load the images that maps are collected on. Every model gets the same choice."""
     data = loaders.data
     index = open_split(data, data.split)
     bad = BadFiles([], data.max_bad, loaders.world, console.print)
@@ -122,12 +122,12 @@ def images_of(config: AnalyzeConfig, loaders: Loaders) -> list[Batch]:
 def _analyse(
     subject: Subject, batches: list[Batch], config: AnalyzeConfig, loaders: Loaders
 ) -> dict[str, Any]:
-    """One entry of analysis.json's `models`."""
+    """Measure a model: one entry of `models` in analysis.json."""
     world = loaders.world
     found: dict[str, Any] = {"label": subject.label, **subject.description, "theta": {}}
     for state, model in subject.states(world.device).items():
         with _statistics_of_images(model, batches, world):
-            measured = measure_model(model, (batch.images.to(world.device) for batch in batches))
+            measured = measure_model(model, (batch.images for batch in batches))
         found[state] = as_data(measured, config.collapse)
         found["theta"][state] = theta_of(model)
     found["accuracy"] = _accuracy(subject, config, loaders) if config.accuracy else None
@@ -137,16 +137,16 @@ def _analyse(
 def _figures(
     subject: Subject, entry: dict[str, Any], batches: list[Batch], config: AnalyzeConfig, world: World
 ) -> dict[str, Figure]:
-    """The figures of one model, by name."""
+    """Draw the figures of one model. Returns them by name."""
     images, pictures = batches[0].images[:PICTURES], {}
     for state, model in subject.states(world.device).items():
         with _statistics_of_images(model, batches, world):
-            pictures[state] = take_pictures(model, images.to(world.device))
+            pictures[state] = take_pictures(model, images)
     return draw_all(entry, config.collapse, denormalise(images, subject.preprocessing), pictures)
 
 
 def _save_figures(drawn: list[dict[str, Figure]], folder: Path) -> list[dict[str, Path]]:
-    """Write the figures; those of the model that is compared with are called compare_NAME."""
+    """Write the figures. Those of the second model are called compare_NAME."""
     try:
         folder.mkdir(exist_ok=True)
         return [
@@ -160,7 +160,7 @@ def _save_figures(drawn: list[dict[str, Figure]], folder: Path) -> list[dict[str
 def _statistics_of_images(
     model: nn.Module, batches: list[Batch], world: World
 ) -> AbstractContextManager[None]:
-    """Inside, re-attention's BatchNorm uses the statistics of these very images, as it does in training.
+    """Let re-attention's BatchNorms use the statistics of these very images, as they do in training.
 
     Running statistics mislead in trained models and mean nothing in untrained ones.
     """
@@ -170,7 +170,7 @@ def _statistics_of_images(
 
 
 def _accuracy(subject: Subject, config: AnalyzeConfig, loaders: Loaders) -> dict[str, Any]:
-    """Top-1 and loss on the whole split: with calibrated statistics, and with the running ones."""
+    """Measure top-1 and loss on the whole split, with calibrated statistics and with the running ones."""
     loaded = subject.loaded
     assert loaded is not None
     data, world = loaders.data, loaders.world

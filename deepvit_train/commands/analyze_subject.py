@@ -1,4 +1,4 @@
-"""What is analysed: a model, the same model untrained, and how images reach them."""
+"""What deepvit-analyze looks at: a model, the same model untrained, and how images reach them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,13 @@ from deepvit_train.config.preset import plain_from
 from deepvit_train.error import CheckpointError, ConfigError, nearest
 from deepvit_train.evaluation.loaded import LoadedModel, load
 from deepvit_train.models import DeepViT
-from deepvit_train.run import checkpoint
 
 TIMM = "timm:"
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to be analysed. `fresh` builds it untrained, from the seed it was trained with."""
+    """A model to be analysed. `fresh` builds it untrained, from the seed that its run used."""
 
     label: str
     description: dict[str, Any]
@@ -34,28 +33,26 @@ class Subject:
     fresh: Callable[[], nn.Module]
     preprocessing: Preprocessing
     home: Path | None  # the run's folder, or a folder to make beside the weights file
-    loaded: LoadedModel | None  # where it is one of our own checkpoints
+    loaded: LoadedModel | None  # None for one of timm's models
 
     def states(self, device: torch.device) -> dict[str, nn.Module]:
-        """The model as it was trained, and as it was before."""
+        """Return the model as it was trained, and as it was before, on the device."""
         return {"trained": self.model.to(device), "untrained": self.fresh().to(device)}
 
 
 def from_checkpoint(path: str, weights: str, preset: str | None, said: dict[str, Any]) -> Subject:
-    """A run, checkpoint folder or weights file; arguments and errors as in `weights.load`."""
+    """Load a run, a checkpoint or a weights file. Arguments and errors are those of `loaded.load`."""
     loaded = load(path, weights, preset, **said)
     shape, attn = loaded.architecture.model, loaded.architecture.attn
 
     def fresh() -> nn.Module:
-        torch.manual_seed(loaded.seed)
+        torch.manual_seed(loaded.description.seed)
         return DeepViT(loaded.architecture, loaded.model.num_classes)
 
-    in_run = (loaded.file.parent / checkpoint.MANIFEST).exists()
-    home = loaded.file.parent.parent.parent if in_run else loaded.file.with_suffix("")
     return Subject(
         label=f"{attn.kind}, {shape.depth} blocks, dim {shape.dim}, {shape.heads} heads",
         description={
-            "checkpoint": str(loaded.file),
+            "checkpoint": str(loaded.found.file),
             "weights": loaded.weights,
             "model": plain_from(shape),
             "attn": plain_from(attn),
@@ -63,13 +60,13 @@ def from_checkpoint(path: str, weights: str, preset: str | None, said: dict[str,
         model=loaded.model,
         fresh=fresh,
         preprocessing=shape.preprocessing,
-        home=home,
+        home=loaded.found.run or loaded.found.file.with_suffix(""),
         loaded=loaded,
     )
 
 
 def from_timm(name: str, file: str | None) -> Subject:
-    """One of timm's models, 'timm:NAME', with a local weights file or untrained.
+    """Build one of timm's models, 'timm:NAME', with a local weights file or untrained.
 
     Raises ConfigError for an unknown name, CheckpointError for a file that does not fit.
     """
@@ -104,7 +101,7 @@ def from_timm(name: str, file: str | None) -> Subject:
 
 
 def _preprocessing(model: nn.Module) -> Preprocessing:
-    """Return what timm says of a model's images. Raises ConfigError where they are not square."""
+    """Return what timm says of a model's images. Raises ConfigError if they are not square."""
     expected = resolve_model_data_config(model)
     _, height, width = expected["input_size"]
     if height != width:
@@ -119,7 +116,7 @@ def _preprocessing(model: nn.Module) -> Preprocessing:
 
 
 def data_of(subject: Subject, given: DataConfig) -> DataConfig:
-    """The subject's own data unless told otherwise. Raises ConfigError where there is neither."""
+    """Return the data that was given, or else the subject's own. Raises ConfigError if there is neither."""
     if subject.loaded is not None:
         return subject.loaded.data_for(given)
     if given.name is None:

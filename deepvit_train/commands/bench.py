@@ -26,12 +26,12 @@ from deepvit_train.config.bench import FORMULA, BenchConfig
 from deepvit_train.config.compose import plain
 from deepvit_train.config.model import ModelConfig
 from deepvit_train.config.preset import Architecture, attention_preset
+from deepvit_train.console import console
 from deepvit_train.distributed.world import choose_device
 from deepvit_train.error import ConfigError, OutputError
 from deepvit_train.models import DeepViT, ReAttention
 from deepvit_train.models.reattention import plain_reattention
 from deepvit_train.models.summary import count_parameters
-from deepvit_train.run.tracking import console
 
 MIB = 2**20
 

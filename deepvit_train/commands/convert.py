@@ -1,8 +1,9 @@
-"""`deepvit-convert`: a weights file of any known layout as one that says itself what its model is."""
+"""`deepvit-convert` turns a weights file of any known layout into one that says what its model is."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,37 +12,36 @@ from safetensors.torch import save_file
 
 from deepvit_train.atomic import new_folder
 from deepvit_train.config.convert import ConvertConfig
-from deepvit_train.config.preset import Architecture, plain_from
+from deepvit_train.config.preset import Architecture
+from deepvit_train.console import console
 from deepvit_train.error import OutputError
 from deepvit_train.models.importer import Imported, import_model
 from deepvit_train.models.summary import count_parameters
-from deepvit_train.run import checkpoint
-from deepvit_train.run.checkpoint import DESCRIPTION, FORMAT, WEIGHT_FILES
-from deepvit_train.run.tracking import console
+from deepvit_train.run.checkpoint import WEIGHT_FILES, find
 
 
 def run(config: ConvertConfig) -> dict[str, Any]:
-    """Write out/model.safetensors with its description; a JSON object is the last line on stdout.
+    """Write out/model.safetensors with its description. The last line on stdout is a JSON object.
 
     Raises CheckpointError for a source that can't be read or is in doubt, OutputError for a folder that holds
     something already or can't be written.
     """
-    file = checkpoint.find_weights(config.source, config.weights.value)
-    imported = import_model(file, config.preset, config.weights.value, config.said())
-    statistics = checkpoint.calibrated_beside(file) or {}
+    found = find(config.source, config.weights.value)
+    imported = import_model(found, config.preset, config.weights.value, config.said())
+    statistics = found.calibrated() or {}
     imported.model.load_state_dict(statistics, strict=False)
     written = _write(Path(config.out).expanduser(), imported, calibrated=bool(statistics))
     parameters = count_parameters(imported.model)
     console.print(
-        f"{file}: {imported.layout} layout, {imported.source.weights} weights, {parameters:,} parameters"
+        f"{found.file}: {imported.layout} layout, {imported.weights} weights, {parameters:,} parameters"
     )
-    for line in _told(imported.architecture):
+    for line in _told(imported.description.architecture):
         console.print(line)
     console.print(f"written: {written}")
     report = {
         "out": str(written),
         "layout": imported.layout,
-        "weights": imported.source.weights,
+        "weights": imported.weights,
         "parameters": parameters,
         "classes": imported.model.num_classes,
     }
@@ -50,34 +50,20 @@ def run(config: ConvertConfig) -> dict[str, Any]:
 
 
 def _write(out: Path, imported: Imported, calibrated: bool) -> Path:
-    """The weights file, in its folder."""
-    name = f"{WEIGHT_FILES['live']}.safetensors"
-    header = {DESCRIPTION: json.dumps(_description(imported, calibrated), sort_keys=True)}
+    """Write the weights file into its folder and return it."""
+    name, description = f"{WEIGHT_FILES['live']}.safetensors", imported.description
+    if calibrated:  # the weights hold calibrated statistics now, so nobody needs to measure them
+        description = replace(description, calibrate_images=0)
     with new_folder(out) as folder:
         try:
-            save_file(imported.model.state_dict(), folder / name, metadata=header)
+            save_file(imported.model.state_dict(), folder / name, metadata=description.header())
         except SafetensorError as error:
             raise OutputError(f"out={out}: can't be written ({error})") from None
     return out / name
 
 
-def _description(imported: Imported, calibrated: bool) -> dict[str, Any]:
-    """What the file says about itself. Class names and data are known of this project's own files only."""
-    source = imported.source.description or {}
-    return {
-        "format": FORMAT,
-        "model": plain_from(imported.architecture.model) | {"weights": None},
-        "attn": plain_from(imported.architecture.attn),
-        "classes": source.get("classes"),
-        "data": source.get("data"),
-        "seed": source.get("seed", 0),
-        # The weights hold calibrated statistics now, or what their own program left: none are measured.
-        "calibrate_images": 0 if calibrated else source.get("calibrate_images", 0),
-    }
-
-
 def _told(architecture: Architecture) -> list[str]:
-    """What was found in the tensors, and what no tensor shows, so that a wrong guess is seen."""
+    """Describe what the tensors show, and what was assumed because no tensor shows it."""
     model, attn = architecture.model, architecture.attn
     mixing = (
         "no block mixes its heads"

@@ -1,4 +1,4 @@
-"""`deepvit-data check`: what is wrong with a data set, what it consists of, and where a step's time goes."""
+"""`deepvit-data check` tells what is wrong with a data set, what it holds, and where a step's time goes."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from rich.table import Table
 
 from deepvit_train.config.data_check import DataCheckConfig
 from deepvit_train.config.preset import Architecture
+from deepvit_train.console import console, progress_bar
 from deepvit_train.data import check
 from deepvit_train.data.decode import BadImageError, Picture, parse_picture
 from deepvit_train.data.index import ImageIndex, data_root
@@ -28,14 +29,13 @@ from deepvit_train.determinism import generators_kept
 from deepvit_train.distributed import world as distributed
 from deepvit_train.error import DataError
 from deepvit_train.models import DeepViT
-from deepvit_train.run.tracking import console, progress_bar
-from deepvit_train.training.recipe import autocast
+from deepvit_train.precision import autocast
 
 SHOWN = 20  # errors and warnings in the tables; the JSON has all
 WARM_UP_IMAGES = 16
 TIMED_IMAGES = 128
 TIMED_STEPS = 2
-SPARE = 1.25  # loader processes above what the mean image asks for, because images differ
+SPARE = 1.25  # more loader processes than the mean image asks for, because images differ
 PARTS = {
     "read": "from the disk",
     "decode": "to pixels",
@@ -46,7 +46,7 @@ PARTS = {
 
 
 def run(config: DataCheckConfig) -> dict[str, Any]:
-    """Check a data set: tables, and a JSON object as the last line on stdout.
+    """Check a data set. Prints tables, and a JSON object as the last line.
 
     Raises DataError where there is an error in it; damaged files that can be read are warnings.
     """
@@ -55,7 +55,7 @@ def run(config: DataCheckConfig) -> dict[str, Any]:
         torch.set_num_threads(config.threads)
     world = distributed.start(config.device.value, timeout_s=60)
 
-    # Folders, then every file.
+    # List the folders, then read every file.
     names = dict.fromkeys(("train", config.data.split))  # data.split=train names it twice
     splits = [check.list_split(root, config.data, name) for name in names]
     workers = worker_count(config.data)
@@ -85,11 +85,11 @@ def run(config: DataCheckConfig) -> dict[str, Any]:
 
 
 def _timing(config: DataCheckConfig, train: ImageIndex, device: torch.device) -> dict[str, Any] | None:
-    """Milliseconds of one process for an image, by part, and the loader processes that keep up; or None
-    where there is no image to time.
+    """Time the parts of a step. Returns milliseconds for an image in one process, and how many loader
+    processes keep up with the model; or None if there is no image to time.
     """
     seconds = dict.fromkeys(PARTS, 0.0)
-    # Not counted: the first images load libraries and take memory.
+    # The first images do not count: they load libraries and take memory.
     _load(config, train, WARM_UP_IMAGES, dict.fromkeys(PARTS, 0.0))
     pixels = _load(config, train, TIMED_IMAGES, seconds)
     if not len(pixels):
@@ -102,7 +102,7 @@ def _timing(config: DataCheckConfig, train: ImageIndex, device: torch.device) ->
     mean, std = (torch.tensor(values, device=device) for values in (config.model.mean, config.model.std))
     targets = torch.zeros(size, dtype=torch.int64, device=device)
     for step in range(TIMED_STEPS + 1):
-        if step == 1:  # nor is the first step counted
+        if step == 1:  # the first step does not count either
             seconds["copy"] = seconds["compute"] = 0.0
         with _timed(seconds, "copy", device):
             images = normalise(batch.to(device), mean, std)
@@ -143,7 +143,7 @@ def _load(config: DataCheckConfig, train: ImageIndex, most: int, seconds: dict[s
 
 
 def _decode(picture: Picture, seconds: dict[str, float], shrink: int, rows: int) -> tuple[np.ndarray, int]:
-    """Decode for the augmentation, which asks for what it needs, on an account of its own."""
+    """Decode what the augmentation asks for, and book the time under decode instead of augment."""
     start = time.perf_counter()
     decoded = picture.decode(shrink, rows)
     taken = time.perf_counter() - start
@@ -162,9 +162,9 @@ def _timed(seconds: dict[str, float], part: str, device: torch.device | None = N
 
 
 def _forget(path: str) -> None:
-    """Have the system drop what it remembers of a file, which the check has just read."""
+    """Ask the system to forget a file that was just read, so that reading it again takes its real time."""
     try:
-        # Not blocking: opening a pipe would wait for its writer.
+        # O_NONBLOCK, because opening a pipe would wait for its writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)

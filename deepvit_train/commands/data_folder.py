@@ -1,4 +1,4 @@
-"""`deepvit-data demo` and `deepvit-data fashion-mnist`: write a real data set as an ImageFolder."""
+"""`deepvit-data demo` and `deepvit-data fashion-mnist` write a real data set as an ImageFolder."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 from deepvit_train.atomic import new_folder
 from deepvit_train.config.data_folder import DataDemoConfig, DataFashionMnistConfig
+from deepvit_train.console import console
 from deepvit_train.data.digits import write_digits
 from deepvit_train.data.fashion_mnist import write_fashion_mnist
-from deepvit_train.run.tracking import console
 
 
 def run(config: DataDemoConfig | DataFashionMnistConfig) -> dict[str, Any]:
-    """Write out/{train,val}/CLASS/*.png, whole or not at all; a JSON object is the last line on stdout.
+    """Write out/{train,val}/CLASS/*.png, whole or not at all. The last line on stdout is a JSON object.
 
     Raises OutputError for a folder that holds something already or can't be written, DataError for sources
     that can't be read.

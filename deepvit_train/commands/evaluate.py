@@ -1,10 +1,9 @@
-"""`deepvit-eval`: what a checkpoint gets right, on its own data or other data of the same classes."""
+"""`deepvit-eval` measures what a checkpoint gets right, on its own data or other data of the same classes."""
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -15,45 +14,48 @@ from timm.data import ImageNetInfo
 from deepvit_train.atomic import write_text
 from deepvit_train.config.data import DataConfig
 from deepvit_train.config.evaluate import EvalConfig
+from deepvit_train.console import console
 from deepvit_train.data.index import open_split
 from deepvit_train.data.loaders import Loaders
 from deepvit_train.distributed import world as distributed
 from deepvit_train.error import ConfigError, OutputError
+from deepvit_train.evaluation.accuracy import EvalResult, evaluate
 from deepvit_train.evaluation.calibration import reattention_norms, using
-from deepvit_train.evaluation.loaded import LoadedModel, load, measure_statistics, result_file
-from deepvit_train.run.tracking import console
-from deepvit_train.training.step import EvalResult, evaluate
+from deepvit_train.evaluation.loaded import LoadedModel, load, measure_statistics
 
 WORST_CLASSES = 5  # shown in the table; the JSON file has all
 
 
 def run(config: EvalConfig) -> dict[str, Any]:
-    """Evaluate a checkpoint: a table, a JSON file beside it, and a JSON object as the last line on stdout."""
+    """Evaluate a checkpoint.
+
+    Prints a table, writes a JSON file beside the checkpoint, and prints a JSON object as the last line.
+    """
     world = distributed.start(config.device.value, config.timeout_s)
     if config.threads:
         torch.set_num_threads(config.threads)
     say = console.print if world.is_main else lambda line: None
 
-    # The model and its preprocessing, from the checkpoint alone, unless it is another project's.
+    # The checkpoint says what the model is and how its images are prepared; of a foreign file the user does.
     loaded = load(config.checkpoint, config.weights.value, config.preset, **config.said())
     if config.calibrate_images is not None:
-        loaded = replace(loaded, calibrate_images=config.calibrate_images, statistics=None)
+        loaded = loaded.calibrating_on(config.calibrate_images)
     if config.image_size is not None:
         loaded = _at_size(loaded, config.image_size)
     model, preprocessing = loaded.model.to(world.device), loaded.architecture.model.preprocessing
-    say(f"{loaded.file}: {loaded.weights} weights")
+    say(f"{loaded.found.file}: {loaded.weights} weights")
 
-    # The data: the run's own unless told otherwise.
+    # The data of the run, unless other data was given.
     data = loaded.data_for(config.data)
     index = open_split(data, data.split)
     classes = loaded.check_data(index)
 
-    # Calibrate where there are no statistics for these weights at this size, then evaluate.
+    # Calibrate if there are no statistics for these weights at this size, then evaluate.
     loaders, statistics = Loaders(preprocessing, data, world), loaded.statistics
     if loaded.needs_calibration:
         say(
             f"no calibrated statistics for these weights at {preprocessing.image_size} pixels: "
-            f"calibrating on {loaded.calibrate_images} training images"
+            f"calibrating on {loaded.description.calibrate_images} training images"
         )
         statistics = measure_statistics(loaded, loaders, config.batch_size, config.precision, say)
     batches = loaders.evaluation(index, config.batch_size, config.limit_batches)
@@ -69,11 +71,15 @@ def run(config: EvalConfig) -> dict[str, Any]:
 
 
 def _at_size(loaded: LoadedModel, image_size: int) -> LoadedModel:
-    """The model for another image size. Raises ConfigError where its statistics can't be measured anew."""
+    """Return the model for another image size.
+
+    Raises ConfigError if its statistics would have to be measured anew and that was not asked for.
+    """
     resized = loaded.at_size(image_size)
-    if resized is not loaded and reattention_norms(resized.model) and not resized.calibrate_images:
+    needed = resized is not loaded and bool(reattention_norms(resized.model))
+    if needed and not resized.description.calibrate_images:
         raise ConfigError(
-            f"image_size={image_size}: the BatchNorm statistics of {loaded.file} are those of "
+            f"image_size={image_size}: the BatchNorm statistics of {loaded.found.file} are those of "
             f"{loaded.architecture.model.image_size} pixels, so add calibrate_images=512"
         )
     return resized
@@ -81,7 +87,7 @@ def _at_size(loaded: LoadedModel, image_size: int) -> LoadedModel:
 
 def _report(loaded: LoadedModel, data: DataConfig, config: EvalConfig, result: EvalResult) -> dict[str, Any]:
     return {
-        "checkpoint": str(loaded.file),
+        "checkpoint": str(loaded.found.file),
         "weights": loaded.weights,
         "data": str(data.name),
         "split": data.split,
@@ -114,7 +120,7 @@ def _tell(
         name: {"name": readable(name), "top1": accuracy, "images": images}
         for accuracy, name, images in per_class
     }
-    file = result_file(loaded, kind)
+    file = loaded.found.beside(f"{loaded.weights}.{kind}.json")
     try:
         write_text(file, json.dumps({**report, "classes": by_class}, indent=1) + "\n")
         console.print(f"written: {file}")
@@ -129,7 +135,7 @@ def _imagenet() -> ImageNetInfo:
 
 
 def readable(class_name: str) -> str:
-    """A class folder's name; with the word for it where it is one of ImageNet's WordNet ids."""
+    """Return the name of a class folder. For a WordNet id of ImageNet, the word for it follows."""
     if not re.fullmatch(r"n\d{8}", class_name):
         return class_name
     try:

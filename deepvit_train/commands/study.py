@@ -1,4 +1,4 @@
-"""`deepvit-study`: train and measure every cell of depth x attention x width x seed, then table and figures.
+"""`deepvit-study` trains and measures every cell of depth x attention x width x seed, and sums them up.
 
 OUT/data/               the images every cell reads
 OUT/runs/CELL/          a run of deepvit-train, with analysis/analysis.json of deepvit-analyze
@@ -25,10 +25,10 @@ from deepvit_train.commands import analyze, train
 from deepvit_train.commands.study_table import figures, table
 from deepvit_train.config.compose import compose_command, plain
 from deepvit_train.config.study import GridConfig, StudyConfig
+from deepvit_train.console import console
 from deepvit_train.data.subset import copy_images
 from deepvit_train.error import ConfigError, Interrupted, OutputError, UserError
 from deepvit_train.run.folder import differences
-from deepvit_train.run.tracking import console
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,14 @@ class Cell:
 
 
 def run(config: StudyConfig) -> dict[str, Any]:
-    """Train and measure the cells that are not finished yet; a broken one is noted and the others go on.
+    """Train and measure the cells that are not finished yet. A broken cell is noted, and the others go on.
 
     Raises UserError's subclasses; Interrupted when a stop signal ended a cell, which then goes on next time.
     """
     out = Path(config.out).expanduser()
     cells = list(cells_of(config.study))
     for cell in cells:
-        commands_of(cell, config)  # a mistake in the configuration comes out before hours of training
+        commands_of(cell, config)  # shows a mistake in the configuration before hours of training
     try:
         (out / "cells").mkdir(parents=True, exist_ok=True)
         _adopt(config, out / "settings.json")
@@ -74,7 +74,7 @@ def run(config: StudyConfig) -> dict[str, Any]:
 
 
 def _adopt(config: StudyConfig, file: Path) -> None:
-    """Note what all cells have in common. Raises ConfigError where the study there has something else."""
+    """Store what all cells have in common. Raises ConfigError if the study there has other settings."""
     common = ("train", "root", "train_images", "val_images", "collapse")
     settings = {key: value for key, value in plain(config).items() if key in common}
     if file.exists() and (changes := differences(json.loads(file.read_text()), settings)):
@@ -84,7 +84,7 @@ def _adopt(config: StudyConfig, file: Path) -> None:
 
 
 def cells_of(grid: GridConfig) -> Iterator[Cell]:
-    """Every cell once: seed by seed, depths first, then the series over widths."""
+    """Give every cell once: seed by seed, first all depths, then the series over widths."""
     for seed in grid.seeds:
         square = [Cell(attn, depth, grid.dim, seed) for depth in grid.depths for attn in grid.attentions]
         series = [
@@ -94,7 +94,7 @@ def cells_of(grid: GridConfig) -> Iterator[Cell]:
 
 
 def commands_of(cell: Cell, config: StudyConfig) -> dict[str, list[str]]:
-    """The overrides of the cell's two commands, composed once to see that they are valid."""
+    """Return the overrides of the cell's two commands. They are composed once, to see that they are valid."""
     out = Path(config.out).expanduser()
     run_dir, threads = out / "runs" / cell.name, f"threads={config.threads or 'null'}"
     commands = {
@@ -131,7 +131,7 @@ def commands_of(cell: Cell, config: StudyConfig) -> dict[str, list[str]]:
 def _run_cell(cell: Cell, config: StudyConfig, out: Path) -> dict[str, Any]:
     """Train and analyse in a process of its own, so that even a crash costs no other cell."""
     commands, log = commands_of(cell, config), out / "cells" / f"{cell.name}.log"
-    # A server that has imported torch already forks each cell: no seconds lost, nothing shared between cells.
+    # A server that has already imported torch forks each cell: that saves seconds, and cells share nothing.
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["deepvit_train.commands.study"])
     process = processes.Process(target=_in_process, args=(commands, str(log)))
@@ -155,7 +155,7 @@ def _run_cell(cell: Cell, config: StudyConfig, out: Path) -> dict[str, Any]:
 
 
 def _in_process(commands: dict[str, list[str]], log: str) -> None:
-    """The whole life of a cell's process."""
+    """Train and analyse a cell, in its own process, with the output in its log."""
     with Path(log).open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -168,7 +168,7 @@ def _in_process(commands: dict[str, list[str]], log: str) -> None:
 
 
 def _result(run: Path) -> dict[str, Any]:
-    """What the table and the figures need of a finished cell."""
+    """Read what the table and the figures need of a finished cell."""
     analysis = json.loads((run / "analysis" / "analysis.json").read_text())["models"][0]
     losses = [
         line["train/loss"]
@@ -180,7 +180,7 @@ def _result(run: Path) -> dict[str, Any]:
 
 
 def _compact(measured: dict[str, Any]) -> dict[str, Any]:
-    """A measurement without its matrices: similar blocks, and each measure by block."""
+    """Reduce a measurement to its similar blocks and to one number for each measure and block."""
     by_block: dict[str, Any] = {}
     for name, values in measured["averages"].items():
         if name.startswith("similarity/"):

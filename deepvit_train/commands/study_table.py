@@ -1,4 +1,4 @@
-"""A study's cells as a table and as the paper's figures: means and standard deviations over seeds."""
+"""Shows a study's cells as a table and as the paper's figures, with standard deviations over seeds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ STATES = {"trained": "-", "untrained": "--"}
 
 
 def similarity(state: str, maps: str, metric: str, what: str) -> Value:
-    """A number of a cell: what is 'ratio' or 'count' of similar blocks, or 'to_previous'."""
+    """Return a function that reads a number of a cell. `what` is 'ratio' or 'count' of similar blocks, or
+    'to_previous', the mean similarity to the block before.
+    """
     return lambda cell: cell[state]["similar_blocks"][f"{maps}/{metric}/{AXIS}"][what]
 
 
@@ -39,7 +41,7 @@ COLUMNS: dict[str, Value] = {
 
 
 def table(cells: Sequence[Cell]) -> str:
-    """A Markdown table: one row a depth, width and attention, 'mean ± standard deviation' over its seeds."""
+    """Write a Markdown table. A row is a depth, a width and an attention: 'mean ± deviation' over seeds."""
     header = ["blocks", "dim", "attention", "seeds", *[name.strip() for name in COLUMNS]]
     rows = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for (depth, dim, attn), members in sorted(_groups(cells).items()):
@@ -49,7 +51,7 @@ def table(cells: Sequence[Cell]) -> str:
 
 
 def figures(cells: Sequence[Cell], grid: GridConfig, collapse: CollapseConfig) -> dict[str, Figure]:
-    """The paper's figures, by file name; those that the finished cells allow."""
+    """Draw those of the paper's figures that the finished cells allow. Returns them by file name."""
     square = [cell for cell in cells if cell["dim"] == grid.dim and cell["depth"] in grid.depths]
     series = [cell for cell in cells if cell["depth"] == grid.width_depth and cell["dim"] in grid.widths]
     mark = f"similar: {AXIS} cosine > {collapse.threshold:g} to the {collapse.k} before (mean)"
@@ -94,7 +96,7 @@ def _accuracy(cells: Sequence[Cell]) -> list[Line]:
 
 
 def _ratios(cells: Sequence[Cell], key: str, label: str) -> list[Panel]:
-    """The ratio of similar blocks of pre-mix maps, raw and centred, trained and untrained."""
+    """Draw the ratio of similar blocks of pre-mix maps, raw and centred, trained and untrained."""
     panels = []
     for metric in ("raw", "centred"):
         lines = []
@@ -117,7 +119,7 @@ def _by_block(cells: Sequence[Cell], name: Callable[[str], str]) -> list[Panel]:
 
 
 def _curves(cells: Sequence[Cell], name: str) -> list[Line]:
-    """A measure by block, averaged over seeds, for each attention, trained and untrained."""
+    """Draw a measure by block, averaged over seeds, for each attention, trained and untrained."""
     lines = []
     for colour, (attn, members) in enumerate(_by_attention(cells).items()):
         for state, style in STATES.items():

@@ -1,4 +1,4 @@
-"""`deepvit-train -m`: every combination of comma-separated values, one run after another, and a table."""
+"""`deepvit-train -m` trains every combination of comma-separated values, one after the other."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rich.table import Table
 from deepvit_train.config.compose import compose_command
 from deepvit_train.config.override import take_texts
 from deepvit_train.config.train import TrainConfig
+from deepvit_train.console import console
 from deepvit_train.error import Interrupted, UserError
 
 # The default name of a run says these already.
@@ -22,14 +23,11 @@ IN_NAME = {"model.depth", "attn", "data", "seed"}
 
 
 def run(overrides: Sequence[str], train: Callable[[TrainConfig], dict[str, Any]]) -> int:
-    """Train every combination. All are checked before the first starts; a failed one doesn't stop the others.
+    """Train every combination. All are checked before the first starts, and a failed one stops no other.
 
     Returns the exit code: 0, or that of the first run that failed.
     """
     jobs = [(job, _compose(job)) for job in expand(overrides)]
-    # Only now: a sweep with a mistake in it must not wait for torch.
-    from deepvit_train.run.tracking import console
-
     outcomes: list[tuple[str, str, dict[str, Any]]] = []
     exit_code = 0
     for number, (job, config) in enumerate(jobs, start=1):
@@ -48,7 +46,7 @@ def run(overrides: Sequence[str], train: Callable[[TrainConfig], dict[str, Any]]
 
 
 def expand(overrides: Sequence[str]) -> list[list[str]]:
-    """The overrides of each run, as Hydra's basic sweeper combines them, every run with a name of its own."""
+    """Return the overrides of each run, as Hydra's basic sweeper combines them. Each run has its own name."""
     for_hydra, texts = take_texts("train", overrides, sweeps=True)
     parsed = OverridesParser.create().parse_overrides(for_hydra)
     swept = [override.key_or_group for override in parsed if override.is_sweep_override()]

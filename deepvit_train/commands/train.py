@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,223 +12,239 @@ import torch
 from deepvit_train.collapse.probe import Probe
 from deepvit_train.config.compose import as_yaml, plain
 from deepvit_train.config.preset import Architecture
-from deepvit_train.config.recipe import Precision
 from deepvit_train.config.train import TrainConfig
+from deepvit_train.console import console
 from deepvit_train.data.bad_files import BadFiles
 from deepvit_train.data.dataset import Batch, TrainOrder
 from deepvit_train.data.index import ImageIndex, check_classes, open_split
 from deepvit_train.data.loaders import Loaders
 from deepvit_train.distributed import world as distributed
-from deepvit_train.distributed.parallel import gathered, shard
+from deepvit_train.distributed.parallel import gathered
 from deepvit_train.distributed.world import World
 from deepvit_train.evaluation.calibration import reattention_norms
-from deepvit_train.evaluation.loaded import description_of
 from deepvit_train.models import DeepViT, start_from
 from deepvit_train.models.summary import count_flops, count_parameters
-from deepvit_train.run import checkpoint
+from deepvit_train.run.description import ModelDescription
 from deepvit_train.run.folder import RunFolder, describe_environment, flatten
 from deepvit_train.run.saving import CheckpointWriter
-from deepvit_train.run.tracking import Tracker, console
+from deepvit_train.run.tracking import Tracker
 from deepvit_train.training.interruption import StopSignals
-from deepvit_train.training.loop import Trainer, phrase
-from deepvit_train.training.plan import Plan, build_plan
-from deepvit_train.training.recipe import (
-    build_ema,
-    build_optimizer,
-    build_schedule,
-    describe_groups,
-    is_partial,
-)
-from deepvit_train.training.state import TrainState
+from deepvit_train.training.loop import Run, Trainer, phrase
+from deepvit_train.training.origin import Origin, find_origin, resume
+from deepvit_train.training.plan import build_plan
+from deepvit_train.training.recipe import describe_groups, is_partial
+from deepvit_train.training.state import build_state, is_to_be_sharded
 from deepvit_train.training.validation import Validation
+from deepvit_train.training.watch import CollapseWatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """A run that was built, with its folder, its data, and where its weights come from."""
+
+    run: Run
+    train: ImageIndex
+    val: ImageIndex
+    folder: RunFolder
+    origin: Origin
+    initial: str | None  # a line on the initial weights that were loaded
+
+    @property
+    def calibrate_images(self) -> int:
+        """How many training images to calibrate on; 0 if the model has nothing to calibrate."""
+        needed = bool(reattention_norms(self.run.state.model))
+        return self.run.config.trainer.calibrate_images if needed else 0
 
 
 def run(config: TrainConfig) -> dict[str, Any]:
-    """Train until the plan is done. Returns the run's folder and the last evaluation's metrics.
+    """Train until the plan is done. Returns the run's folder and the metrics of the last evaluation.
 
-    Raises UserError's subclasses. Before Interrupted the state is saved; after any other the last checkpoint
-    stands.
+    Raises UserError's subclasses. Before Interrupted the state is saved. After any other error the last
+    checkpoint stands.
     """
     with ExitStack() as stack:
-        # Devices and seed.
-        world = distributed.start(config.trainer.device.value, config.trainer.timeout_s)
-        stack.callback(distributed.stop)
-        if config.trainer.threads:
-            torch.set_num_threads(config.trainer.threads)
-        torch.manual_seed(config.seed)
-        say = console.print if world.is_main else _silence
-        signals = stack.enter_context(StopSignals())
-
-        # Data. An explicit checkpoint is looked at first: without it there is nothing to read data for.
-        source = None if config.resume in ("auto", "never") else checkpoint.find(config.resume, "last")
-        train_index, val_index = (open_split(config.data, split) for split in ("train", config.data.split))
-        check_classes(val_index, train_index.classes)
-        plan = build_plan(config.trainer, config.schedule, len(train_index), world.size)
-
-        # Model. Weights to start from are read before the run's folder is made: a bad file leaves none.
-        model = DeepViT(Architecture(config.model, config.attn), len(train_index.classes))
-        folder = RunFolder(config.run_dir, writes=world.is_main)
-        fresh = config.model.weights if not (folder.begun or source) else None
-        start = None if fresh is None else start_from(model, fresh)
-        model.freeze(config.optim.freeze_blocks, config.optim.head_only)
-        model.set_grad_checkpointing(config.trainer.grad_checkpointing)
-        model.set_sync_norm(config.trainer.sync_norm)
-        sharded = config.trainer.shard and world.size > 1
-        if not sharded:
-            model.to(world.device)
-
-        # The run's folder.
-        stack.enter_context(folder)
-        say(f"run folder: {folder.path}")
-        folder.adopt(plain(config), config.resume, say)
-        world.barrier()
-
-        # Optimizer, schedule, averaged weights.
-        ema = build_ema(model, config.trainer.ema_decay, foreach=not sharded)
-        if sharded:
-            shard(model, world)
-            if ema is not None:
-                shard(ema.module, world)
-        optimizer = build_optimizer(model, config.optim)
-        state = TrainState(
-            model=model,
-            ema=ema,
-            optimizer=optimizer,
-            schedule=build_schedule(optimizer, config.schedule, config.trainer.epochs, plan.steps_per_epoch),
-            scaler=torch.amp.GradScaler(
-                world.device.type, enabled=config.trainer.precision == Precision.fp16
-            ),
-        )
-
-        # Resume: the run's own folder, before an explicit checkpoint, initial weights, a fresh start.
-        origin = world.first(str(folder.newest(say) or source or ""))  # chosen by one rank for all
-        if origin:
-            state.restore(Path(origin))
-            say(f"resumed from {origin} at step {state.step} of {plan.total_steps}")
-        elif start:
-            say(str(start))
-        if state.step >= plan.total_steps and state.evaluated_step == state.step:
-            say(f"finished already: {phrase(state.metrics)}")
-            say(f"run folder: {folder.path}")
-            return {"run_dir": str(folder.path), **state.metrics}
-
-        # Loaders, and what is told at the start.
-        bad = BadFiles(state.bad_files, config.data.max_bad, world, say)
-        batches, validation = _loaders(config, world, plan, state, train_index, val_index, bad, signals)
-        probe = _probe(config, val_index, world)
-        tracker = Tracker(folder.path if world.is_main else None, state.step)
-        stack.callback(tracker.close)
-        folder.note_environment(describe_environment(str(world.device), torch.get_num_threads(), world.size))
-        tracker.text("config", as_yaml(config), state.step)
-        say(_summary(config, plan, world, state, len(train_index), len(val_index)))
-
-        # Train, calibrate, evaluate, log, save.
-        description = description_of(
-            config.model,
-            config.attn,
-            train_index.classes,
-            config.data,
-            config.seed,
-            config.trainer.calibrate_images if reattention_norms(model) else 0,
-        )
-        writer = CheckpointWriter(folder.checkpoints, config.trainer.keep_last) if world.is_main else None
-        if writer is not None:
-            stack.callback(writer.close)
-        trainer = Trainer(
-            config=config,
-            world=world,
-            plan=plan,
-            writer=writer,
-            state=state,
-            validation=validation,
-            bad=bad,
-            probe=probe,
-            tracker=tracker,
-            signals=signals,
-            description=description,
-            say=say,
-        )
-        trainer.fit(batches)
-        if writer is not None:
-            writer.wait()
-
-        # Close.
-        result = {"run_dir": str(folder.path), **state.metrics}
-        if probe is not None and probe.looks:
-            say(f"attention maps: looked at {probe.looks} times, {probe.seconds:.2f} s in all")
-        tracker.outcome(flatten(plain(config)), state.metrics, state.step)
-        folder.write_result(result)
-        say(f"done at step {state.step}: {phrase(state.metrics)}")
-        say(f"watch: tensorboard --logdir {folder.path.parent}")
-        say(f"run folder: {folder.path}")
-        return result
+        job = _build(config, stack)
+        _resume(job)
+        if job.run.finished:
+            job.run.say(f"finished already: {phrase(job.run.state.metrics)}")
+            job.run.say(f"run folder: {job.folder.path}")
+            return _result(job)
+        trainer = _fit(job, stack)
+        return _report(job, trainer)
 
 
-def _loaders(
-    config: TrainConfig,
-    world: World,
-    plan: Plan,
-    state: TrainState,
-    train_index: ImageIndex,
-    val_index: ImageIndex,
-    bad: BadFiles,
-    signals: StopSignals,
-) -> tuple[Iterator[Batch], Validation]:
-    """Training batches from the state's step on, and the evaluation with its calibration images."""
+def _build(config: TrainConfig, stack: ExitStack) -> _Job:
+    """Join the ranks, open the data, build the model and its state, and lock the run's folder."""
+    world = distributed.start(config.trainer.device.value, config.trainer.timeout_s)
+    stack.callback(distributed.stop)
+    if config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
+    torch.manual_seed(config.seed)
+    say = console.print if world.is_main else _say_nothing
+    signals = stack.enter_context(StopSignals())
+
+    # All that can be wrong is looked at before the folder is made: a mistake leaves no folder behind. The
+    # checkpoint comes first, because without it nobody needs the data.
+    folder = RunFolder(config.run_dir, writes=world.is_main)
+    origin = find_origin(config, folder)
+    train, val = (open_split(config.data, split) for split in ("train", config.data.split))
+    check_classes(val, train.classes)
+    plan = build_plan(config.trainer, config.schedule, len(train), world.size)
+    model, initial = _build_model(config, len(train.classes), origin, world)
+
+    stack.enter_context(folder)
+    say(f"run folder: {folder.path}")
+    folder.adopt(plain(config), config.resume, say)
+    world.barrier()
+    state = build_state(model, config, plan, world)
+    run = Run(config=config, world=world, plan=plan, state=state, signals=signals, say=say)
+    return _Job(run=run, train=train, val=val, folder=folder, origin=origin, initial=initial)
+
+
+def _build_model(
+    config: TrainConfig, classes: int, origin: Origin, world: World
+) -> tuple[DeepViT, str | None]:
+    """Build the model, with the initial weights that the origin names and a line that tells of them."""
+    model = DeepViT(Architecture(config.model, config.attn), classes)
+    initial = None if origin.weights is None else str(start_from(model, origin.weights))
+    model.freeze(config.optim.freeze_blocks, config.optim.head_only)
+    model.set_grad_checkpointing(config.trainer.grad_checkpointing)
+    model.set_sync_norm(config.trainer.sync_norm)
+    if not is_to_be_sharded(config, world):
+        model.to(world.device)
+    return model, initial
+
+
+def _resume(job: _Job) -> None:
+    """Go on from a checkpoint, if there is one."""
+    state, say = job.run.state, job.run.say
+    checkpoint = resume(state, job.origin, job.folder, job.train, job.run.world, say)
+    if checkpoint is not None:
+        say(f"resumed from {checkpoint} at step {state.step} of {job.run.plan.total_steps}")
+    elif job.initial is not None:
+        say(job.initial)
+
+
+def _fit(job: _Job, stack: ExitStack) -> Trainer:
+    """Train to the plan's end: log, calibrate, evaluate, save."""
+    config, world, state, folder = job.run.config, job.run.world, job.run.state, job.folder
+    bad = BadFiles(state.bad_files, config.data.max_bad, world, job.run.say)
+    loaders = Loaders(config.model.preprocessing, config.data, world)
+    batches = _training_batches(job, loaders)
+    validation = _validation(job, loaders, bad)
+    probe = _probe(job)
+    tracker = Tracker(folder.path if world.is_main else None, state.step)
+    stack.callback(tracker.close)
+    folder.note_environment(describe_environment(str(world.device), torch.get_num_threads(), world.size))
+    tracker.text("config", as_yaml(config), state.step)
+    job.run.say(_summary(job))
+
+    description = ModelDescription(
+        architecture=Architecture(config.model, config.attn),
+        classes=job.train.classes,
+        data=config.data.name,
+        seed=config.seed,
+        calibrate_images=job.calibrate_images,
+    )
+    writer = CheckpointWriter(folder.checkpoints, config.trainer.keep_last) if world.is_main else None
+    if writer is not None:
+        stack.callback(writer.close)
+    trainer = Trainer(
+        run=job.run,
+        validation=validation,
+        bad=bad,
+        watch=CollapseWatch(probe, config.collapse, tracker, job.run.say),
+        tracker=tracker,
+        writer=writer,
+        description=description,
+    )
+    trainer.fit(batches)
+    if writer is not None:
+        writer.wait()
+    return trainer
+
+
+def _report(job: _Job, trainer: Trainer) -> dict[str, Any]:
+    """Log the outcome, write result.json, and say how the run ended."""
+    state, say, result = job.run.state, job.run.say, _result(job)
+    if (probe := trainer.watch.probe) is not None and probe.looks:
+        say(f"attention maps: looked at {probe.looks} times, {probe.seconds:.2f} s in all")
+    trainer.tracker.outcome(flatten(plain(job.run.config)), state.metrics, state.step)
+    job.folder.write_result(result)
+    say(f"done at step {state.step}: {phrase(state.metrics)}")
+    say(f"watch: tensorboard --logdir {job.folder.path.parent}")
+    say(f"run folder: {job.folder.path}")
+    return result
+
+
+def _result(job: _Job) -> dict[str, Any]:
+    return {"run_dir": str(job.folder.path), **job.run.state.metrics}
+
+
+def _training_batches(job: _Job, loaders: Loaders) -> Iterator[Batch]:
+    """Return the training batches from the state's step on."""
+    config, plan = job.run.config, job.run.plan
     order = TrainOrder(
-        len(train_index),
+        len(job.train),
         batch_size=config.trainer.batch_size,
         accumulate=config.trainer.accumulate,
         steps_per_epoch=plan.steps_per_epoch,
-        steps=range(state.step, plan.total_steps),
+        steps=range(job.run.state.step, plan.total_steps),
         seed=config.seed,
         repeats=config.augment.repeats,
-        world=world,
+        world=job.run.world,
     )
-    loaders = Loaders(config.model.preprocessing, config.data, world)
-    train = loaders.train(train_index, config.augment, order)
-    batch_size, limit = config.trainer.eval_batch_size, config.trainer.limit_batches
-    val = loaders.evaluation(val_index, batch_size, limit)
+    return iter(loaders.train(job.train, config.augment, order))
+
+
+def _validation(job: _Job, loaders: Loaders, bad: BadFiles) -> Validation:
+    """Build the evaluation of a state, with the training images to calibrate on."""
+    config, world = job.run.config, job.run.world
+    batch_size = config.trainer.eval_batch_size
+    images = loaders.evaluation(job.val, batch_size, config.trainer.limit_batches)
     calibration = None
-    if config.trainer.calibrate_images and reattention_norms(state.model):
-        images = config.trainer.calibrate_images
-        calibration = bad.watch(loaders.calibration(train_index, images, batch_size, config.seed))
-    validation = Validation(
-        images=signals.watch(val, world),
-        calibration_images=None if calibration is None else signals.watch(calibration, world),
+    if job.calibrate_images:
+        chosen = loaders.calibration(job.train, job.calibrate_images, batch_size, config.seed)
+        calibration = job.run.signals.watch(bad.watch(chosen), world)
+    return Validation(
+        images=job.run.signals.watch(images, world),
+        calibration_images=calibration,
         precision=config.trainer.precision,
-        classes=len(train_index.classes),
+        classes=len(job.train.classes),
         world=world,
     )
-    return iter(train), validation
 
 
-def _probe(config: TrainConfig, index: ImageIndex, world: World) -> Probe | None:
-    """What looks at attention maps, on a fixed choice of validation images; the first rank alone."""
+def _probe(job: _Job) -> Probe | None:
+    """Build what looks at attention maps, on a fixed choice of validation images. Only rank 0 has one."""
+    config, world = job.run.config, job.run.world
     if config.trainer.probe_every_steps is None or not world.is_main:
         return None
     alone, data = World(rank=0, size=1, device=world.device), replace(config.data, workers=0)
     count = config.collapse.images
-    (batch,) = Loaders(config.model.preprocessing, data, alone).calibration(index, count, count, seed=0)
+    (batch,) = Loaders(config.model.preprocessing, data, alone).calibration(job.val, count, count, seed=0)
     return Probe(batch.images, config.collapse)
 
 
-def _summary(config: TrainConfig, plan: Plan, world: World, state: TrainState, train: int, val: int) -> str:
-    optim = config.optim
-    with gathered(state.model) as model:
+def _summary(job: _Job) -> str:
+    """Describe the model, the data and the batches in four lines at most."""
+    config, plan, world = job.run.config, job.run.plan, job.run.world
+    with gathered(job.run.state.model) as model:
         parameters, flops = count_parameters(model), count_flops(model, config.model.image_size)
-    tuned = f"\nlearning rate: {describe_groups(state.optimizer)} parameters" if is_partial(optim) else ""
+    groups = describe_groups(job.run.state.optimizer)
+    tuned = f"\nlearning rate: {groups} parameters" if is_partial(config.optim) else ""
     parts = f"{plan.micro_batch} x {config.trainer.accumulate} accumulated x {world.size} ranks"
     return (
         f"model: {config.attn.kind}, {config.model.depth} blocks, dim {config.model.dim}, "
         f"{config.model.heads} heads; "
         f"{parameters:,} parameters, {flops / 1e9:.3f} GFLOPs an image{tuned}\n"
-        f"data: {train:,} training and {val:,} validation images in {model.num_classes} classes\n"
+        f"data: {len(job.train):,} training and {len(job.val):,} validation images in "
+        f"{model.num_classes} classes\n"
         f"batch: {config.trainer.batch_size} = {parts}; {plan.total_steps:,} steps, "
         f"{plan.steps_per_epoch:,} an epoch; "
         f"{config.trainer.precision} on {world.device}, {torch.get_num_threads()} threads"
     )
 
 
-def _silence(line: str) -> None:
-    """What ranks other than the first say."""
+def _say_nothing(line: str) -> None:
+    """Ignore a line: only the first rank prints."""

@@ -138,10 +138,18 @@ def _arrays(images_by_class: Iterable[list[str]]) -> Arrays:
 
 
 def check_classes(index: ImageIndex, expected: list[str]) -> None:
-    """Raise DataError where a split's class folders are not those the model knows, naming them."""
+    """Raise DataError if a split's classes are not those the model knows, in the model's order.
+
+    A class is a number to the model: classes in another order would make every prediction wrong.
+    """
     missing = sorted(set(expected) - set(index.classes))
     unknown = sorted(set(index.classes) - set(expected))
     if missing or unknown:
         parts = [f"unknown to the model: {', '.join(unknown[:5])}"] if unknown else []
         parts += [f"missing: {', '.join(missing[:5])}"] if missing else []
         raise DataError(f"{index.folder}: other classes than the model's ({'; '.join(parts)})")
+    if index.classes != expected:
+        mine, other = next(pair for pair in zip(expected, index.classes, strict=True) if pair[0] != pair[1])
+        raise DataError(
+            f"{index.folder}: the model's classes in another order ({other}, where the model has {mine})"
+        )

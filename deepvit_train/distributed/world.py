@@ -1,4 +1,4 @@
-"""The processes of one run: which one this is, and sums over all. One process is the plain case."""
+"""The processes of a run: which of them this is, and what they tell each other. Often there is just one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from deepvit_train.error import ConfigError
 
 @dataclass(frozen=True)
 class World:
-    """This process among those of the run, and its device."""
+    """This process among those of the run, and its device. All ranks must call the same methods together."""
 
     rank: int
     size: int
@@ -27,17 +27,17 @@ class World:
         return self.rank == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum of a tensor over all ranks, on every rank."""
+        """Return the sum of a tensor over all ranks. The tensor is changed in place."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def any(self, number: int) -> int:
-        """The largest of a number over all ranks, so that all decide alike."""
+        """Return the largest of all ranks' numbers, so that all ranks decide alike."""
         return self.largest(number)[0]
 
     def largest(self, *numbers: int) -> list[int]:
-        """The largest of each number over all ranks. Goes between the hosts' CPUs: no GPU is waited for."""
+        """Return the largest of all ranks' numbers, place by place. No GPU is waited for."""
         if self.size == 1:
             return list(numbers)
         largest = torch.tensor(numbers)
@@ -45,7 +45,7 @@ class World:
         return [int(number) for number in largest]
 
     def union(self, lines: set[str]) -> set[str]:
-        """The lines of all ranks, on every rank."""
+        """Return the lines of all ranks."""
         if not self.any(len(lines)) or self.size == 1:
             return set(lines)
         gathered: list[set[str]] = [set()] * self.size
@@ -53,14 +53,14 @@ class World:
         return set().union(*gathered)
 
     def first(self, text: str) -> str:
-        """What the first rank says, on every rank."""
+        """Return the first rank's text."""
         said = [text]
         if self.size > 1:
             dist.broadcast_object_list(said, src=0)
         return said[0]
 
     def each(self, number: float) -> list[float]:
-        """The number of each rank, on every rank."""
+        """Return the number of each rank, in the order of ranks."""
         if self.size == 1:
             return [number]
         found = torch.zeros(self.size, dtype=torch.float64)
@@ -74,19 +74,19 @@ class World:
 
 
 def launched_rank() -> int:
-    """The rank that torchrun gave this process, or 0; known before torch.distributed starts."""
+    """Return the rank that torchrun gave this process, or 0. It is known before torch.distributed starts."""
     return int(os.environ.get("RANK", "0"))
 
 
 def launched_size() -> int:
-    """The number of processes that torchrun started, or 1."""
+    """Return the number of processes that torchrun started, or 1."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def choose_device(device: str) -> torch.device:
-    """This process's device for 'auto', 'cpu' or 'cuda'; CUDA kernels go there from now on.
+    """Return this process's device for 'auto', 'cpu' or 'cuda'. CUDA kernels go there from now on.
 
-    Raises ConfigError where this machine has no such GPU.
+    Raises ConfigError if this machine has no such GPU.
     """
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
@@ -105,7 +105,7 @@ def start(device: str, timeout_s: float) -> World:
 
     Args:
         device: 'auto', 'cpu' or 'cuda'.
-        timeout_s: how long to wait for the others before they count as lost.
+        timeout_s: seconds to wait for the others before they count as lost.
     """
     chosen = choose_device(device)
     if launched_size() > 1 and not dist.is_initialized():
@@ -116,6 +116,6 @@ def start(device: str, timeout_s: float) -> World:
 
 
 def stop() -> None:
-    """Leave the other processes."""
+    """Leave the other processes. Does nothing if there are none."""
     if dist.is_initialized():
         dist.destroy_process_group()

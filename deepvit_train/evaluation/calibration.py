@@ -1,4 +1,4 @@
-"""Statistics of re-attention's BatchNorm, recomputed for the weights as they are.
+"""Recomputes the statistics of re-attention's BatchNorms for the weights as they are.
 
 While the learning rate is high, running statistics lag behind the weights so far that a good model evaluates
 as garbage (docs/log.md has figures). So before each evaluation the statistics are measured on a fixed set of
@@ -20,16 +20,16 @@ from deepvit_train.config.recipe import Precision
 from deepvit_train.data.dataset import Batch
 from deepvit_train.distributed.world import World
 from deepvit_train.models import DeepViT, ReAttention
-from deepvit_train.training.recipe import autocast
+from deepvit_train.precision import autocast
 
 # By their names in the model's state dict: `blocks.0.attn.norm.running_mean` (H,), `...running_var` (H,).
 Statistics = dict[str, Tensor]
 
 
 def reattention_norms(model: DeepViT) -> dict[str, nn.BatchNorm2d]:
-    """The BatchNorm of each mixing block that is not frozen, by name; empty where no block has one.
+    """Return the BatchNorms of the mixing blocks by name. The result is empty if there are none.
 
-    A frozen block keeps the statistics it was trained with, in training and in evaluation alike.
+    Frozen blocks are left out: they keep the statistics they were trained with.
     """
     frozen = {module for part in model.frozen for module in part.modules()}
     return {
@@ -43,10 +43,10 @@ def reattention_norms(model: DeepViT) -> dict[str, nn.BatchNorm2d]:
 
 @torch.no_grad()
 def calibrate(model: DeepViT, batches: Iterable[Batch], precision: Precision, world: World) -> Statistics:
-    """Mean and variance of every re-attention BatchNorm: the batches' own, averaged over images and ranks.
+    """Measure the mean and variance of every re-attention BatchNorm, averaged over images and ranks.
 
-    Each batch is normalised by its own statistics on its way, everything else is as in evaluation. After, the
-    model, its mode and its running statistics are as before.
+    Each batch is normalised by its own statistics on its way through the model; all else is as in evaluation.
+    Afterwards the model, its mode and its running statistics are as before.
     """
     images = torch.zeros((), dtype=torch.float64, device=world.device)
     sums = {
@@ -55,7 +55,7 @@ def calibrate(model: DeepViT, batches: Iterable[Batch], precision: Precision, wo
     with _measuring(model):
         for batch in batches:
             with autocast(world.device, precision):
-                model.forward_features(batch.images.to(world.device, non_blocking=True))
+                model.forward_features(batch.images)
             images += len(batch.images)
             for name, value in statistics_of(model).items():
                 sums[name] += value.double() * len(batch.images)
@@ -65,7 +65,7 @@ def calibrate(model: DeepViT, batches: Iterable[Batch], precision: Precision, wo
 
 @contextmanager
 def _measuring(model: DeepViT) -> Iterator[None]:
-    """Inside, running statistics become those of each batch, and all else evaluates."""
+    """Let the running statistics become those of each batch, while all else is in evaluation mode."""
     modes = {module: module.training for module in model.modules()}
     norms = list(reattention_norms(model).values())
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
@@ -85,7 +85,7 @@ def _measuring(model: DeepViT) -> Iterator[None]:
 
 @contextmanager
 def using(model: DeepViT, statistics: Statistics | None) -> Iterator[None]:
-    """Inside, the model's re-attention normalises by these statistics; after, by its own again."""
+    """Let re-attention normalise by these statistics inside, and by the model's own again afterwards."""
     before = statistics_of(model)
     _write(model, statistics or {})
     try:
@@ -95,7 +95,7 @@ def using(model: DeepViT, statistics: Statistics | None) -> Iterator[None]:
 
 
 def statistics_of(model: DeepViT) -> Statistics:
-    """A copy of the running statistics of every re-attention BatchNorm."""
+    """Copy the running statistics of every re-attention BatchNorm."""
     found = {}
     for name, norm in reattention_norms(model).items():
         assert norm.running_mean is not None

@@ -1,15 +1,13 @@
-"""A model back from a checkpoint or a weights file, with all that evaluating it needs."""
+"""Loads a model back from a checkpoint or a weights file, with all that its evaluation needs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from deepvit_train.config.data import DataConfig, DataName
-from deepvit_train.config.model import AttentionConfig, ModelConfig
-from deepvit_train.config.preset import Architecture, plain_from
+from deepvit_train.config.data import DataConfig
+from deepvit_train.config.preset import Architecture
 from deepvit_train.config.recipe import Precision
 from deepvit_train.data.bad_files import BadFiles
 from deepvit_train.data.index import ImageIndex, check_classes, open_split
@@ -18,92 +16,100 @@ from deepvit_train.error import CheckpointError, ConfigError, DataError
 from deepvit_train.evaluation.calibration import Statistics, calibrate, reattention_norms
 from deepvit_train.models import DeepViT
 from deepvit_train.models.importer import import_model
-from deepvit_train.run import checkpoint
+from deepvit_train.run.checkpoint import Found, find
+from deepvit_train.run.description import ModelDescription
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model with what it was trained on."""
+    """A model, and what is known about its training.
 
-    file: Path
-    weights: str  # 'live' or 'ema'
+    Args:
+        found: the file that the weights came from, with its checkpoint and its run.
+        weights: 'live' or 'ema'.
+        model: in evaluation mode, in single precision.
+        description: what the model was trained on. A file of another program doesn't say.
+        statistics: the calibrated statistics of its BatchNorms, or None if there are none.
+    """
+
+    found: Found
+    weights: str
     model: DeepViT
-    architecture: Architecture
-    classes: list[str] | None  # by number; None where the file doesn't say, and neither where its data is
-    data: DataName | None
-    data_root: str | None  # where the data set was in training; unknown for a weights file on its own
-    seed: int
-    calibrate_images: int
+    description: ModelDescription
     statistics: Statistics | None
 
     @property
+    def architecture(self) -> Architecture:
+        """The architecture that the model was built from."""
+        return self.description.architecture
+
+    @property
     def needs_calibration(self) -> bool:
-        """Whether the model normalises by running statistics, which mislead, and nothing better is stored."""
-        return self.statistics is None and self.calibrate_images > 0 and bool(reattention_norms(self.model))
+        """Whether better statistics can be measured than the running ones, which mislead."""
+        can_be_measured = self.description.calibrate_images > 0
+        return self.statistics is None and can_be_measured and bool(reattention_norms(self.model))
 
     def data_for(self, given: DataConfig) -> DataConfig:
-        """The run's own data, with what was given instead. Raises ConfigError for a folder not known."""
+        """Return the data that was given, or else the data of the model's own run.
+
+        Raises ConfigError if no data was given and the file does not name any.
+        """
         if given.name is not None:
             return given
-        if self.data is None:
+        if self.description.data is None:
             raise ConfigError(
-                f"data is not given, and {self.file} does not say: add data=imagefolder data.root="
+                f"data is not given, and {self.found.file} does not say: add data=imagefolder data.root="
             )
-        return replace(given, name=self.data, root=given.root or self.data_root)
+        return replace(given, name=self.description.data, root=given.root or self.found.data_root())
+
+    def calibrating_on(self, images: int) -> LoadedModel:
+        """Return the model without its statistics, to be calibrated on this number of training images."""
+        description = replace(self.description, calibrate_images=images)
+        return replace(self, description=description, statistics=None)
 
     def at_size(self, image_size: int) -> LoadedModel:
-        """For images of another size: positions resampled, statistics over maps to be measured anew.
+        """Return the model for images of another size, in pixels. The model is changed in place.
 
-        Raises ConfigError where the patch does not divide it. The model is changed in place.
+        Its position embeddings are resampled. Its statistics are dropped, because larger maps have others.
+        Raises ConfigError if the patch size does not divide the image size.
         """
-        if image_size == self.architecture.model.image_size:
+        shape, attn = self.architecture.model, self.architecture.attn
+        if image_size == shape.image_size:
             return self
         self.model.set_input_size(image_size)
-        shape = replace(self.architecture.model, image_size=image_size)
-        architecture = Architecture(shape, self.architecture.attn)
-        return replace(self, architecture=architecture, statistics=None)
+        architecture = Architecture(replace(shape, image_size=image_size), attn)
+        description = replace(self.description, architecture=architecture)
+        return replace(self, description=description, statistics=None)
 
     def check_data(self, index: ImageIndex) -> list[str]:
-        """The class names. Raises DataError where the data has others than the model, or another number."""
-        if self.classes is not None:
-            check_classes(index, self.classes)
+        """Return the class names of a split. Raises DataError if they are not the model's classes.
+
+        Of a model whose class names are not known, the number of classes is compared.
+        """
+        if self.description.classes is not None:
+            check_classes(index, self.description.classes)
         elif len(index.classes) != self.model.num_classes:
             raise DataError(
-                f"{index.folder}: {len(index.classes)} classes, but the model of {self.file} has "
+                f"{index.folder}: {len(index.classes)} classes, but the model of {self.found.file} has "
                 f"{self.model.num_classes}"
             )
         return index.classes
 
 
 def load(path: str, weights: str, preset: str | None = None, **said: Any) -> LoadedModel:
-    """The model of a run, checkpoint folder or weights file, of this project or another.
+    """Load the model of a run, a checkpoint or a weights file, of this project or another.
 
     Args:
-        path: what `checkpoint=` was given.
-        weights: 'live', 'ema', or 'auto' for the averaged weights where there are any.
-        preset, said: what the tensors of another project's file do not show, as `models.load_model` takes it.
+        path: as `checkpoint=` was given.
+        weights: 'live', 'ema', or 'auto' for the averaged weights if there are any.
+        preset, said: what the tensors of another project's file do not show, as in `models.load_model`.
 
-    Raises:
-        CheckpointError: where it is missing, damaged or does not fit; as `models.load_model`.
+    Raises CheckpointError if the file is missing, is damaged or does not fit, as `models.load_model` does.
     """
-    file = checkpoint.find_weights(path, weights)
-    imported = import_model(file, preset, weights, said)
-    description = imported.source.description or {}
-    try:
-        return LoadedModel(
-            file=file,
-            weights=imported.source.weights,
-            model=imported.model.float(),
-            architecture=imported.architecture,
-            classes=[str(name) for name in description.get("classes") or []] or None,
-            data=DataName(description["data"]) if description.get("data") else None,
-            data_root=_data_root_beside(file),
-            seed=int(description.get("seed", 0)),
-            calibrate_images=int(description.get("calibrate_images", 0)),
-            statistics=checkpoint.calibrated_beside(file),
-        )
-    except (ConfigError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{file}: its description can't be used ({error})") from None
+    found = find(path, weights)
+    imported = import_model(found, preset, weights, said)
+    model = imported.model.float()
+    return LoadedModel(found, imported.weights, model, imported.description, found.calibrated())
 
 
 def measure_statistics(
@@ -113,58 +119,22 @@ def measure_statistics(
     precision: Precision,
     say: Callable[[str], None],
 ) -> Statistics:
-    """Calibrate a model on the images that its training run calibrates on.
+    """Calibrate a model on the images that its training run calibrated on.
 
-    Raises CheckpointError where there are none, DataError for too many bad ones.
+    Raises CheckpointError if there are no such images, DataError if too many of them are bad.
     """
     data, world = loaders.data, loaders.world
     try:
         index = open_split(data, "train")
-        check_classes(index, loaded.classes or index.classes)
+        check_classes(index, loaded.description.classes or index.classes)
     except DataError as error:
         raise CheckpointError(
-            f"{loaded.file}: holds no calibrated statistics, and there are no training images to measure "
-            f"them on ({error}); give data.root=FOLDER with train/, or a checkpoint saved at an evaluation"
+            f"{loaded.found.file}: holds no calibrated statistics, and there are no training images to "
+            f"measure them on ({error}); give data.root=FOLDER with train/, or a checkpoint saved at an "
+            "evaluation"
         ) from None
-    count, bad = loaded.calibrate_images, BadFiles([], data.max_bad, world, say)
-    images = loaders.calibration(index, count, batch_size, loaded.seed)
+    count, bad = loaded.description.calibrate_images, BadFiles([], data.max_bad, world, say)
+    images = loaders.calibration(index, count, batch_size, loaded.description.seed)
     statistics = calibrate(loaded.model, bad.watch(images), precision, world)
     bad.settle()
     return statistics
-
-
-def _in_checkpoint(file: Path) -> bool:
-    return (file.parent / checkpoint.MANIFEST).exists()
-
-
-def _data_root_beside(file: Path) -> str | None:
-    root = checkpoint.read_state(file.parent).get("data_root") if _in_checkpoint(file) else None
-    return None if root is None else str(root)
-
-
-def result_file(loaded: LoadedModel, name: str) -> Path:
-    """Where an evaluation is written: beside the checkpoint's folder, or beside a weights file of its own."""
-    subject = loaded.file.parent.resolve() if _in_checkpoint(loaded.file) else loaded.file
-    return subject.with_name(f"{subject.name}.{loaded.weights}.{name}.json")
-
-
-def description_of(
-    model: ModelConfig,
-    attn: AttentionConfig,
-    classes: list[str],
-    data: DataConfig,
-    seed: int,
-    calibrate_images: int,
-) -> dict[str, Any]:
-    """What a weights file says about its model, for `load`. It names no folder of the machine it was trained
-    on: equal runs write equal files wherever they ran.
-    """
-    return {
-        "format": checkpoint.FORMAT,
-        "model": plain_from(model) | {"weights": None},
-        "attn": plain_from(attn),
-        "classes": classes,
-        "data": str(data.name),
-        "seed": seed,
-        "calibrate_images": calibrate_images,
-    }

@@ -1,10 +1,10 @@
-"""Checkpoints: a folder each, of safetensors and JSON, with a SHA-256 manifest written last.
+"""Checkpoints: a folder each, of safetensors and JSON, with a SHA-256 manifest that is written last.
 
     RUN/checkpoints/step_0000100/   model, ema, optimizer, calibrated .safetensors; state.json; manifest.json
     RUN/checkpoints/last, best      links to two of them
 
-Here they are found, verified and read; saving.py writes them. Nothing is pickled, and nothing read back is
-executed.
+This module finds, verifies and reads checkpoints; saving.py writes them. Nothing is pickled, and nothing that
+is read back is executed.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -27,11 +28,107 @@ MANIFEST = "manifest.json"
 STATE = "state.json"
 SET_ASIDE = "-before"  # ends the name of a checkpoint while another of its step takes its place
 WEIGHT_FILES = {"live": "model", "ema": "ema"}  # stems of the files of a checkpoint that hold a whole model
-DESCRIPTION = "deepvit_train"  # the key of the safetensors header that holds the model's description as JSON
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a path that the user gave leads to: a weights file, and the checkpoint and run it belongs to.
+
+    Args:
+        file: the weights file.
+        folder: the folder of its checkpoint, or None for a weights file on its own.
+        run: the folder of its run, or None if the checkpoint lies outside of one.
+        kind: 'live' or 'ema', by the file's name. A file of torch.save may hold both; its reader chooses.
+    """
+
+    file: Path
+    folder: Path | None
+    run: Path | None
+    kind: str
+
+    def calibrated(self) -> dict[str, Tensor] | None:
+        """Return the calibrated statistics of these weights, or None if there are none."""
+        return None if self.folder is None else read_calibrated(self.folder).get(self.kind)
+
+    def data_root(self) -> str | None:
+        """Return the folder that the run read its images from, or None if that is not known."""
+        root = None if self.folder is None else read_state(self.folder).get("data_root")
+        return None if root is None else str(root)
+
+    def beside(self, ending: str) -> Path:
+        """Return the path for a result: beside the checkpoint's folder, or beside a weights file."""
+        subject = self.file if self.folder is None else self.folder.resolve()
+        return subject.with_name(f"{subject.name}.{ending}")
+
+
+def find(path: str, weights: str = "auto", prefer: str = "best") -> Found:
+    """Find the weights file that a path means. The checkpoint that was chosen for it is verified.
+
+    Args:
+        path: a weights file; a folder of deepvit-convert; a checkpoint; or a run, which stands for its best
+            checkpoint, or for its newest whole one if it has no best one.
+        weights: 'live', 'ema', or 'auto' for the averaged weights where a checkpoint has both.
+        prefer: 'best', or 'last' if a run is to stand for its newest whole checkpoint.
+
+    Raises CheckpointError.
+    """
+    given = _followed(Path(path).expanduser())
+    if given.is_file():
+        return _found(given)
+    if not given.is_dir():
+        siblings = [entry.name for entry in given.parent.iterdir()] if given.parent.is_dir() else []
+        raise CheckpointError(f"checkpoint={path}: no such file or folder{nearest(given.name, siblings)}")
+    if (given / MANIFEST).exists() or (given / STATE).exists():
+        verify(given)
+        return _found(_weights_in(given, weights))
+    if (converted := given / f"{WEIGHT_FILES['live']}.safetensors").is_file():
+        return _found(converted)
+    return _found(_weights_in(_chosen_of_run(given, prefer), weights))
+
+
+def _followed(path: Path) -> Path:
+    """Follow a link that a kill left dangling, to the checkpoint that was set aside."""
+    aside = Path(f"{path.resolve()}{SET_ASIDE}") if path.is_symlink() else path
+    return aside if not path.exists() and aside.exists() else path
+
+
+def _chosen_of_run(given: Path, prefer: str) -> Path:
+    """Choose a checkpoint of a run, verified. The run's folder or its folder of checkpoints was given."""
+    folder = given if given.name == "checkpoints" else given / "checkpoints"
+    if prefer == "best" and (best := _followed(folder / "best")).exists():
+        best = best.resolve()
+        verify(best)
+        return best
+    problems: list[str] = []
+    newest = newest_valid(folder, problems.append)
+    if newest is None:
+        raise CheckpointError(
+            problems[0] if problems else f"checkpoint={given}: holds no checkpoint (looked in {folder})"
+        )
+    return newest
+
+
+def _weights_in(folder: Path, weights: str) -> Path:
+    """Return the file of a checkpoint that holds the weights asked for."""
+    present = {
+        kind: file for kind, stem in WEIGHT_FILES.items() if (file := folder / f"{stem}.safetensors").exists()
+    }
+    kind = ("ema" if "ema" in present else "live") if weights == "auto" else weights
+    if kind not in present:
+        raise CheckpointError(f"{folder}: holds no {kind} weights; nearest: weights=auto")
+    return present[kind]
+
+
+def _found(file: Path) -> Found:
+    folder = file.parent if (file.parent / MANIFEST).exists() else None
+    run = None
+    if folder is not None and (parent := folder.resolve().parent).name == "checkpoints":
+        run = parent.parent
+    return Found(file, folder, run, "ema" if file.stem == WEIGHT_FILES["ema"] else "live")
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """The checkpoints in a folder by the step in their names, oldest first; the clock plays no part."""
+    """List the checkpoints in a folder, oldest first, by the step in their names and not by the clock."""
     found = {
         path: int(step)
         for path in folder.glob("step_*")
@@ -41,7 +138,7 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 
 def newest_valid(folder: Path, warn: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint that is whole; damaged ones are named to `warn` and passed over."""
+    """Return the newest checkpoint that is whole. `warn` is told of each damaged one that is newer."""
     for path in reversed(checkpoints_in(folder)):
         try:
             verify(path)
@@ -53,12 +150,12 @@ def newest_valid(folder: Path, warn: Callable[[str], None]) -> Path | None:
 
 
 def verify(path: Path) -> None:
-    """Raise CheckpointError, naming the file, unless every file has the digest that the manifest says."""
+    """Compare every file of a checkpoint with its digest. Raises CheckpointError that names the file."""
     manifest = _read_json(path / MANIFEST)
     digests = manifest.get("sha256")
     if not isinstance(digests, dict) or STATE not in digests or manifest.get("format") != FORMAT:
         raise CheckpointError(f"{path / MANIFEST}: not a manifest of format {FORMAT}")
-    # Nothing vouches for the manifest but its own text, which is written in one way only.
+    # No digest covers the manifest itself, but there is only one way to write its content.
     if (path / MANIFEST).read_text() != as_json(manifest):
         raise CheckpointError(f"{path / MANIFEST}: damaged checkpoint (not as it was written)")
     for name, digest in digests.items():
@@ -74,7 +171,7 @@ def verify(path: Path) -> None:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """A checkpoint's state.json. Raises CheckpointError where a newer format wrote it."""
+    """Read a checkpoint's state.json. Raises CheckpointError where a newer format wrote it."""
     state = _read_json(path / STATE)
     if state.get("format") != FORMAT:
         raise CheckpointError(f"{path}: format {state.get('format')!r}; this version reads {FORMAT}")
@@ -82,16 +179,16 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU. Raises CheckpointError."""
+    """Read the tensors of a safetensors file, onto the CPU. Raises CheckpointError."""
     try:
         return load_file(file)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{file}: can't be read ({error})") from None
 
 
-def read_calibrated(checkpoint: Path) -> dict[str, dict[str, Tensor]]:
-    """The calibrated statistics of a checkpoint folder, for live and ema weights; empty where it has none."""
-    file = checkpoint / "calibrated.safetensors"
+def read_calibrated(folder: Path) -> dict[str, dict[str, Tensor]]:
+    """Read the calibrated statistics of a checkpoint, for 'live' and 'ema'; empty if it has none."""
+    file = folder / "calibrated.safetensors"
     found: dict[str, dict[str, Tensor]] = {}
     for key, value in (read_tensors(file) if file.exists() else {}).items():
         name, _, buffer = key.partition(".")
@@ -99,96 +196,8 @@ def read_calibrated(checkpoint: Path) -> dict[str, dict[str, Tensor]]:
     return found
 
 
-def read_description(file: Path) -> dict[str, Any] | None:
-    """The model's description in a safetensors file's header; None in a file of another program.
-
-    Raises CheckpointError.
-    """
-    try:
-        with safe_open(file, framework="pt") as opened:
-            header = opened.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{file}: not a weights file that can be read ({error})") from None
-    if DESCRIPTION not in header:
-        return None
-    try:
-        description = json.loads(header[DESCRIPTION])
-    except ValueError:
-        raise CheckpointError(f"{file}: its header does not describe a model of deepvit-train") from None
-    if not isinstance(description, dict):
-        raise CheckpointError(f"{file}: its header does not describe a model of deepvit-train")
-    return description
-
-
-def find(path: str, prefer: str = "best") -> Path:
-    """What `checkpoint=PATH` means: a verified checkpoint folder, or a weights file.
-
-    A run folder stands for its best checkpoint, else, or if one prefers the 'last', its newest whole one; a
-    folder of deepvit-convert for its weights file. Raises CheckpointError.
-    """
-    given = _followed(Path(path).expanduser())
-    if given.is_file():
-        return given
-    if not given.is_dir():
-        siblings = [entry.name for entry in given.parent.iterdir()] if given.parent.is_dir() else []
-        raise CheckpointError(f"checkpoint={path}: no such file or folder{nearest(given.name, siblings)}")
-    if (given / MANIFEST).exists() or (given / STATE).exists():
-        verify(given)
-        return given
-    if (converted := given / f"{WEIGHT_FILES['live']}.safetensors").is_file():
-        return converted
-    folder = given if given.name == "checkpoints" else given / "checkpoints"
-    if prefer == "best" and (best := _followed(folder / "best")).exists():
-        best = best.resolve()
-        verify(best)
-        return best
-    problems: list[str] = []
-    newest = newest_valid(folder, problems.append)
-    if newest is None:
-        raise CheckpointError(
-            problems[0] if problems else f"checkpoint={path}: holds no checkpoint (looked in {folder})"
-        )
-    return newest
-
-
-def _followed(path: Path) -> Path:
-    """The path; where it is a link whose checkpoint a kill left set aside, that one."""
-    aside = Path(f"{path.resolve()}{SET_ASIDE}") if path.is_symlink() else path
-    return aside if not path.exists() and aside.exists() else path
-
-
-def find_weights(path: str, weights: str = "auto") -> Path:
-    """The weights file that a path means: itself, or the one of the checkpoint that `find` finds.
-
-    Args:
-        weights: 'live', 'ema', or 'auto' for the averaged weights where a checkpoint has both.
-    """
-    found = find(path)
-    if found.is_file():
-        return found
-    present = {
-        name: file for name, stem in WEIGHT_FILES.items() if (file := found / f"{stem}.safetensors").exists()
-    }
-    kind = ("ema" if "ema" in present else "live") if weights == "auto" else weights
-    if kind not in present:
-        raise CheckpointError(f"{found}: holds no {kind} weights; nearest: weights=auto")
-    return present[kind]
-
-
-def kind_of(file: Path) -> str:
-    """Whether a safetensors file of a checkpoint holds 'live' or 'ema' weights, by its name."""
-    return "ema" if file.stem == WEIGHT_FILES["ema"] else "live"
-
-
-def calibrated_beside(file: Path) -> dict[str, Tensor] | None:
-    """The calibrated statistics of a checkpoint's weights file; None where it is on its own or has none."""
-    if not (file.parent / MANIFEST).exists():
-        return None
-    return read_calibrated(file.parent).get(kind_of(file))
-
-
 def digest_of(path: Path, flush: bool = False) -> str:
-    """The SHA-256 of a file; with `flush` once it is on the disk."""
+    """Return the SHA-256 of a file. With `flush` the file is on the disk before it is read."""
     with path.open("rb") as file:
         if flush:
             os.fsync(file.fileno())
@@ -199,7 +208,7 @@ def digest_of(path: Path, flush: bool = False) -> str:
 
 
 def as_json(content: dict[str, Any]) -> str:
-    """The one way in which JSON files of a checkpoint are written."""
+    """Return the text of a JSON file of a checkpoint: the same content always gives the same text."""
     return json.dumps(content, indent=1, sort_keys=True) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""A run's folder: locked by one writer, never overwritten, continued by the same configuration only."""
+"""A run's folder. One process locks it, and only the same configuration may go on with it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from deepvit_train.config.alias import current_config, former_name
 from deepvit_train.error import CheckpointError, ConfigError, OutputError
 from deepvit_train.run.checkpoint import checkpoints_in, newest_valid
 
-# What may change when a run goes on: where it runs and what it tells, not what it computes.
+# These may change when a run goes on. They say where it runs and what it tells, not what it computes.
 FREE_KEYS = {
     "data.root",
     "data.workers",
@@ -51,12 +51,15 @@ FREE_KEYS = {
     "run_dir",
     "resume",
 }
-# These may grow: more of the same run.
+# These may grow, to train the same run for longer.
 GROWING_KEYS = {"trainer.epochs", "trainer.max_steps"}
 
 
 class RunFolder:
-    """runs/NAME: config.yaml, environment.json, metrics.jsonl, tb/, checkpoints/. A context manager."""
+    """The folder runs/NAME: config.yaml, environment.json, metrics.jsonl, tb/, checkpoints/.
+
+    It is a context manager: inside, the folder is locked.
+    """
 
     def __init__(self, path: str, writes: bool = True) -> None:
         self.writes = writes  # one process alone makes, locks and writes the folder
@@ -100,13 +103,13 @@ class RunFolder:
 
     @property
     def begun(self) -> bool:
-        """Whether there is a run to go on with; one that never saved anything is none."""
+        """Whether the folder holds a run to go on with, which has saved something."""
         return bool(checkpoints_in(self.checkpoints))
 
     def newest(self, note: Callable[[str], None]) -> Path | None:
-        """The newest whole checkpoint; None for processes that don't write.
+        """Return the newest whole checkpoint, or None if there is none or this process does not write.
 
-        Raises CheckpointError where there are some and none is whole: a run must not silently begin anew.
+        Raises CheckpointError if there are checkpoints and none is whole: a run must not silently begin anew.
         """
         newest = newest_valid(self.checkpoints, note) if self.writes else None
         if self.writes and self.begun and newest is None:
@@ -116,7 +119,10 @@ class RunFolder:
         return newest
 
     def adopt(self, config: dict[str, Any], resume: str, note: Callable[[str], None]) -> None:
-        """Take a run's configuration. Raises ConfigError naming the keys in which the run here differs."""
+        """Store the configuration of a run that begins or goes on here.
+
+        Raises ConfigError if the run here has another one, naming the keys in which they differ.
+        """
         if not self.writes:
             return
         if self.begun:
@@ -135,13 +141,13 @@ class RunFolder:
                 if key not in ("name", "run_dir", "resume"):
                     note(f"changed since the run began: {line}")
         else:
-            (self.path / "result.json").unlink(missing_ok=True)  # of a run whose checkpoints were taken away
-        # The first file of a run: a folder without it holds none, whenever a kill came.
+            (self.path / "result.json").unlink(missing_ok=True)  # left by a run without checkpoints
+        # This is the first file of a run. After a kill, a folder without it holds no run.
         write_text(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
         self.checkpoints.mkdir(exist_ok=True)
 
     def stored_config(self) -> dict[str, Any]:
-        """The configuration that the run was begun or last continued with. Raises OutputError."""
+        """Read the configuration that the run began or last went on with. Raises OutputError."""
         try:
             content = yaml.safe_load((self.path / "config.yaml").read_text())
         except (OSError, yaml.YAMLError) as error:
@@ -153,7 +159,7 @@ class RunFolder:
         return current_config(content)
 
     def note_environment(self, environment: dict[str, Any]) -> None:
-        """Append what this start ran on to environment.json, a list with one entry a start."""
+        """Append what this start runs on to environment.json, a list with one entry for each start."""
         if not self.writes:
             return
         file = self.path / "environment.json"
@@ -170,9 +176,9 @@ class RunFolder:
 
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, str]:
-    """The keys in which two configurations differ, with a line each: `model.depth=6 (now 8)`.
+    """Return the keys in which two configurations differ, with a line for each: `model.depth=6 (now 8)`.
 
-    A key that only `before` has is one that this version does not know any more.
+    A key that only `before` has is left out: this version does not know it any more.
     """
     old, new = flatten(before), flatten(after)
     return {
@@ -183,7 +189,7 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, str]
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested configuration with dotted keys."""
+    """Return a nested configuration as a flat one with dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
@@ -191,7 +197,7 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def describe_environment(device: str, threads: int, world_size: int) -> dict[str, Any]:
-    """Where a run runs: versions, machine, git revision of the working folder's code, the command."""
+    """Describe where a run runs: the command, versions, the machine, the git revision of the code."""
     packages = ("torch", "torchvision", "timm", "hydra-core", "numpy", "pillow", "safetensors")
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

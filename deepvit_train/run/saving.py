@@ -1,6 +1,6 @@
-"""Checkpoints written beside training: an exact snapshot is taken at once, the disk is waited for later.
+"""Checkpoints are written beside training: a snapshot is taken at once, and a thread writes it to the disk.
 
-A checkpoint is written under a temporary name, flushed to the disk and renamed, so it is there whole or not
+A checkpoint is written under a temporary name, flushed to the disk and renamed. So it is there whole or not
 at all, whenever a kill comes.
 """
 
@@ -21,7 +21,6 @@ from torch import Tensor
 from deepvit_train.distributed.parallel import whole
 from deepvit_train.error import OutputError
 from deepvit_train.run.checkpoint import (
-    DESCRIPTION,
     FORMAT,
     MANIFEST,
     SET_ASIDE,
@@ -36,21 +35,21 @@ TEMPORARY = ".partial-"
 
 @dataclass(frozen=True)
 class TensorFile:
-    """A safetensors file to be written: tensors by name, and a JSON description for its header."""
+    """A safetensors file to be written: tensors by name, and the metadata of its header."""
 
     tensors: dict[str, Tensor]
-    description: dict[str, Any] | None = None
+    header: dict[str, str] | None = None
 
     def snapshot(self) -> TensorFile:
-        """A copy on the CPU of the tensors as they are now. Every rank asks for it where they are sharded."""
+        """Copy the tensors to the CPU as they are now. All ranks must do so if the tensors are sharded."""
         copies = {key: whole(value.detach()).to("cpu", copy=True) for key, value in self.tensors.items()}
-        return TensorFile(copies, self.description)
+        return TensorFile(copies, self.header)
 
 
 class CheckpointWriter:
-    """Writes one checkpoint at a time in a thread, moves `last` and `best` to it, and prunes older ones.
+    """Writes one checkpoint at a time in a thread, lets `last` and `best` lead to it, and prunes older ones.
 
-    A kill at any moment leaves what it would leave without the thread: whole checkpoints, perhaps one fewer.
+    A kill at any moment leaves whole checkpoints. The one that was being written may be missing.
     """
 
     def __init__(self, folder: Path, keep_last: int) -> None:
@@ -60,26 +59,26 @@ class CheckpointWriter:
         self._pending: Future[None] | None = None
 
     def save(self, step: int, files: dict[str, TensorFile], state: dict[str, Any], best: bool) -> None:
-        """Begin to write a checkpoint of the tensors and the state as they are now.
+        """Take a snapshot of the tensors and the state, and begin to write it as a checkpoint.
 
-        Waits for the one before. Raises OutputError where that could not be written.
+        First waits for the checkpoint before. Raises OutputError if that one could not be written.
         """
         self.wait()
         snapshot = {name: file.snapshot() for name, file in files.items()}
         self._pending = self._thread.submit(self._write, step, snapshot, json.loads(json.dumps(state)), best)
 
     def wait(self) -> None:
-        """Return once everything is on the disk. Raises OutputError where it could not be written."""
+        """Wait until everything is on the disk. Raises OutputError if it could not be written."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
 
     def close(self) -> None:
-        """Let the write under way end. What went wrong with it, `wait` tells."""
+        """Wait for the write under way and end the thread. Only `wait` raises the error of a write."""
         self._thread.shutdown(wait=True)
 
     def newest(self) -> Path | str:
-        """The newest checkpoint on the disk, to be named in a message."""
+        """Return the newest checkpoint on the disk, for a message."""
         self.wait()
         return (checkpoints_in(self.folder) or ["none"])[-1]
 
@@ -92,16 +91,15 @@ class CheckpointWriter:
 
 
 def write_checkpoint(folder: Path, step: int, files: dict[str, TensorFile], state: dict[str, Any]) -> Path:
-    """Write folder/step_NNNNNNN. Raises OutputError, with nothing half-written left, where that fails."""
+    """Write folder/step_NNNNNNN. If that fails, raises OutputError and leaves nothing half-written."""
     target = folder / f"step_{step:07d}"
     partial = folder / f"{TEMPORARY}{target.name}"
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         for name, file in files.items():
-            header = {DESCRIPTION: json.dumps(file.description, sort_keys=True)} if file.description else None
             contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in file.tensors.items()}
-            save_file(contiguous, partial / f"{name}.safetensors", metadata=header)
+            save_file(contiguous, partial / f"{name}.safetensors", metadata=file.header)
         _write_json(partial / STATE, {"format": FORMAT, "step": step, **state})
         digests = {path.name: digest_of(path, flush=True) for path in sorted(partial.iterdir())}
         _write_json(partial / MANIFEST, {"format": FORMAT, "sha256": digests})
@@ -123,7 +121,10 @@ def write_checkpoint(folder: Path, step: int, files: dict[str, TensorFile], stat
 
 
 def set_aside(target: Path) -> Path:
-    """Rename a checkpoint of the same step, if there is one: whole and found, until the new one is there."""
+    """Rename an older checkpoint of the same step, if there is one, and return the name it gets.
+
+    It can still be found, so that a kill before the new one is in its place loses nothing.
+    """
     before = target.with_name(f"{target.name}{SET_ASIDE}")
     if target.exists():
         shutil.rmtree(before, ignore_errors=True)
@@ -132,7 +133,7 @@ def set_aside(target: Path) -> Path:
 
 
 def point(folder: Path, name: str, target: Path) -> None:
-    """Let the link folder/name lead to a checkpoint of the same folder, in one step."""
+    """Let the link folder/name lead to a checkpoint of the same folder, in one atomic step."""
     link = folder / f"{TEMPORARY}{name}"
     link.unlink(missing_ok=True)
     link.symlink_to(target.name)
@@ -141,9 +142,11 @@ def point(folder: Path, name: str, target: Path) -> None:
 
 
 def prune(folder: Path, keep_last: int, written: Path, keep: set[str]) -> None:
-    """Delete all but those named and the last up to the one written, and what broken saves left.
+    """Delete old checkpoints and what broken saves left.
 
-    One of a later step is a damaged one that the run was not resumed from; it must not count as newest.
+    What stays is the `keep_last` newest ones, counted back from the one just written, and those named in
+    `keep`. A checkpoint of a later step than the one just written also stays, and does not count. It is
+    damaged, or else the run would have been resumed from it.
     """
     found = checkpoints_in(folder)
     for path in found[: found.index(written) + 1][:-keep_last]:

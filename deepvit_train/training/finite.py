@@ -1,4 +1,4 @@
-"""NaN and infinity: noticed without waiting for the device, and traced to where they first appear."""
+"""Notices NaN and infinity without waiting for the device, and traces them to where they first appear."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from deepvit_train.data.dataset import Batch
 from deepvit_train.distributed.world import World
 from deepvit_train.error import NotFiniteError
 from deepvit_train.models import DeepViT
-from deepvit_train.training.recipe import autocast
+from deepvit_train.precision import autocast
 
 
 class FiniteGuard:
-    """Remembers the first step whose loss or gradient norm was not finite, without waiting for the device."""
+    """Remembers on the device the first step whose loss or gradient norm was not finite."""
 
     def __init__(self, world: World, scaled: bool) -> None:
         self.world = world
-        self.scaled = scaled  # fp16's loss scaler answers for its gradients itself
+        self.scaled = scaled  # fp16's loss scaler skips gradients that are not finite
         self.first = torch.tensor(-1, device=world.device)
         self.values = torch.zeros(2, device=world.device)
 
     def observe(self, step: int, loss: Tensor, grad_norm: Tensor) -> None:
-        """Look at a step before its update. Raises NotFiniteError at once where that waits for nothing."""
+        """Look at a step before its update. On the CPU, raises NotFiniteError at once for a bad gradient."""
         values = torch.stack([loss, grad_norm.to(loss.dtype)])
         finite = values[:1].isfinite().all() if self.scaled else values.isfinite().all()
         hit = ~finite & (self.first < 0)
         self.first = torch.where(hit, step, self.first)
         self.values = torch.where(hit, values, self.values)
-        # The gradient, and so this decision, is the same on every rank; the weights are still good.
+        # Every rank has the same gradient, so all of them stop here, and the weights are still good.
         if self.world.device.type == "cpu" and not self.scaled and not grad_norm.isfinite():
             self._fail(step)
 
     def check(self) -> None:
-        """Raise NotFiniteError naming the first bad step, on every rank alike. Waits for the device."""
+        """Raise NotFiniteError that names the first bad step, on all ranks. Waits for the device."""
         mine = int(self.first)
         first = self.world.any(mine)
         if first >= 0 > mine:
@@ -54,9 +54,10 @@ class FiniteGuard:
 def first_non_finite(
     model: DeepViT, batches: Sequence[Batch], world: World, precision: Precision
 ) -> set[str]:
-    """Where NaN or infinity first appears: the images or a part of the model; nowhere in a forward pass.
+    """Find where NaN or infinity first appears in a forward pass: the images or a part of the model.
 
-    On a GPU the step that went wrong has spoilt the weights before it is noticed; then they are named.
+    The result is empty if it appears nowhere. On a GPU the bad step is noticed only after its update, which
+    has spoilt the weights; then the weights are named.
     """
     stages = {"patch_embed": model.patch_embed, "norm": model.norm, "head": model.head}
     stages |= {f"blocks.{number}": block for number, block in enumerate(model.blocks)}
@@ -74,10 +75,9 @@ def first_non_finite(
     ]
     try:
         for batch in batches:
-            images = batch.images.to(world.device)
-            look("the images", images)
+            look("the images", batch.images)
             with autocast(world.device, precision):
-                model(images)  # all of them, whatever was found: ranks may wait for each other inside
+                model(batch.images)  # all of them, whatever was found: ranks may wait for each other inside
     finally:
         for hook in hooks:
             hook.remove()

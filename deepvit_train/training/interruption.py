@@ -1,8 +1,11 @@
-"""Stop signals: noted when they come, acted on between two steps, so that the state is saved whole."""
+"""Stop signals. They are noted when they come, and the loop acts on them between two steps."""
 
 from __future__ import annotations
 
+import os
+import re
 import signal
+import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 
@@ -16,7 +19,10 @@ class EvaluationStopped(Exception):
 
 
 class StopSignals:
-    """While open, SIGINT and SIGTERM ask for a save and a stop, SIGUSR1 for a save."""
+    """A context manager that notes signals.
+
+    SIGINT and SIGTERM ask for a save and a stop, SIGUSR1 for a save alone.
+    """
 
     def __init__(self) -> None:
         self.stop = 0  # the number of the first stop signal
@@ -33,14 +39,14 @@ class StopSignals:
             signal.signal(number, handler)
 
     def take_save(self) -> bool:
-        """Whether a save was asked for since the last call."""
+        """Return whether a save was asked for since the last call."""
         asked, self.save = self.save, False
         return asked
 
     def watch(self, batches: Iterable[Batch], world: World) -> Iterable[Batch]:
-        """The batches of an evaluation, ending in EvaluationStopped when a stop signal came to any rank.
+        """Pass on the batches of an evaluation. Raises EvaluationStopped when a stop signal came to any rank.
 
-        All ranks must read to the end, though some may have fewer batches than others.
+        All ranks must read to the end. Some may have fewer batches than others.
         """
         return _Watched(batches, self, world)
 
@@ -71,7 +77,24 @@ class _Watched:
 
 
 def interrupted(number: int, saved: object) -> Interrupted:
-    """The error that ends a run after a stop signal."""
+    """Return the error that ends a run after a stop signal. `saved` names its last checkpoint."""
     return Interrupted(
         f"stopped by {signal.Signals(number).name}; saved {saved}; the same command goes on", number
     )
+
+
+def requeue() -> str:
+    """Ask SLURM to queue this process's job again. Returns a line that says how it went."""
+    job = os.environ.get("SLURM_JOB_ID", "")
+    # No shell sees this text, but scontrol does: pass nothing but the number of a job.
+    if not re.fullmatch(r"[0-9]{1,12}", job):
+        return f"not requeued: SLURM_JOB_ID={job!r} is not the number of a job"
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True, timeout=60)
+    except FileNotFoundError:
+        return "not requeued: scontrol is not on PATH"
+    except subprocess.CalledProcessError as error:
+        return f"not requeued: scontrol said {error.stderr.strip() or error.returncode}"
+    except subprocess.TimeoutExpired:
+        return "not requeued: scontrol did not answer in 60 s"
+    return f"requeued as job {job}"

@@ -11,33 +11,35 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deepvit_train.collapse.probe import Probe
 from deepvit_train.config.train import TrainConfig
+from deepvit_train.console import progress_bar
 from deepvit_train.data.bad_files import BadFiles
 from deepvit_train.data.dataset import Batch
 from deepvit_train.data.transform import denormalise
 from deepvit_train.distributed.parallel import gathered, is_sharded, replicate, whole
 from deepvit_train.distributed.world import World
-from deepvit_train.error import Collapsed, Interrupted, NotFiniteError
+from deepvit_train.error import Interrupted, NotFiniteError
 from deepvit_train.models import DeepViT
+from deepvit_train.run.description import ModelDescription
 from deepvit_train.run.saving import CheckpointWriter
-from deepvit_train.run.tracking import Meter, Tracker, progress_bar
-from deepvit_train.training import slurm
+from deepvit_train.run.tracking import Tracker
 from deepvit_train.training.finite import FiniteGuard, first_non_finite
-from deepvit_train.training.interruption import EvaluationStopped, StopSignals, interrupted
+from deepvit_train.training.interruption import EvaluationStopped, StopSignals, interrupted, requeue
+from deepvit_train.training.meter import Meter
 from deepvit_train.training.plan import Plan
 from deepvit_train.training.recipe import build_mixup, learning_rate
 from deepvit_train.training.regulariser import build_regulariser
 from deepvit_train.training.state import TrainState
-from deepvit_train.training.step import StepOptions, train_step
+from deepvit_train.training.step import StepOptions, StepResult, train_step
 from deepvit_train.training.validation import Validation
+from deepvit_train.training.watch import CollapseWatch
 
 GRID_IMAGES = 36  # augmented training images shown in TensorBoard
 
 
 @dataclass(frozen=True)
 class _Due:
-    """What follows a step."""
+    """What is to be done after a step."""
 
     logs: bool
     evaluates: bool
@@ -46,38 +48,54 @@ class _Due:
     alarms: bool
 
 
-@dataclass(kw_only=True)
-class Trainer:
-    """The loop over steps and what is due between them."""
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What all stages of a run share."""
 
     config: TrainConfig
     world: World
     plan: Plan
-    writer: CheckpointWriter | None  # the first rank's alone
     state: TrainState
+    signals: StopSignals
+    say: Callable[[str], None]  # does nothing on ranks other than the first
+
+    @property
+    def finished(self) -> bool:
+        """Whether the state is the plan's last one, and was evaluated."""
+        return self.state.step >= self.plan.total_steps and self.state.evaluated_step == self.state.step
+
+
+@dataclass(kw_only=True)
+class Trainer:
+    """The loop over steps, and what is due between them."""
+
+    run: Run
     validation: Validation
     bad: BadFiles
-    probe: Probe | None  # the first rank's alone
+    watch: CollapseWatch
     tracker: Tracker
-    signals: StopSignals
-    description: dict[str, Any]
-    say: Callable[[str], None]
+    writer: CheckpointWriter | None  # only the first rank has one
+    description: ModelDescription
     meter: Meter = field(init=False)
 
     def __post_init__(self) -> None:
-        self.meter = Meter(self.world, self.state.losses, self.state.loss_steps)
+        self.meter = Meter(self.run.world, self.run.state.losses, self.run.state.loss_steps)
 
     def fit(self, batches: Iterator[Batch]) -> None:
-        """Train from the state's step to the plan's end."""
-        config, plan, state = self.config, self.plan, self.state
+        """Train from the state's step to the plan's end.
+
+        Raises Interrupted after a stop signal and Collapsed after an alarm, both once the state is saved.
+        Raises NotFiniteError and DataError with the last checkpoint as it was.
+        """
+        config, plan, state = self.run.config, self.run.plan, self.run.state
         options = self._step_options()
-        guard = FiniteGuard(self.world, scaled=state.scaler.is_enabled())
+        guard = FiniteGuard(self.run.world, scaled=state.scaler.is_enabled())
         with self.meter.paused():
-            forward = _wrapped(state.model, config, self.world)
+            forward = _wrapped(state.model, config, self.run.world)
             if 0 < state.step != state.evaluated_step and plan.evaluates(state.step):
                 self._evaluate_and_save()  # the run was stopped between the step and its evaluation
             if state.step == 0 and plan.probes(0):
-                self._look_at_maps()
+                self.watch.look(state)
         with progress_bar() as progress:
             bar = progress.add_task("training", total=plan.total_steps, completed=state.step)
             while state.step < plan.total_steps:
@@ -85,47 +103,66 @@ class Trainer:
                 micro_batches = [next(batches) for _ in range(config.trainer.accumulate)]
                 waited_s = time.perf_counter() - asked
                 self._look_at(micro_batches)
-                try:
-                    result = train_step(state, forward, micro_batches, self.world, options, guard)
-                    with self.meter.paused():
-                        alarm = self._look_at_maps() if plan.probes(state.step) else False
-                    due = self._agree(alarm)
-                    if due.logs or due.saves:
-                        guard.check()
-                    if due.logs or due.saves or self.world.size == 1:
-                        self._settle_bad_files()
-                except NotFiniteError as error:
-                    with gathered(state.model) as model:
-                        found = first_non_finite(model, micro_batches, self.world, options.precision)
-                    where = ", ".join(sorted(self.world.union(found))) or "the backward pass"
-                    raise NotFiniteError(
-                        f"{error}; first in {where}; last good checkpoint: {self._saved()}"
-                    ) from None
+                result, due = self._advance(forward, micro_batches, options, guard)
                 self.meter.add(result.loss, config.trainer.batch_size, waited_s)
                 progress.update(bar, completed=state.step)
                 if due.logs:
-                    scalars = self.meter.take(learning_rate(state.optimizer), result.grad_norm)
-                    # The last step's, of this rank.
-                    penalty = {"train/cosine_penalty": result.penalty.item()} if options.regulariser else {}
-                    self._log(scalars | penalty)
-                if due.evaluates:
-                    with self.meter.paused():
-                        self._evaluate_and_save()
-                elif due.saves:
-                    self._save(best=False)
-                if due.stops:
-                    raise self._interrupted()
-                if due.alarms:
-                    raise self._collapsed()
+                    self._log(result, options)
+                self._act(due)
+
+    def _advance(
+        self,
+        forward: Callable[..., Any],
+        batches: list[Batch],
+        options: StepOptions,
+        guard: FiniteGuard,
+    ) -> tuple[StepResult, _Due]:
+        """Do one step and find out what is due after it.
+
+        Raises NotFiniteError, which names where in the model the first such value appeared.
+        """
+        world, plan, state = self.run.world, self.run.plan, self.run.state
+        try:
+            result = train_step(state, forward, batches, world, options, guard)
+            with self.meter.paused():
+                alarm = plan.probes(state.step) and self.watch.look(state)
+            due = self._agree(alarm)
+            if due.logs or due.saves:
+                guard.check()
+            if due.logs or due.saves or world.size == 1:
+                self._settle_bad_files()
+        except NotFiniteError as error:
+            with gathered(state.model) as model:
+                found = first_non_finite(model, batches, world, options.precision)
+            where = ", ".join(sorted(world.union(found))) or "the backward pass"
+            raise NotFiniteError(
+                f"{error}; first in {where}; last good checkpoint: {self._saved()}"
+            ) from None
+        return result, due
+
+    def _act(self, due: _Due) -> None:
+        """Evaluate, save, or end the run, as is due."""
+        if due.evaluates:
+            with self.meter.paused():
+                self._evaluate_and_save()
+        elif due.saves:
+            self._save(best=False)
+        if due.stops:
+            raise self._interrupted()
+        if due.alarms:
+            raise self.watch.error(self.run.state.step, self._saved())
 
     def _step_options(self) -> StepOptions:
-        config = self.config
+        config = self.run.config
         return StepOptions(
             seed=config.seed,
             precision=config.trainer.precision,
             label_smoothing=config.loss.label_smoothing,
             mixup=build_mixup(
-                config.augment, config.loss.label_smoothing, self.validation.classes, self.plan.micro_batch
+                config.augment,
+                config.loss.label_smoothing,
+                self.validation.classes,
+                self.run.plan.micro_batch,
             ),
             clip_grad=config.trainer.clip_grad,
             max_scaler_skips=config.trainer.max_scaler_skips,
@@ -133,11 +170,10 @@ class Trainer:
         )
 
     def _agree(self, alarm: bool) -> _Due:
-        """What is due after this step; ranks agree on what signals and the alarm ask for."""
-        plan, step = self.plan, self.state.step
-        stops, asked, alarms = map(
-            bool, self.world.largest(self.signals.stop, self.signals.take_save(), alarm)
-        )
+        """Find out what is due after this step. The ranks agree on what signals and the alarm ask for."""
+        plan, step, signals = self.run.plan, self.run.state.step, self.run.signals
+        agreed = self.run.world.largest(signals.stop, signals.take_save(), alarm)
+        stops, asked, alarms = map(bool, agreed)
         return _Due(
             logs=plan.logs(step),
             evaluates=plan.evaluates(step) and not stops,
@@ -148,88 +184,71 @@ class Trainer:
 
     def _look_at(self, batches: list[Batch]) -> None:
         """Show the first images, and note the bad files of every batch."""
-        if self.state.step == 0:
-            shown = denormalise(batches[0].images[:GRID_IMAGES], self.config.model.preprocessing)
+        if self.run.state.step == 0:
+            shown = denormalise(batches[0].images[:GRID_IMAGES], self.run.config.model.preprocessing)
             self.tracker.images("train/images", shown, step=0)
         for batch in batches:
             self.bad.note(batch.bad)
 
-    def _look_at_maps(self) -> bool:
-        """Log what the probe sees. Returns whether so many blocks are similar that the run is to end."""
-        with gathered(self.state.model) as model:
-            if self.probe is None:
-                return False
-            look = self.probe.look(model)
-        bounds = self.config.collapse
-        self.tracker.scalars(self.state.step, look.scalars)
-        self.tracker.images("collapse/similarity", look.picture, self.state.step)
-        ratio = look.similar_ratio
-        if bounds.warn_above is not None and ratio > bounds.warn_above:
-            self.say(
-                f"step {self.state.step}: warning: {ratio:.2f} of the blocks are similar, more than "
-                f"collapse.warn_above={bounds.warn_above:g} ({bounds.legend})"
-            )
-        # The untrained model's maps may all be alike; that is no collapse.
-        return bounds.stop_above is not None and ratio > bounds.stop_above and self.state.step > 0
-
     def _settle_bad_files(self) -> None:
+        state = self.run.state
         if self.bad.settle():
-            self.tracker.scalars(self.state.step, {"train/bad_files": len(self.state.bad_files)})
+            self.tracker.scalars(state.step, {"train/bad_files": len(state.bad_files)})
 
-    def _log(self, scalars: dict[str, float]) -> None:
-        step, plan = self.state.step, self.plan
-        self.tracker.scalars(step, scalars)
-        self.say(
-            f"step {step}/{plan.total_steps}  epoch {plan.epoch(step):.2f}  loss "
-            f"{scalars['train/loss']:.4f}  "
+    def _log(self, result: StepResult, options: StepOptions) -> None:
+        """Log the averages since the last line, and the gradient norm and penalty of the last step."""
+        state, plan = self.run.state, self.run.plan
+        scalars = self.meter.take(learning_rate(state.optimizer), result.grad_norm)
+        if options.regulariser is not None:
+            scalars["train/cosine_penalty"] = result.penalty.item()  # of this rank alone
+        self.tracker.scalars(state.step, scalars)
+        self.run.say(
+            f"step {state.step}/{plan.total_steps}  epoch {plan.epoch(state.step):.2f}  "
+            f"loss {scalars['train/loss']:.4f}  "
             f"lr {scalars['train/lr']:.2e}  {scalars['train/images_per_s']:.0f} images/s"
         )
 
     def _evaluate_and_save(self) -> None:
+        """Evaluate the state, log the metrics and save a checkpoint. Raises Interrupted after a stop."""
+        state = self.run.state
         try:
-            best = self.validation(self.state)
+            best = self.validation(state)
         except EvaluationStopped:
             # Saved without metrics; the resumed run begins with this evaluation.
             self._save(best=False)
             raise self._interrupted() from None
         self._settle_bad_files()
-        self.tracker.scalars(self.state.step, self.state.metrics)
-        self.say(f"step {self.state.step}: {phrase(self.state.metrics)}{' (best)' if best else ''}")
+        self.tracker.scalars(state.step, state.metrics)
+        self.run.say(f"step {state.step}: {phrase(state.metrics)}{' (best)' if best else ''}")
         self._save(best)
 
     def _save(self, best: bool) -> None:
-        self.state.losses, self.state.loss_steps = self.meter.losses()
-        files = self.state.files(self.description)
+        """Begin to write a checkpoint. All ranks must call this, and the first one writes."""
+        state = self.run.state
+        state.losses, state.loss_steps = self.meter.losses()
+        files = state.files(self.description.header())
         if self.writer is None:
             for file in files.values():
                 for tensor in file.tensors.values():
-                    whole(tensor)  # as the first rank asks for it
+                    whole(tensor)  # the first rank needs this rank's part of it
             return
-        root = self.config.data.root
-        state = self.state.plain() | {"data_root": root and str(Path(root).expanduser().resolve())}
-        self.writer.save(self.state.step, files, state, best)
+        root = self.run.config.data.root
+        plain = state.plain() | {"data_root": root and str(Path(root).expanduser().resolve())}
+        self.writer.save(state.step, files, plain, best)
 
     def _interrupted(self) -> Interrupted:
-        error = interrupted(self.world.any(self.signals.stop), self._saved())
-        if self.config.trainer.requeue and self.world.is_main:
-            self.say(slurm.requeue())
+        error = interrupted(self.run.world.any(self.run.signals.stop), self._saved())
+        if self.run.config.trainer.requeue and self.run.world.is_main:
+            self.run.say(requeue())
         return error
 
-    def _collapsed(self) -> Collapsed:
-        bounds = self.config.collapse
-        return Collapsed(
-            f"step {self.state.step}: the ratio of similar blocks is above collapse.stop_above="
-            f"{bounds.stop_above:g} ({bounds.legend}); saved {self._saved()}; "
-            "a higher collapse.stop_above goes on"
-        )
-
     def _saved(self) -> Path | str:
-        """The newest checkpoint, once it is on the disk."""
+        """Name the newest checkpoint in a message, once it is on the disk."""
         return "the checkpoint of the first rank" if self.writer is None else self.writer.newest()
 
 
 def _wrapped(model: DeepViT, config: TrainConfig, world: World) -> Callable[[Tensor], Tensor]:
-    """The model as it is trained: compiled where asked for, and with gradients exchanged between ranks."""
+    """Wrap the model for training: ranks exchange gradients, and it is compiled if that is asked for."""
     forward: nn.Module | Callable[[Tensor], Tensor] = model.train()
     if world.size > 1 and not is_sharded(model):
         forward = replicate(model, config.model.image_size, world)
@@ -237,4 +256,5 @@ def _wrapped(model: DeepViT, config: TrainConfig, world: World) -> Callable[[Ten
 
 
 def phrase(metrics: dict[str, float]) -> str:
+    """Return metrics as text: 'val/top1 0.8000  val/loss 0.7000'."""
     return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())

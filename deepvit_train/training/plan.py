@@ -10,7 +10,11 @@ from deepvit_train.error import ConfigError
 
 @dataclass(frozen=True)
 class Plan:
-    """Steps are counted from 1: `evaluates(step)` asks about the moment after so many steps."""
+    """When things happen, in optimizer steps. `evaluates(step)` speaks of the state after that step.
+
+    Args:
+        micro_batch: how many images one rank passes through the model at a time.
+    """
 
     steps_per_epoch: int
     total_steps: int
@@ -21,30 +25,30 @@ class Plan:
     probe_every_steps: int | None
 
     def evaluates(self, step: int) -> bool:
-        """Whether the state after this step is evaluated."""
+        """Return whether the state after this step is evaluated."""
         return step == self.total_steps or step % self.eval_every_steps == 0
 
     def saves(self, step: int) -> bool:
-        """Whether the state after this step is saved: always when it was evaluated."""
+        """Return whether the state after this step is saved. It always is if it was evaluated."""
         return self.evaluates(step) or (
             self.save_every_steps is not None and step % self.save_every_steps == 0
         )
 
     def logs(self, step: int) -> bool:
-        """Whether training scalars are logged after this step."""
+        """Return whether training scalars are logged after this step."""
         return step % self.log_every_steps == 0 or step == self.total_steps
 
     def probes(self, step: int) -> bool:
-        """Whether attention collapse is looked at after this step; at step 0 for the untrained model."""
+        """Return whether the attention maps are looked at after this step. Step 0 is the untrained model."""
         return self.probe_every_steps is not None and step % self.probe_every_steps == 0
 
     def epoch(self, step: int) -> float:
-        """Epochs done after so many steps."""
+        """Return the number of epochs done after this step."""
         return step / self.steps_per_epoch
 
 
 def build_plan(trainer: TrainerConfig, schedule: ScheduleConfig, images: int, world_size: int) -> Plan:
-    """The plan for a number of training images. Raises ConfigError where batches can't be formed."""
+    """Plan a run over a number of training images. Raises ConfigError if batches can't be formed."""
     parts = world_size * trainer.accumulate
     if trainer.batch_size % parts:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""The recipe: optimizer, schedule, mixing of images, averaged weights. Thin builders over timm and torch."""
+"""Builds optimizer, schedule, mixing of images and averaged weights, from timm and torch."""
 
 from __future__ import annotations
 
@@ -11,24 +11,16 @@ from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 
 from deepvit_train.config.data import AugmentConfig
-from deepvit_train.config.recipe import OptimConfig, Precision, ScheduleConfig
+from deepvit_train.config.recipe import OptimConfig, ScheduleConfig
 from deepvit_train.error import ConfigError
 from deepvit_train.models import DeepViT
 
 
-def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """torch's autocast for a precision; off for fp32."""
-    dtype = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}[
-        precision
-    ]
-    return torch.autocast(device.type, dtype, enabled=precision != Precision.fp32)
-
-
 def build_optimizer(model: DeepViT, optim: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW. Weight decay leaves out one-dimensional parameters, the position and the class token.
+    """Build AdamW. One-dimensional parameters, the positions and the class token get no weight decay.
 
-    With layer decay, a block's learning rate is `layer_decay` times that of the block after it; the head has
-    the full rate, stem and tokens the lowest (timm's groups).
+    With layer decay, a block's learning rate is `layer_decay` times that of the block after it. The head has
+    the full rate, and the stem and the tokens have the lowest (timm's groups).
     """
     exempt = model.no_weight_decay()
     if not optim.decay_theta:
@@ -44,17 +36,17 @@ def build_optimizer(model: DeepViT, optim: OptimConfig) -> torch.optim.Optimizer
 
 
 def learning_rate(optimizer: torch.optim.Optimizer) -> float:
-    """The highest rate among the groups: the schedule's, wherever the classifier is trained."""
+    """Return the highest learning rate of all groups, which is the schedule's: the classifier has it."""
     return max(group["lr"] for group in optimizer.param_groups)
 
 
 def is_partial(optim: OptimConfig) -> bool:
-    """Whether some parameters learn slower than others, or not at all."""
+    """Return whether some parameters learn slower than others, or not at all."""
     return optim.layer_decay != 1.0 or optim.freeze_blocks > 0 or optim.head_only
 
 
 def describe_groups(optimizer: torch.optim.Optimizer) -> str:
-    """What each share of the learning rate is for: 'x1 for 650 parameters, x0.75 for 12,345'."""
+    """Return how many parameters have which share of the learning rate: 'x1 for 650, x0.75 for 12,345'."""
     counts: dict[float, int] = {}
     for group in optimizer.param_groups:
         scale = group.get("lr_scale", 1.0)
@@ -65,7 +57,7 @@ def describe_groups(optimizer: torch.optim.Optimizer) -> str:
 def build_schedule(
     optimizer: torch.optim.Optimizer, schedule: ScheduleConfig, epochs: int, steps_per_epoch: int
 ) -> CosineLRScheduler:
-    """Linear warm-up, then a cosine over `epochs`, then min_lr; a function of the optimizer step alone."""
+    """Build the schedule by optimizer step: a linear warm-up, then a cosine over `epochs`, then min_lr."""
     return CosineLRScheduler(
         optimizer,
         t_initial=epochs * steps_per_epoch,
@@ -79,7 +71,10 @@ def build_schedule(
 def build_mixup(
     augment: AugmentConfig, label_smoothing: float, num_classes: int, micro_batch: int
 ) -> Mixup | None:
-    """timm's mixup and cutmix, one of both a batch, or None where both are off. Its targets are smoothed."""
+    """Build timm's mixup and cutmix, or None if both are off. Each batch gets one of them.
+
+    The targets it returns are smoothed. Raises ConfigError if images can't be paired up.
+    """
     if not (augment.mixup or augment.cutmix):
         return None
     if micro_batch % 2:
@@ -91,5 +86,9 @@ def build_mixup(
 
 
 def build_ema(model: DeepViT, decay: float | None, *, foreach: bool = True) -> ModelEmaV3 | None:
-    """Averaged weights, whose decay warms up, or None. `foreach`: all tensors in one call; not if sharded."""
+    """Build the averaged weights, whose decay warms up, or None if there is no decay.
+
+    Args:
+        foreach: update all tensors in one call, which sharded ones do not allow.
+    """
     return None if decay is None else ModelEmaV3(model, decay=decay, use_warmup=True, foreach=foreach)

@@ -1,4 +1,4 @@
-"""The cosine regulariser: it keeps attention maps of consecutive blocks from becoming alike.
+"""The cosine regulariser keeps the attention maps of consecutive blocks from becoming alike.
 
 Shapes: B batch, H heads, N tokens.
 """
@@ -29,10 +29,10 @@ class CosineRegulariser:
 
     weight: float
     axis: CosineAxis
-    blocks: int  # whose maps are needed: one more than pairs
+    blocks: int  # how many blocks give their maps: one more than there are pairs
 
     def __call__(self, maps: Sequence[Tensor]) -> Tensor:
-        """The penalty for maps (B, H, N, N) of consecutive blocks, in float32 at least."""
+        """Return the penalty for maps (B, H, N, N) of consecutive blocks, in float32 at least."""
         dimension = DIMENSION[self.axis]
         pairs = itertools.pairwise(maps)
         with torch.autocast(maps[0].device.type, enabled=False):
@@ -41,7 +41,7 @@ class CosineRegulariser:
 
 
 def build_regulariser(loss: LossConfig, depth: int) -> CosineRegulariser | None:
-    """What the configuration asks for in a model of so many blocks, or None where it is off."""
+    """Build the regulariser for a model of `depth` blocks, or None if it is off."""
     if not loss.cosine_weight:
         return None
     pairs = min(loss.cosine_pairs or depth, depth - 1)

@@ -1,4 +1,4 @@
-"""The training state: everything that a resumed run needs to go on as if it had never stopped.
+"""The training state: all that a resumed run needs, to go on as if it had never stopped.
 
 Random draws need no state: each comes from the seed, the step and the sample (determinism.py).
 """
@@ -14,17 +14,22 @@ from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor
 
-from deepvit_train.distributed.parallel import placed_like
+from deepvit_train.config.recipe import Precision
+from deepvit_train.config.train import TrainConfig
+from deepvit_train.distributed.parallel import placed_like, shard
+from deepvit_train.distributed.world import World
 from deepvit_train.error import CheckpointError
 from deepvit_train.evaluation.calibration import Statistics
 from deepvit_train.models import DeepViT
 from deepvit_train.run.checkpoint import WEIGHT_FILES, read_calibrated, read_state, read_tensors
 from deepvit_train.run.saving import TensorFile
+from deepvit_train.training.plan import Plan
+from deepvit_train.training.recipe import build_ema, build_optimizer, build_schedule
 
 
 @dataclass
 class TrainState:
-    """What training changes, step by step."""
+    """All that training changes, step by step."""
 
     model: DeepViT
     ema: ModelEmaV3 | None
@@ -44,15 +49,15 @@ class TrainState:
     loss_steps: int = 0
 
     def weights(self) -> dict[str, DeepViT]:
-        """The models to evaluate, by name: the live weights, and the averaged ones where there are any."""
+        """Return the models to evaluate, by name: 'live', and 'ema' if there are averaged weights."""
         ema: Any = self.ema
         return {"live": self.model} if ema is None else {"live": self.model, "ema": ema.module}
 
-    def files(self, description: dict[str, Any]) -> dict[str, TensorFile]:
-        """The tensors of a checkpoint, by file name."""
+    def files(self, header: dict[str, str]) -> dict[str, TensorFile]:
+        """Return the tensors of a checkpoint by file name. The files of weights get the header."""
         files = {"optimizer": TensorFile(_optimizer_tensors(self.model, self.optimizer))}
         for name, model in self.weights().items():
-            files[WEIGHT_FILES[name]] = TensorFile(model.state_dict(), description)
+            files[WEIGHT_FILES[name]] = TensorFile(model.state_dict(), header)
         if self.calibrated and self.evaluated_step == self.step:
             flat = {
                 f"{name}.{key}": value
@@ -63,7 +68,7 @@ class TrainState:
         return files
 
     def plain(self) -> dict[str, Any]:
-        """The rest of a checkpoint, as JSON."""
+        """Return the rest of a checkpoint, as plain data for JSON."""
         return {
             "scaler": self.scaler.state_dict(),
             "scaler_skips": self.scaler_skips,
@@ -76,7 +81,7 @@ class TrainState:
         }
 
     def restore(self, checkpoint: Path) -> None:
-        """Take over a verified checkpoint. Raises CheckpointError where it does not fit."""
+        """Take over the state of a verified checkpoint. Raises CheckpointError if it does not fit."""
         state = read_state(checkpoint)
         for name, model in self.weights().items():
             load_weights(model, checkpoint / f"{WEIGHT_FILES[name]}.safetensors")
@@ -93,6 +98,33 @@ class TrainState:
         self.losses, self.loss_steps = state.get("losses", []), state.get("loss_steps", 0)
         self.calibrated = read_calibrated(checkpoint)
         self.schedule.step_update(self.step)
+
+
+def build_state(model: DeepViT, config: TrainConfig, plan: Plan, world: World) -> TrainState:
+    """Build the averaged weights, the optimizer and the schedule of a model at step 0.
+
+    With trainer.shard the model and its average are spread over the ranks in place; otherwise the model is on
+    the device already.
+    """
+    sharded = is_to_be_sharded(config, world)
+    ema = build_ema(model, config.trainer.ema_decay, foreach=not sharded)
+    if sharded:
+        shard(model, model.blocks, world)
+        if ema is not None:
+            shard(ema.module, ema.module.blocks, world)
+    optimizer = build_optimizer(model, config.optim)
+    return TrainState(
+        model=model,
+        ema=ema,
+        optimizer=optimizer,
+        schedule=build_schedule(optimizer, config.schedule, config.trainer.epochs, plan.steps_per_epoch),
+        scaler=torch.amp.GradScaler(world.device.type, enabled=config.trainer.precision == Precision.fp16),
+    )
+
+
+def is_to_be_sharded(config: TrainConfig, world: World) -> bool:
+    """Return whether the model is to be spread over the ranks: as asked for, if there are several."""
+    return config.trainer.shard and world.size > 1
 
 
 def load_weights(model: DeepViT, file: Path) -> None:
@@ -112,7 +144,7 @@ def load_weights(model: DeepViT, file: Path) -> None:
 
 
 def _optimizer_tensors(model: DeepViT, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """AdamW's state by parameter: `exp_avg.blocks.0.attn.qkv.weight`. Its options are configuration."""
+    """Return AdamW's state by parameter: `exp_avg.blocks.0.attn.qkv.weight`."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
         f"{key}.{names[parameter]}": value

@@ -1,12 +1,8 @@
-"""One optimizer step, and one evaluation. Plain arguments, no configuration of commands.
-
-Shapes: B batch, C classes.
-"""
+"""One optimizer step. It takes plain arguments and no configuration of a command."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -21,16 +17,16 @@ from deepvit_train.data.dataset import Batch
 from deepvit_train.determinism import derive_seed, seeded
 from deepvit_train.distributed.parallel import whole
 from deepvit_train.distributed.world import World
-from deepvit_train.error import DataError, NotFiniteError
+from deepvit_train.error import NotFiniteError
+from deepvit_train.precision import autocast
 from deepvit_train.training.finite import FiniteGuard
-from deepvit_train.training.recipe import autocast
 from deepvit_train.training.regulariser import CosineRegulariser
 from deepvit_train.training.state import TrainState
 
 
 @dataclass(frozen=True)
 class StepOptions:
-    """What an optimizer step needs besides the state and its images."""
+    """What an optimizer step needs besides the state and the images."""
 
     seed: int
     precision: Precision
@@ -43,11 +39,11 @@ class StepOptions:
 
 @dataclass(frozen=True)
 class StepResult:
-    """A step's mean loss over this rank's images, and its gradient's norm; all stay on the device."""
+    """The mean loss over this rank's images, and the norm of the gradient. Both stay on the device."""
 
     loss: Tensor
     grad_norm: Tensor
-    penalty: Tensor  # the regulariser's part of the loss
+    penalty: Tensor  # the regulariser's part of the loss, on the device too
 
 
 def train_step(
@@ -58,22 +54,20 @@ def train_step(
     options: StepOptions,
     guard: FiniteGuard,
 ) -> StepResult:
-    """Advance the state by one optimizer step over the micro-batches.
+    """Advance the state by one optimizer step over the micro-batches. Raises NotFiniteError.
 
     Dropout and stochastic depth draw from (seed, step, rank), so a resumed run needs no generator's state.
-    `forward` is the model as it is trained: compiled, or wrapped for several ranks.
+
+    Args:
+        forward: the model as it is trained, perhaps compiled or wrapped for several ranks.
+        batches: micro-batches, on the device.
     """
     torch.manual_seed(derive_seed("step", options.seed, state.step, world.rank))
     state.schedule.step_update(state.step)
     loss, penalty = torch.zeros(2, device=world.device)
     for number, batch in enumerate(batches):
-        images = batch.images.to(world.device, non_blocking=True)
-        targets = batch.targets.to(world.device, non_blocking=True)
-        smoothing = options.label_smoothing
-        if options.mixup is not None:
-            smoothing = 0.0  # the mixed targets are smoothed already
-            with seeded(derive_seed("mixup", options.seed, state.step, number, world.rank)):
-                images, targets = options.mixup(images, targets)
+        seed = derive_seed("mixup", options.seed, state.step, number, world.rank)
+        images, targets, smoothing = _mixed(batch, options, seed)
         # Replicas exchange gradients once a step, after its last micro-batch; sharded ranks after each.
         local: Any = getattr(forward, "no_sync", nullcontext) if number + 1 < len(batches) else nullcontext
         with local():
@@ -96,10 +90,19 @@ def train_step(
     return StepResult(loss, grad_norm, penalty)
 
 
+def _mixed(batch: Batch, options: StepOptions, seed: int) -> tuple[Tensor, Tensor, float]:
+    """Mix the images and targets of a batch, if that is asked for. Returns the label smoothing as well."""
+    if options.mixup is None:
+        return batch.images, batch.targets, options.label_smoothing
+    with seeded(seed):
+        images, targets = options.mixup(batch.images, batch.targets)
+    return images, targets, 0.0  # mixed targets are smoothed already
+
+
 def _regularised(
     forward: Callable[..., Any], images: Tensor, regulariser: CosineRegulariser | None
 ) -> tuple[Tensor, Tensor]:
-    """Logits, and the penalty on the attention maps; 0 without a regulariser."""
+    """Return the logits and the penalty on the attention maps, which is 0 without a regulariser."""
     if regulariser is None:
         return forward(images), images.new_zeros(())
     logits, maps = forward(images, map_blocks=regulariser.blocks)
@@ -107,7 +110,7 @@ def _regularised(
 
 
 def _update(state: TrainState, options: StepOptions) -> None:
-    """Step the optimizer unless fp16's scaler found an overflow, and the averaged weights."""
+    """Update the weights, unless fp16's scaler found an overflow, and then the averaged weights."""
     scale = state.scaler.get_scale()
     state.scaler.step(state.optimizer)
     state.scaler.update()
@@ -124,69 +127,3 @@ def _update(state: TrainState, options: StepOptions) -> None:
             )
     if state.ema is not None:
         state.ema.update(state.model, step=state.step)
-
-
-@dataclass(frozen=True)
-class EvalResult:
-    """An evaluation in which every image counted once. Accuracies are shares from 0 to 1."""
-
-    top1: float
-    top5: float
-    loss: float
-    images: int
-    images_per_s: float
-    class_accuracy: list[float]
-    class_images: list[int]
-
-    def scalars(self) -> dict[str, float]:
-        """The figures that are logged over training."""
-        return {"top1": self.top1, "top5": self.top5, "loss": self.loss}
-
-
-@torch.no_grad()
-def evaluate(
-    model: torch.nn.Module, batches: Iterable[Batch], world: World, precision: Precision, classes: int
-) -> EvalResult:
-    """Top-1 and top-5 accuracy and mean cross-entropy over all ranks. The model's mode is put back after.
-
-    Raises DataError for an image that can't be read: an evaluation never replaces one.
-    """
-    was_training = model.training
-    model.eval()
-    counts = torch.zeros(3, classes, dtype=torch.int64, device=world.device)  # images, top-1 hits, top-5 hits
-    loss = torch.zeros((), dtype=torch.float64, device=world.device)
-    bad: list[str] = []
-    start = time.perf_counter()
-    for batch in batches:
-        bad += batch.bad
-        if bad and world.size == 1:
-            break
-        if bad:
-            continue  # nothing counts any more, but other ranks may wait for this one at every batch
-        images, targets = batch.images.to(world.device, non_blocking=True), batch.targets.to(world.device)
-        with autocast(world.device, precision):
-            logits = model(images)
-        logits = logits.float()
-        loss += F.cross_entropy(logits, targets, reduction="sum").double()
-        hits = logits.topk(min(5, classes)).indices == targets[:, None]
-        one = torch.ones_like(targets)
-        counts[0].index_add_(0, targets, one)
-        counts[1].index_add_(0, targets, hits[:, 0].to(one.dtype))
-        counts[2].index_add_(0, targets, hits.any(dim=1).to(one.dtype))
-    model.train(was_training)
-    if world.any(len(bad)):
-        raise DataError(
-            f"{bad[0] if bad else 'another rank'}: can't be read, and an evaluation replaces no image"
-        )
-    world.sum(counts)
-    world.sum(loss)
-    images, top1, top5 = counts.sum(dim=1).tolist()
-    return EvalResult(
-        top1=top1 / images,
-        top5=top5 / images,
-        loss=float(loss) / images,
-        images=images,
-        images_per_s=images / (time.perf_counter() - start),
-        class_accuracy=(counts[1] / counts[0].clamp(min=1)).tolist(),
-        class_images=counts[0].tolist(),
-    )

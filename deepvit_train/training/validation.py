@@ -1,4 +1,4 @@
-"""Calibrate, then evaluate: for the live weights, and for the averaged ones where there are any."""
+"""Calibrates and then evaluates the live weights, and the averaged ones if there are any."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from deepvit_train.config.recipe import Precision
 from deepvit_train.data.dataset import Batch
 from deepvit_train.distributed.parallel import gathered
 from deepvit_train.distributed.world import World
+from deepvit_train.evaluation.accuracy import evaluate
 from deepvit_train.evaluation.calibration import calibrate, using
 from deepvit_train.training.state import TrainState
-from deepvit_train.training.step import evaluate
 
 SELECT_BY = "top1"
 
 
 @dataclass(frozen=True)
 class Validation:
-    """What an evaluation during training reads. Without calibration images, running statistics are used."""
+    """What an evaluation during training reads.
+
+    Without calibration images, the BatchNorms use their running statistics.
+    """
 
     images: Iterable[Batch]
     calibration_images: Iterable[Batch] | None
@@ -29,9 +32,9 @@ class Validation:
     def __call__(self, state: TrainState) -> bool:
         """Evaluate the state and note metrics and statistics in it. Returns whether it is the best so far.
 
-        Metrics are named val/top1 for the live weights and val_ema/top1 for the averaged ones, which decide
-        where there are any. The training state itself stays as it is, but for the buffers of ranks other than
-        the first, which become the first rank's.
+        Metrics are named val/top1 for the live weights and val_ema/top1 for the averaged ones. If there are
+        averaged weights, they decide what is best. The other ranks take over the first rank's buffers; apart
+        from that, training goes on as if there had been no evaluation.
         """
         metrics: dict[str, float] = {}
         calibrated = {}

@@ -88,7 +88,7 @@ def test_each_rank_keeps_its_share_and_may_use_the_gathered_model_alone() -> Non
         expected = {name: value.clone() for name, value in model.state_dict().items()}
         images = torch.randn(2, 3, config.model.image_size, config.model.image_size)
         logits = model.eval()(images).detach()
-        shard(model, world)
+        shard(model, model.blocks, world)
 
         kept = sum(each.to_local().numel() for each in model.parameters() if isinstance(each, DTensor))
         assert 0.45 < kept / sum(value.numel() for value in expected.values()) < 0.55

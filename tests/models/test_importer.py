@@ -363,7 +363,7 @@ def test_nothing_in_a_file_is_executed(tmp_path: Path, zipped: bool) -> None:
 
 def test_a_description_that_lies_is_caught_before_memory_is_taken(tmp_path: Path) -> None:
     from deepvit_train.config.preset import model_preset, plain_from
-    from deepvit_train.run.checkpoint import DESCRIPTION
+    from deepvit_train.run.description import DESCRIPTION
 
     preset = model_preset("deepvit_16b")
     tensors = float_state(authors_state())

@@ -8,17 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from deepvit_train.error import CheckpointError, OutputError
 from deepvit_train.run import checkpoint, saving
+from deepvit_train.run.description import read_description
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3, dtype=torch.int64)}
 
 
 def write(folder: Path, step: int) -> Path:
-    return saving.write_checkpoint(
-        folder, step, {"model": saving.TensorFile(TENSORS, {"dim": 3})}, {"note": "x"}
-    )
+    files = {name: saving.TensorFile(TENSORS, {"about": name}) for name in ("model", "ema")}
+    return saving.write_checkpoint(folder, step, files, {"note": "x"})
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
@@ -27,7 +28,8 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert written.name == "step_0000012"
     read = checkpoint.read_tensors(written / "model.safetensors")
     assert all(torch.equal(read[name], value) for name, value in TENSORS.items())
-    assert checkpoint.read_description(written / "model.safetensors") == {"dim": 3}
+    with safe_open(written / "ema.safetensors", framework="pt") as opened:
+        assert opened.metadata() == {"about": "ema"}
     assert checkpoint.read_state(written) == {"format": 1, "step": 12, "note": "x"}
 
 
@@ -124,12 +126,48 @@ def test_pruning_never_takes_what_was_just_written(tmp_path: Path) -> None:
 def test_a_run_stands_for_its_best_checkpoint_else_its_newest(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     first, second = write(folder, 1), write(folder, 2)
-    assert checkpoint.find(str(tmp_path)) == second
+    assert checkpoint.find(str(tmp_path)).folder == second
     saving.point(folder, "best", first)
-    assert checkpoint.find(str(tmp_path)) == first
-    assert checkpoint.find(str(second)) == second
+    assert checkpoint.find(str(tmp_path)).folder == first
+    assert checkpoint.find(str(folder)).folder == first
+    assert checkpoint.find(str(tmp_path), prefer="last").folder == second
+    assert checkpoint.find(str(second)).folder == second
     saving.point(folder, "best", second)
-    assert checkpoint.find(str(folder / "best")).resolve() == second
+    assert checkpoint.find(str(folder / "best")).folder == folder / "best"
+    assert checkpoint.find(str(tmp_path)).folder == second
+
+
+def test_all_that_a_path_leads_to_is_found_at_once(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    folder = write(run / "checkpoints", 3)
+    saving.point(folder.parent, "last", folder)
+    ema, live = folder / "ema.safetensors", folder / "model.safetensors"
+    assert checkpoint.find(str(run)) == checkpoint.Found(ema, folder, run, "ema")
+    assert checkpoint.find(str(folder), "live") == checkpoint.Found(live, folder, run, "live")
+    assert checkpoint.find(str(live)) == checkpoint.Found(live, folder, run, "live")
+    linked = checkpoint.find(str(folder.parent / "last"))
+    assert (linked.run, linked.beside("ema.val.json")) == (run, folder.parent / "step_0000003.ema.val.json")
+
+
+def test_a_checkpoint_outside_of_a_run_and_a_file_outside_of_a_checkpoint(tmp_path: Path) -> None:
+    alone = write(tmp_path, 3).rename(tmp_path / "alone")
+    assert checkpoint.find(str(alone)) == checkpoint.Found(alone / "ema.safetensors", alone, None, "ema")
+    (tmp_path / "converted").mkdir()
+    file = (alone / "model.safetensors").rename(tmp_path / "converted" / "model.safetensors")
+    for path in (file.parent, file):
+        found = checkpoint.find(str(path))
+        assert found == checkpoint.Found(file, None, None, "live")
+        assert found.calibrated() is None
+        assert found.data_root() is None
+        assert found.beside("live.val.json") == file.parent / "model.safetensors.live.val.json"
+
+
+def test_weights_that_a_checkpoint_has_not_are_refused(tmp_path: Path) -> None:
+    files = {"model": saving.TensorFile(TENSORS)}
+    written = saving.write_checkpoint(tmp_path, 1, files, {})
+    assert checkpoint.find(str(written)).kind == "live"
+    with pytest.raises(CheckpointError, match="holds no ema weights; nearest: weights=auto"):
+        checkpoint.find(str(written), "ema")
 
 
 def test_a_missing_checkpoint_is_named_with_the_nearest(tmp_path: Path) -> None:
@@ -158,6 +196,6 @@ def test_a_full_disk_is_named_and_loses_nothing(tmp_path: Path, monkeypatch: pyt
 def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "model.safetensors"
     file.write_bytes(content)
-    for read in (checkpoint.read_tensors, checkpoint.read_description):
+    for read in (checkpoint.read_tensors, read_description):
         with pytest.raises(CheckpointError, match=r"model\.safetensors"):
             read(file)

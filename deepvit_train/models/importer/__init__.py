@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
-from deepvit_train.config.model import AttentionConfig, ModelConfig
-from deepvit_train.config.preset import Architecture, model_preset, section_from
+from deepvit_train.config.preset import Architecture, model_preset
 from deepvit_train.error import CheckpointError, ConfigError
 from deepvit_train.models.deepvit import DeepViT
 from deepvit_train.models.importer import authors, older_vit_pytorch, own, timm_vit, vit_pytorch
 from deepvit_train.models.importer.file import Source, listed, read_source
 from deepvit_train.models.importer.infer import channels_of, checked_choices, depth_of, infer_architecture
 from deepvit_train.models.importer.layout import Tensors
-from deepvit_train.run import checkpoint
+from deepvit_train.run.checkpoint import Found, find
+from deepvit_train.run.description import ModelDescription
 
 # The first whose mark a name bears.
 LAYOUTS = (own.LAYOUT, older_vit_pytorch.LAYOUT, vit_pytorch.LAYOUT, authors.LAYOUT, timm_vit.LAYOUT)
@@ -24,12 +24,19 @@ LAYOUTS = (own.LAYOUT, older_vit_pytorch.LAYOUT, vit_pytorch.LAYOUT, authors.LAY
 
 @dataclass(frozen=True)
 class Imported:
-    """A model from a weights file, and what is known about it."""
+    """A model from a weights file, and what is known about it.
 
-    source: Source
+    Args:
+        weights: 'live' or 'ema'.
+        layout: the name of the layout of its tensors.
+        description: as the file says, with the caller's choices; of a file of another program, the
+            architecture alone is known.
+    """
+
+    weights: str
     layout: str
     model: DeepViT
-    architecture: Architecture
+    description: ModelDescription
 
 
 def load_model(
@@ -53,27 +60,27 @@ def load_model(
             missing and left over are listed. Nothing in a file is ever executed.
         ConfigError: an override or preset that does not exist.
     """
-    file = checkpoint.find_weights(str(path), weights)
-    model = import_model(file, preset, weights, overrides).model
-    model.load_state_dict(checkpoint.calibrated_beside(file) or {}, strict=False)
+    found = find(str(path), weights)
+    model = import_model(found, preset, weights, overrides).model
+    model.load_state_dict(found.calibrated() or {}, strict=False)
     return model
 
 
-def import_model(file: Path, preset: str | None, weights: str, overrides: dict[str, Any]) -> Imported:
-    """As `load_model`, for a file, with what became known on the way."""
+def import_model(found: Found, preset: str | None, weights: str, overrides: dict[str, Any]) -> Imported:
+    """Build the model of a weights file that was found. Arguments and errors are those of `load_model`."""
     choices = checked_choices(overrides)
     base = None if preset is None else model_preset(preset)
-    source = read_source(file, weights)
+    source = read_source(found, weights)
     try:
         layout, tensors, norm_eps = own_tensors(source)
         if source.description is not None:
-            architecture = _described(source.description, choices)
+            description = _changed(source.description, choices)
         else:
-            architecture = infer_architecture(tensors, norm_eps, base, choices)
-        model = build_from(architecture, tensors)
+            description = ModelDescription(infer_architecture(tensors, norm_eps, base, choices))
+        model = build_from(description.architecture, tensors)
     except (CheckpointError, ConfigError) as error:
-        raise CheckpointError(f"{file}: {error}") from None
-    return Imported(source, layout, model, architecture)
+        raise CheckpointError(f"{found.file}: {error}") from None
+    return Imported(source.weights, layout, model, description)
 
 
 def build_from(architecture: Architecture, tensors: Tensors) -> DeepViT:
@@ -131,15 +138,12 @@ def own_tensors(source: Source) -> tuple[str, Tensors, float | None]:
     return layout.name, translated, layout.norm_eps
 
 
-def _described(description: dict[str, Any], choices: dict[str, Any]) -> Architecture:
-    """The architecture in a description, with the caller's choices."""
-    try:
-        model = section_from(ModelConfig, description["model"])
-        attn = section_from(AttentionConfig, description["attn"])
-    except (ConfigError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"its description can't be used ({error})") from None
+def _changed(description: ModelDescription, choices: dict[str, Any]) -> ModelDescription:
+    """Put the caller's choices in the place of what a description says."""
+    model, attn = description.architecture.model, description.architecture.attn
     if choices.get("heads", model.heads) != model.heads:
         raise CheckpointError(f"heads={choices['heads']}, but it is described with {model.heads}")
     scale = choices.get("transform_scale", attn.transform_scale)
     said = {name: value for name, value in choices.items() if name not in ("heads", "transform_scale")}
-    return Architecture(replace(model, **said), replace(attn, transform_scale=scale))
+    architecture = Architecture(replace(model, **said), replace(attn, transform_scale=scale))
+    return replace(description, architecture=architecture)

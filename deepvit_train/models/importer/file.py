@@ -1,6 +1,6 @@
-"""Tensors out of anybody's weights file: nothing in it is executed, and no size in it is believed.
+"""Reads the tensors of anybody's weights file. Nothing in a file is executed, and no size in it is believed.
 
-Reads safetensors, and what torch.save wrote: its zip format, and the format before torch 1.6.
+The file may be safetensors, or what torch.save wrote: its zip format, or its format before torch 1.6.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from deepvit_train.error import CheckpointError
-from deepvit_train.run import checkpoint
+from deepvit_train.run.checkpoint import Found, read_tensors
+from deepvit_train.run.description import ModelDescription, read_description
 
 # Where training programs keep the tensors inside what they save, averaged weights first.
 WRAPPERS = {"ema": ("state_dict_ema", "model_ema"), "live": ("state_dict", "model")}
@@ -29,26 +30,34 @@ PREFIXES = ("module.", "_orig_mod.")
 
 @dataclass(frozen=True)
 class Source:
-    """A file's tensors under the names they have there, and this project's description if it has one."""
+    """The tensors of a file under the names they have there.
 
-    file: Path
-    weights: str  # 'live' or 'ema'
+    Args:
+        weights: 'live' or 'ema', as read.
+        tensors: by name, on the CPU.
+        description: what a file of this project says about its model; None for a file of another program.
+    """
+
+    weights: str
     tensors: dict[str, Tensor]
-    description: dict[str, Any] | None
+    description: ModelDescription | None
 
 
-def read_source(file: Path, weights: str = "auto") -> Source:
+def read_source(found: Found, weights: str = "auto") -> Source:
     """Read a weights file. Raises CheckpointError.
 
     Args:
-        weights: 'live', 'ema', or 'auto' for the averaged weights where the file holds both.
+        found: the file, and which weights its name speaks of.
+        weights: which weights to take from a file of torch.save that holds both: 'live', 'ema', or 'auto' for
+            the averaged ones.
     """
+    file = found.file
     try:
         with file.open("rb") as opened:
             start = opened.read(9)
         if start[8:9] == b"{":
-            tensors, description = checkpoint.read_tensors(file), checkpoint.read_description(file)
-            return Source(file, checkpoint.kind_of(file), _stripped(file, tensors), description)
+            tensors, description = read_tensors(file), read_description(file)
+            return Source(found.kind, _stripped(file, tensors), description)
         content = _load_zip(file) if start[:2] == b"PK" else _load_legacy(file)
     except CheckpointError:
         raise
@@ -66,11 +75,11 @@ def read_source(file: Path, weights: str = "auto") -> Source:
             f"{file}: not a weights file, or a damaged one ({reason[0] if reason else type(error).__name__})"
         ) from None
     kind, tensors = _unwrapped(file, content, weights)
-    return Source(file, kind, _stripped(file, tensors), None)
+    return Source(kind, _stripped(file, tensors), None)
 
 
 def _load_zip(file: Path) -> Any:
-    """torch.save's format since 1.6. The tensors stay on the disk until they are copied."""
+    """Read torch.save's format since 1.6. The tensors stay on the disk until they are copied."""
     with zipfile.ZipFile(file) as archive:
         claimed = sum(entry.file_size for entry in archive.infolist())
     if claimed > file.stat().st_size:
@@ -79,7 +88,10 @@ def _load_zip(file: Path) -> Any:
 
 
 def _load_legacy(file: Path) -> Any:
-    """torch.save's format before 1.6. Loading takes the memory that a file claims, so that comes first."""
+    """Read torch.save's format before 1.6.
+
+    Loading takes as much memory as the file claims, so the claim is compared with the file's size first.
+    """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode():
@@ -109,7 +121,7 @@ def _is_container(content: Any) -> bool:
 
 
 def _unwrapped(file: Path, content: Any, weights: str) -> tuple[str, dict[str, Any]]:
-    """The state dict inside a saved object, and whether it is of live or averaged weights."""
+    """Return the kind of weights, 'live' or 'ema', and the state dict inside a saved object."""
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{file}: holds a {type(content).__name__}, not named tensors")
     wrapped = {
@@ -127,7 +139,7 @@ def _unwrapped(file: Path, content: Any, weights: str) -> tuple[str, dict[str, A
 
 
 def _stripped(file: Path, tensors: dict[str, Any]) -> dict[str, Tensor]:
-    """The tensors without the prefixes of wrappers, each checked to be what its size says."""
+    """Remove the prefixes of wrappers from the names, and check that each tensor is as large as it claims."""
     strangers = [str(name) for name, value in tensors.items() if not _is_plain(name, value)]
     if not tensors or strangers:
         raise CheckpointError(
@@ -151,7 +163,7 @@ def _is_plain(name: Any, value: Any) -> bool:
 
 
 def listed(what: str, names: list[str], shown: int = 8) -> str:
-    """'what: a, b, ... 3 more', or nothing where there are no names."""
+    """Return 'what: a, b, ... 3 more', or an empty text if there are no names."""
     if not names:
         return ""
     more = f", ... {len(names) - shown} more" if len(names) > shown else ""

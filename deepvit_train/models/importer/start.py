@@ -14,7 +14,8 @@ from deepvit_train.models.deepvit import DeepViT
 from deepvit_train.models.importer import check_fit, own_tensors
 from deepvit_train.models.importer.file import read_source
 from deepvit_train.models.importer.layout import Tensors
-from deepvit_train.run import checkpoint
+from deepvit_train.run.checkpoint import find
+from deepvit_train.run.description import ModelDescription
 
 # What a block has only where it mixes its heads.
 OF_THETA = re.compile(r"(blocks\.\d+\.)attn\.(?:theta|theta_bias|logit_theta|logit_bias|norm\..+)")
@@ -43,12 +44,12 @@ def start_from(model: DeepViT, path: str) -> Start:
         CheckpointError: as `load_model`; where heads are known to differ; where something else is missing,
             left over or of another shape, naming it. The model is then as it was.
     """
-    file = checkpoint.find_weights(path)
-    source = read_source(file)
+    found = find(path)
+    source = read_source(found)
     notes: list[str] = []
     try:
         layout, tensors, _ = own_tensors(source)
-        tensors = tensors | (checkpoint.calibrated_beside(file) or {})
+        tensors = tensors | (found.calibrated() or {})
         _check_heads(model, source.description)
         expected = model.state_dict()
         for adapt in (_head, _positions, _patches, _theta):
@@ -57,12 +58,12 @@ def start_from(model: DeepViT, path: str) -> Start:
     except CheckpointError as error:
         raise CheckpointError(f"model.weights={path}: {error}") from None
     model.load_state_dict(tensors)
-    return Start(file, layout, notes)
+    return Start(found.file, layout, notes)
 
 
-def _check_heads(model: DeepViT, description: dict | None) -> None:
-    heads = ((description or {}).get("model") or {}).get("heads")
-    if heads is not None and heads != model.heads:
+def _check_heads(model: DeepViT, description: ModelDescription | None) -> None:
+    heads = model.heads if description is None else description.architecture.model.heads
+    if heads != model.heads:
         raise CheckpointError(f"is of {heads} heads, not model.heads={model.heads}")
 
 

@@ -1,0 +1,97 @@
+"""Counts how many images a model gets right.
+
+Shapes: B batch, C classes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deepvit_train.config.recipe import Precision
+from deepvit_train.data.dataset import Batch
+from deepvit_train.distributed.world import World
+from deepvit_train.error import DataError
+from deepvit_train.precision import autocast
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """The outcome of an evaluation, in which every image counted once. Accuracies are shares from 0 to 1."""
+
+    top1: float
+    top5: float
+    loss: float
+    images: int
+    images_per_s: float
+    class_accuracy: list[float]
+    class_images: list[int]
+
+    def scalars(self) -> dict[str, float]:
+        """Return the figures that are logged during training."""
+        return {"top1": self.top1, "top5": self.top5, "loss": self.loss}
+
+
+@torch.no_grad()
+def evaluate(
+    model: torch.nn.Module, batches: Iterable[Batch], world: World, precision: Precision, classes: int
+) -> EvalResult:
+    """Measure top-1 and top-5 accuracy and mean cross-entropy over the batches of all ranks.
+
+    Raises DataError for an image that can't be read, because an evaluation never replaces one. The model's
+    mode is put back afterwards.
+    """
+    was_training = model.training
+    model.eval()
+    counts = torch.zeros(3, classes, dtype=torch.int64, device=world.device)
+    loss = torch.zeros((), dtype=torch.float64, device=world.device)
+    bad: list[str] = []
+    start = time.perf_counter()
+    for batch in batches:
+        bad += batch.bad
+        if bad and world.size == 1:
+            break
+        if bad:
+            continue  # nothing counts any more, but other ranks may wait for this one at every batch
+        with autocast(world.device, precision):
+            logits = model(batch.images)
+        logits = logits.float()
+        loss += F.cross_entropy(logits, batch.targets, reduction="sum").double()
+        _count(logits, batch.targets, counts)
+    model.train(was_training)
+    if world.any(len(bad)):
+        raise DataError(
+            f"{bad[0] if bad else 'another rank'}: can't be read, and an evaluation replaces no image"
+        )
+    world.sum(counts)
+    world.sum(loss)
+    images, top1, top5 = counts.sum(dim=1).tolist()
+    return EvalResult(
+        top1=top1 / images,
+        top5=top5 / images,
+        loss=float(loss) / images,
+        images=images,
+        images_per_s=images / (time.perf_counter() - start),
+        class_accuracy=(counts[1] / counts[0].clamp(min=1)).tolist(),
+        class_images=counts[0].tolist(),
+    )
+
+
+def _count(logits: Tensor, targets: Tensor, counts: Tensor) -> None:
+    """Add a batch to the counts of images, top-1 hits and top-5 hits by class.
+
+    Args:
+        logits: (B, C).
+        targets: (B,), int64.
+        counts: (3, C), int64, changed in place.
+    """
+    hits = logits.topk(min(5, logits.shape[1])).indices == targets[:, None]
+    one = torch.ones_like(targets)
+    counts[0].index_add_(0, targets, one)
+    counts[1].index_add_(0, targets, hits[:, 0].to(one.dtype))
+    counts[2].index_add_(0, targets, hits.any(dim=1).to(one.dtype))

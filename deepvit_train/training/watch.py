@@ -1,0 +1,52 @@
+"""Watches the attention maps of a model in training, and raises the alarm when they become alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from deepvit_train.collapse.probe import Probe
+from deepvit_train.config.collapse import WatchConfig
+from deepvit_train.distributed.parallel import gathered
+from deepvit_train.error import Collapsed
+from deepvit_train.run.tracking import Tracker
+from deepvit_train.training.state import TrainState
+
+
+@dataclass(frozen=True)
+class CollapseWatch:
+    """Logs what a probe sees, and compares it with the bounds that the configuration sets."""
+
+    probe: Probe | None  # only the first rank has one
+    bounds: WatchConfig
+    tracker: Tracker
+    say: Callable[[str], None]
+
+    def look(self, state: TrainState) -> bool:
+        """Log the similarity of the maps, and warn of it. All ranks must call this.
+
+        Returns whether more blocks are similar than collapse.stop_above allows.
+        """
+        with gathered(state.model) as model:
+            if self.probe is None:
+                return False
+            look = self.probe.look(model)
+        bounds, ratio = self.bounds, look.similar_ratio
+        self.tracker.scalars(state.step, look.scalars)
+        self.tracker.images("collapse/similarity", look.picture, state.step)
+        if bounds.warn_above is not None and ratio > bounds.warn_above:
+            self.say(
+                f"step {state.step}: warning: {ratio:.2f} of the blocks are similar, more than "
+                f"collapse.warn_above={bounds.warn_above:g} ({bounds.legend})"
+            )
+        # The untrained model's maps may all be alike; that is no collapse.
+        return bounds.stop_above is not None and ratio > bounds.stop_above and state.step > 0
+
+    def error(self, step: int, saved: object) -> Collapsed:
+        """Return the error that ends a run after the alarm. `saved` names its last checkpoint."""
+        bounds = self.bounds
+        return Collapsed(
+            f"step {step}: the ratio of similar blocks is above collapse.stop_above="
+            f"{bounds.stop_above:g} ({bounds.legend}); saved {saved}; "
+            "a higher collapse.stop_above goes on"
+        )
