@@ -1,7 +1,7 @@
 """Draw docs/figures/floors.svg and write docs/files.md from the code: python -m scripts.architecture
 
-The floors come from the import contract in pyproject.toml, the arrows from the imports, the question that each
-room answers from the tree in docs/architecture.md, and the line of each file from its docstring.
+The floors come from the import contract in pyproject.toml, the arrows from the imports, the question that
+each room answers from the tree in docs/architecture.md, and the line of each file from its docstring.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 import tomllib
 from html import escape
 from pathlib import Path
+from textwrap import wrap
 
 import grimp
 
@@ -19,7 +20,9 @@ PACKAGE = ROOT / "deepvit_train"
 PICTURE = ROOT / "docs" / "figures" / "floors.svg"
 FILES = ROOT / "docs" / "files.md"
 
-WIDTH, BOX, HEIGHT, GAP, STEP = 960, 290, 58, 22, 104
+Place = tuple[int, int]  # x and y of a point, from the picture's upper left corner
+
+WIDTH, BOX, HEIGHT, GAP, STEP = 880, 230, 64, 60, 112
 COLOURS = ("#dbe7f5", "#e3f0dd", "#fbeccb", "#f6dcd3", "#e7e0f2", "#d9efee", "#f3e6ee", "#e9e9e2", "#dfe3ea")
 
 
@@ -38,15 +41,11 @@ def rooms() -> set[str]:
 
 
 def questions(page: Path) -> dict[str, str]:
-    """The rooms in the tree of a page, and the question beside each: 'training' and 'what happens in ...?'."""
-    text = page.read_text()
-    tree = re.search(r"^ *deepvit_train/\n((?: +\S.*\n)+)", text, flags=re.MULTILINE)
+    """The rooms in the tree of a page, and the question beside each: 'training' and 'what happens ...?'."""
+    tree = re.search(r"^( *)deepvit_train/\n((?:\1 +\S.*\n)+)", page.read_text(), flags=re.MULTILINE)
     if tree is None:
         raise ValueError(f"{page}: no tree that begins with 'deepvit_train/'")
-    lines = tree[1].splitlines()
-    depth = re.match(" +", lines[0])
-    found = [re.fullmatch(rf"{depth[0] if depth else ''}(\w+)(?:/|\.py) +(\S.*)", line) for line in lines]
-    return {line[1]: line[2] for line in found if line is not None}
+    return dict(re.findall(rf"^{tree[1]}  (\w+)(?:/|\.py) +(\S.*)$", tree[2], flags=re.MULTILINE))
 
 
 def arrows() -> set[tuple[str, str]]:
@@ -78,7 +77,7 @@ def picture() -> str:
         for floor, names in enumerate(plan)
         for place, room in enumerate(names)
     }
-    parts = [_arrow(places[above], places[below]) for above, below in sorted(arrows())]
+    parts = [_arrow(start, end) for start, end in _ends(places)]
     for floor, names in enumerate(plan):
         for room in names:
             suffix = "/" if (PACKAGE / room).is_dir() else ".py"
@@ -86,9 +85,10 @@ def picture() -> str:
     height = 40 + (len(plan) - 1) * STEP + HEIGHT
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif">',
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
+            'font-family="sans-serif">',
             '<marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" '
-            'orient="auto"><path d="M0 0 L8 4 L0 8 z" fill="#777"/></marker>',
+            'orient="auto"><path d="M0 0 L8 4 L0 8 z" fill="#666"/></marker>',
             f'<rect width="{WIDTH}" height="{height}" fill="#fff"/>',
             *parts,
             "</svg>\n",
@@ -96,23 +96,53 @@ def picture() -> str:
     )
 
 
-def _arrow(above: tuple[int, int], below: tuple[int, int]) -> str:
-    (x, top), (end, bottom) = above, below
-    start = top + HEIGHT
-    bend = (bottom - start) // 2
+def _ends(places: dict[str, Place]) -> list[tuple[Place, Place]]:
+    """Where each arrow starts and ends: spread along the sides of the boxes, so that few of them cross."""
+    found = sorted(arrows())
+    leaving = {
+        room: sorted((below for above, below in found if above == room), key=places.__getitem__)
+        for room in places
+    }
+    arriving = {
+        room: sorted((above for above, below in found if below == room), key=places.__getitem__)
+        for room in places
+    }
+
+    def spread(room: str, others: list[str], other: str) -> int:
+        return round(places[room][0] + ((others.index(other) + 1) / (len(others) + 1) - 0.5) * BOX)
+
+    return [
+        (
+            (spread(above, leaving[above], below), places[above][1] + HEIGHT),
+            (spread(below, arriving[below], above), places[below][1]),
+        )
+        for above, below in found
+    ]
+
+
+def _arrow(start: Place, end: Place) -> str:
+    bend = (end[1] - start[1]) // 2
     return (
-        f'<path d="M{x} {start} C{x} {start + bend} {end} {bottom - bend} {end} {bottom}" fill="none" '
-        'stroke="#777" stroke-width="1.3" marker-end="url(#head)"/>'
+        f'<path d="M{start[0]} {start[1]} C{start[0]} {start[1] + bend} {end[0]} {end[1] - bend} '
+        f'{end[0]} {end[1]}" fill="none" stroke="#666" stroke-width="1.3" marker-end="url(#head)"/>'
     )
 
 
-def _box(name: str, question: str, place: tuple[int, int], colour: str) -> str:
+def _box(name: str, question: str, place: Place, colour: str) -> str:
     x, y = place
-    return (
-        f'<rect x="{x - BOX // 2}" y="{y}" width="{BOX}" height="{HEIGHT}" rx="6" fill="{colour}" '
-        f'stroke="#888"/>\n<text x="{x}" y="{y + 24}" text-anchor="middle" font-family="monospace" '
-        f'font-size="16" font-weight="bold" fill="#222">{escape(name)}</text>\n<text x="{x}" y="{y + 44}" '
-        f'text-anchor="middle" font-size="12.5" fill="#333">{escape(question)}</text>'
+    lines = [
+        f'<text x="{x}" y="{y + 40 + 15 * number}" text-anchor="middle" font-size="12.5" fill="#333">'
+        f"{escape(line)}</text>"
+        for number, line in enumerate(wrap(question, 30))
+    ]
+    return "\n".join(
+        [
+            f'<rect x="{x - BOX // 2}" y="{y}" width="{BOX}" height="{HEIGHT}" rx="6" fill="{colour}" '
+            'stroke="#888"/>',
+            f'<text x="{x}" y="{y + 21}" text-anchor="middle" font-family="monospace" font-size="16" '
+            f'font-weight="bold" fill="#222">{escape(name)}</text>',
+            *lines,
+        ]
     )
 
 
