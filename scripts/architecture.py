@@ -148,13 +148,16 @@ def _box(name: str, question: str, place: Place, colour: str) -> str:
 
 def listing() -> str:
     """docs/files.md: a table for each folder of the package, with the first sentence of each file."""
-    parts = [
-        "# Every file in one line\n",
-        "This page is written by `python -m scripts.architecture`, from the first sentence of each file. "
-        "[The architecture page](architecture.md) says how the folders fit together.",
-    ]
-    for folder in sorted({module.parent for module in PACKAGE.rglob("*.py")}):
-        parts.append(f"\n## {folder.relative_to(ROOT)}/\n\n| file | |\n|---|---|")
+    folders = sorted({module.parent for module in PACKAGE.rglob("*.py")})
+    names = [f"{folder.relative_to(ROOT)}/" for folder in folders]
+    parts = ["# Every file in one line\n"]
+    parts += [f"- [{name}](#{name.replace('/', '')})" for name in names]
+    parts.append(
+        "\n`python -m scripts.architecture` writes this page from the first sentence of each file. "
+        "[The architecture page](architecture.md)\nsays how the folders fit together."
+    )
+    for folder, name in zip(folders, names, strict=True):
+        parts.append(f"\n## {name}\n\n| file | |\n|---|---|")
         for module in sorted(folder.glob("*.py")):
             summary = _first_sentence(module)
             if module.name != "__init__.py":
