@@ -30,8 +30,7 @@ from deepvit_train.config.compose import (
     groups_of,
     keys_of,
 )
-from deepvit_train.error import ConfigError, UserError, nearest
-from deepvit_train.failure import explain
+from deepvit_train.error import ConfigError, UserError, explain, nearest
 
 # The module of each command; imported only once the configuration is valid, because torch takes seconds.
 MODULES = {

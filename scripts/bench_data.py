@@ -35,7 +35,7 @@ from timm.data import ImageDataset, auto_augment, create_loader
 from deepvit_train.config.compose import compose_command
 from deepvit_train.data.dataset import TrainOrder
 from deepvit_train.data.index import scan_split
-from deepvit_train.data.loaders import train_loader
+from deepvit_train.data.loaders import Loaders
 from deepvit_train.distributed.world import World
 from scripts.photographs import write_photographs
 
@@ -63,7 +63,8 @@ def ours(root: Path, augment: str, interpolation: str, workers: int) -> Iterable
     order = TrainOrder(
         len(index), batch_size=BATCH, accumulate=1, steps_per_epoch=steps, steps=range(steps), seed=0
     )
-    return train_loader(index, config.model, config.augment, config.data, order, World(0, 1, CPU))
+    loaders = Loaders(config.model.preprocessing, config.data, World(0, 1, CPU))
+    return loaders.train(index, config.augment, order)
 
 
 def timms(root: Path, augment: str, interpolation: str, workers: int) -> Iterable[object]:

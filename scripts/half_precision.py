@@ -20,7 +20,7 @@ from torch import Tensor
 
 from deepvit_train.config.compose import compose_command
 from deepvit_train.data.index import open_split
-from deepvit_train.data.loaders import eval_loader
+from deepvit_train.data.loaders import Loaders
 from deepvit_train.distributed.world import World
 from deepvit_train.evaluation.loaded import load
 from deepvit_train.models import ReAttention
@@ -53,7 +53,9 @@ def record(run: str, images: int) -> list[tuple[ReAttention, Inputs]]:
     config = compose_command("eval", [f"checkpoint={run}", "data.workers=0"])
     data, world = loaded.data_for(config.data), World(0, 1, torch.device("cpu"))
     index = open_split(data, "val")
-    batch = next(iter(eval_loader(index, loaded.architecture.model, data, images, world)))
+    batch = next(
+        iter(Loaders(loaded.architecture.model.preprocessing, data, world).evaluation(index, images))
+    )
     found = []
     model = loaded.model.train()
     for module in model.modules():

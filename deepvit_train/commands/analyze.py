@@ -18,20 +18,19 @@ from deepvit_train.collapse.measurement import as_data, measure_model, theta_of
 from deepvit_train.collapse.report import write_html
 from deepvit_train.commands.analyze_subject import TIMM, Subject, data_of, from_checkpoint, from_timm
 from deepvit_train.config.command import AnalyzeConfig
-from deepvit_train.config.data import DataConfig
 from deepvit_train.config.recipe import Precision
+from deepvit_train.console import console
 from deepvit_train.data.bad_files import BadFiles
 from deepvit_train.data.dataset import Batch
 from deepvit_train.data.index import open_split
-from deepvit_train.data.loaders import calibration_loader, eval_loader
+from deepvit_train.data.loaders import Loaders
 from deepvit_train.data.transform import denormalise
 from deepvit_train.distributed.world import World, choose_device
 from deepvit_train.error import ConfigError, OutputError
+from deepvit_train.evaluation.accuracy import evaluate
 from deepvit_train.evaluation.calibration import calibrate, reattention_norms, using
 from deepvit_train.evaluation.loaded import measure_statistics
 from deepvit_train.models import DeepViT
-from deepvit_train.run.tracking import console
-from deepvit_train.training.step import evaluate
 
 IMAGES_SEED = 0  # the choice of images is the same for every model
 PICTURES = 4  # images whose attention is shown
@@ -50,13 +49,14 @@ def run(config: AnalyzeConfig) -> dict[str, Any]:
     subjects = _subjects(config)
     out = _out_folder(config, subjects[0])
     data = data_of(subjects[0], config.data)
+    loaders = [Loaders(subject.preprocessing, data, world) for subject in subjects]
 
     # Measure.
-    seen = [images_of(subject, config, data, world) for subject in subjects]
+    seen = [images_of(config, each) for each in loaders]
     analyses = []
-    for subject, batches in zip(subjects, seen, strict=True):
+    for subject, batches, own in zip(subjects, seen, loaders, strict=True):
         console.print(f"analysing {subject.label}")
-        analyses.append(_analyse(subject, batches, config, data, world))
+        analyses.append(_analyse(subject, batches, config, own))
     analysis = {
         "definition": config.collapse.legend,
         "data": {"name": str(data.name), "root": data.root, "split": data.split},
@@ -108,28 +108,29 @@ def _out_folder(config: AnalyzeConfig, subject: Subject) -> Path:
     return out
 
 
-def images_of(subject: Subject, config: AnalyzeConfig, data: DataConfig, world: World) -> list[Batch]:
+def images_of(config: AnalyzeConfig, loaders: Loaders) -> list[Batch]:
     """The images that maps are collected on: the same choice for every model."""
+    data = loaders.data
     index = open_split(data, data.split)
-    count, batch_size = config.collapse.images, config.batch_size
-    bad = BadFiles([], data.max_bad, world, console.print)
-    images = calibration_loader(index, subject.preprocessing, data, count, batch_size, IMAGES_SEED, world)
+    bad = BadFiles([], data.max_bad, loaders.world, console.print)
+    images = loaders.calibration(index, config.collapse.images, config.batch_size, IMAGES_SEED)
     batches = list(bad.watch(images))
     bad.settle()
     return batches
 
 
 def _analyse(
-    subject: Subject, batches: list[Batch], config: AnalyzeConfig, data: DataConfig, world: World
+    subject: Subject, batches: list[Batch], config: AnalyzeConfig, loaders: Loaders
 ) -> dict[str, Any]:
     """One entry of analysis.json's `models`."""
+    world = loaders.world
     found: dict[str, Any] = {"label": subject.label, **subject.description, "theta": {}}
     for state, model in subject.states(world.device).items():
         with _statistics_of_images(model, batches, world):
-            measured = measure_model(model, (batch.images.to(world.device) for batch in batches))
+            measured = measure_model(model, (batch.images for batch in batches))
         found[state] = as_data(measured, config.collapse)
         found["theta"][state] = theta_of(model)
-    found["accuracy"] = _accuracy(subject, config, data, world) if config.accuracy else None
+    found["accuracy"] = _accuracy(subject, config, loaders) if config.accuracy else None
     return found
 
 
@@ -140,7 +141,7 @@ def _figures(
     images, pictures = batches[0].images[:PICTURES], {}
     for state, model in subject.states(world.device).items():
         with _statistics_of_images(model, batches, world):
-            pictures[state] = take_pictures(model, images.to(world.device))
+            pictures[state] = take_pictures(model, images)
     return draw_all(entry, config.collapse, denormalise(images, subject.preprocessing), pictures)
 
 
@@ -168,25 +169,25 @@ def _statistics_of_images(
     return using(model, calibrate(model, batches, Precision.fp32, world))
 
 
-def _accuracy(subject: Subject, config: AnalyzeConfig, data: DataConfig, world: World) -> dict[str, Any]:
+def _accuracy(subject: Subject, config: AnalyzeConfig, loaders: Loaders) -> dict[str, Any]:
     """Top-1 and loss on the whole split: with calibrated statistics, and with the running ones."""
     loaded = subject.loaded
     assert loaded is not None
-    shape = subject.preprocessing
+    data, world = loaders.data, loaders.world
     index = open_split(data, data.split)
     classes = loaded.check_data(index)
     model, batch_size = loaded.model.to(world.device), config.eval_batch_size
     statistics = {"calibrated": loaded.statistics, "running": None}
     if loaded.needs_calibration:
         statistics["calibrated"] = measure_statistics(
-            loaded, data, batch_size, Precision.fp32, world, console.print
+            loaded, loaders, batch_size, Precision.fp32, console.print
         )
     found = {}
     for name, values in statistics.items():
         if name == "running" and not reattention_norms(model):
             found[name] = found["calibrated"]  # nothing to calibrate: the same evaluation
             continue
-        batches = eval_loader(index, shape, data, batch_size, world)
+        batches = loaders.evaluation(index, batch_size)
         with using(model, values):
             result = evaluate(model, batches, world, Precision.fp32, len(classes))
         found[name] = {"top1": result.top1, "loss": result.loss, "images": result.images}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,11 @@ from timm.models import load_state_dict
 from torch import nn
 
 from deepvit_train.config.data import DataConfig
-from deepvit_train.config.model import Interpolation, ModelConfig
-from deepvit_train.config.preset import model_preset, plain_from
+from deepvit_train.config.preprocessing import Interpolation, Preprocessing
+from deepvit_train.config.preset import plain_from
 from deepvit_train.error import CheckpointError, ConfigError, nearest
 from deepvit_train.evaluation.loaded import LoadedModel, load
-from deepvit_train.models import build_model
+from deepvit_train.models import DeepViT
 from deepvit_train.run import checkpoint
 
 TIMM = "timm:"
@@ -32,7 +32,7 @@ class Subject:
     description: dict[str, Any]
     model: nn.Module
     fresh: Callable[[], nn.Module]
-    preprocessing: ModelConfig
+    preprocessing: Preprocessing
     home: Path | None  # the run's folder, or a folder to make beside the weights file
     loaded: LoadedModel | None  # where it is one of our own checkpoints
 
@@ -48,7 +48,7 @@ def from_checkpoint(path: str, weights: str, preset: str | None, said: dict[str,
 
     def fresh() -> nn.Module:
         torch.manual_seed(loaded.seed)
-        return build_model(loaded.architecture, loaded.model.num_classes)
+        return DeepViT(loaded.architecture, loaded.model.num_classes)
 
     in_run = (loaded.file.parent / checkpoint.MANIFEST).exists()
     home = loaded.file.parent.parent.parent if in_run else loaded.file.with_suffix("")
@@ -62,7 +62,7 @@ def from_checkpoint(path: str, weights: str, preset: str | None, said: dict[str,
         },
         model=loaded.model,
         fresh=fresh,
-        preprocessing=shape,
+        preprocessing=shape.preprocessing,
         home=home,
         loaded=loaded,
     )
@@ -103,18 +103,16 @@ def from_timm(name: str, file: str | None) -> Subject:
     )
 
 
-def _preprocessing(model: nn.Module) -> ModelConfig:
-    """How timm says that images reach its model; the other keys of the section play no part."""
+def _preprocessing(model: nn.Module) -> Preprocessing:
+    """Return what timm says of a model's images. Raises ConfigError where they are not square."""
     expected = resolve_model_data_config(model)
     _, height, width = expected["input_size"]
     if height != width:
         raise ConfigError(f"model: takes images of {height} x {width}; only square ones can be analysed")
-    return replace(
-        model_preset("vit_16b").model,
+    return Preprocessing(
         image_size=height,
-        patch_size=height,
-        mean=list(expected["mean"]),
-        std=list(expected["std"]),
+        mean=tuple(expected["mean"]),
+        std=tuple(expected["std"]),
         crop_pct=expected["crop_pct"],
         interpolation=Interpolation(expected["interpolation"]),
     )

@@ -26,12 +26,12 @@ from deepvit_train.config.bench import FORMULA, BenchConfig
 from deepvit_train.config.compose import plain
 from deepvit_train.config.model import ModelConfig
 from deepvit_train.config.preset import Architecture, attention_preset
+from deepvit_train.console import console
 from deepvit_train.distributed.world import choose_device
 from deepvit_train.error import ConfigError, OutputError
-from deepvit_train.models import ReAttention, build_model
+from deepvit_train.models import DeepViT, ReAttention
 from deepvit_train.models.reattention import plain_reattention
 from deepvit_train.models.summary import count_parameters
-from deepvit_train.run.tracking import console
 
 MIB = 2**20
 
@@ -157,7 +157,7 @@ def build_contender(name: str, config: BenchConfig, model: ModelConfig) -> nn.Mo
         return _vit_pytorch(model, config.classes)
     preset = name.removesuffix(FORMULA)
     attn = config.attn if preset == "configured" else attention_preset(preset)
-    built = build_model(Architecture(model, attn), config.classes)
+    built = DeepViT(Architecture(model, attn), config.classes)
     if name.endswith(FORMULA):
         for module in built.modules():
             if isinstance(module, ReAttention):
@@ -192,12 +192,12 @@ def _timm(model: ModelConfig, classes: int) -> nn.Module:
 
 def _vit_pytorch(model: ModelConfig, classes: int) -> nn.Module:
     try:
-        from vit_pytorch.deepvit import DeepViT
+        from vit_pytorch.deepvit import DeepViT as VitPytorch
     except ImportError:
         raise ConfigError(
             "contenders: vit_pytorch is not installed: pip install vit-pytorch, or leave it out"
         ) from None
-    return DeepViT(
+    return VitPytorch(
         image_size=model.image_size,
         patch_size=model.patch_size,
         num_classes=classes,

@@ -22,7 +22,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from deepvit_train.config.recipe import Precision
 from deepvit_train.models.reattention.chunk import free_kept_memory
-from deepvit_train.training.recipe import autocast
+from deepvit_train.precision import autocast
 
 
 @dataclass(frozen=True)

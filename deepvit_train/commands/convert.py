@@ -12,12 +12,12 @@ from safetensors.torch import save_file
 from deepvit_train.atomic import new_folder
 from deepvit_train.config.command import ConvertConfig
 from deepvit_train.config.preset import Architecture, plain_from
+from deepvit_train.console import console
 from deepvit_train.error import OutputError
 from deepvit_train.models.importer import Imported, import_model
 from deepvit_train.models.summary import count_parameters
 from deepvit_train.run import checkpoint
 from deepvit_train.run.checkpoint import DESCRIPTION, FORMAT, WEIGHT_FILES
-from deepvit_train.run.tracking import console
 
 
 def run(config: ConvertConfig) -> dict[str, Any]:

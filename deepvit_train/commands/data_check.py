@@ -19,17 +19,17 @@ from rich.table import Table
 
 from deepvit_train.config.command import DataCheckConfig
 from deepvit_train.config.preset import Architecture
+from deepvit_train.console import console, progress_bar
 from deepvit_train.data import check
 from deepvit_train.data.decode import BadImageError, Picture, parse_picture
 from deepvit_train.data.index import ImageIndex, data_root
-from deepvit_train.data.loaders import limits, loader_options
+from deepvit_train.data.loaders import limits, worker_count
 from deepvit_train.data.transform import normalise, train_transform
 from deepvit_train.determinism import generators_kept
 from deepvit_train.distributed import world as distributed
 from deepvit_train.error import DataError
-from deepvit_train.models import build_model
-from deepvit_train.run.tracking import console, progress_bar
-from deepvit_train.training.recipe import autocast
+from deepvit_train.models import DeepViT
+from deepvit_train.precision import autocast
 
 SHOWN = 20  # errors and warnings in the tables; the JSON has all
 WARM_UP_IMAGES = 16
@@ -58,7 +58,7 @@ def run(config: DataCheckConfig) -> dict[str, Any]:
     # Folders, then every file.
     names = dict.fromkeys(("train", config.data.split))  # data.split=train names it twice
     splits = [check.list_split(root, config.data, name) for name in names]
-    workers = loader_options(config.data, world).workers
+    workers = worker_count(config.data)
     with progress_bar() as progress:
         for split in splits:
             bar = progress.add_task(f"reading {split.name}", total=len(split.index))
@@ -98,7 +98,7 @@ def _timing(config: DataCheckConfig, train: ImageIndex, device: torch.device) ->
     size = config.batch_size or (64 if device.type == "cuda" else 4)
     batch = torch.from_numpy(np.resize(pixels, (size, *pixels.shape[1:]))).permute(0, 3, 1, 2).contiguous()
     architecture = Architecture(config.model, config.attn)
-    model = build_model(architecture, num_classes=max(2, len(train.classes))).to(device).train()
+    model = DeepViT(architecture, num_classes=max(2, len(train.classes))).to(device).train()
     mean, std = (torch.tensor(values, device=device) for values in (config.model.mean, config.model.std))
     targets = torch.zeros(size, dtype=torch.int64, device=device)
     for step in range(TIMED_STEPS + 1):
@@ -125,7 +125,7 @@ def _timing(config: DataCheckConfig, train: ImageIndex, device: torch.device) ->
 
 def _load(config: DataCheckConfig, train: ImageIndex, most: int, seconds: dict[str, float]) -> np.ndarray:
     """Load a few images in this process, (N, size, size, 3), and add up the time of each part."""
-    transform, loaded = train_transform(config.model, config.augment), []
+    transform, loaded = train_transform(config.model.preprocessing, config.augment), []
     for image in np.linspace(0, len(train) - 1, min(most, len(train))).astype(int).tolist():
         path = train.path(image)
         _forget(train.file(image))

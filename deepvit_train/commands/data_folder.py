@@ -8,9 +8,9 @@ from typing import Any
 
 from deepvit_train.atomic import new_folder
 from deepvit_train.config.command import DataDemoConfig, DataFashionMnistConfig
+from deepvit_train.console import console
 from deepvit_train.data.digits import write_digits
 from deepvit_train.data.fashion_mnist import write_fashion_mnist
-from deepvit_train.run.tracking import console
 
 
 def run(config: DataDemoConfig | DataFashionMnistConfig) -> dict[str, Any]:

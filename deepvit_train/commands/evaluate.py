@@ -15,14 +15,14 @@ from timm.data import ImageNetInfo
 from deepvit_train.atomic import write_text
 from deepvit_train.config.command import EvalConfig
 from deepvit_train.config.data import DataConfig
+from deepvit_train.console import console
 from deepvit_train.data.index import open_split
-from deepvit_train.data.loaders import eval_loader
+from deepvit_train.data.loaders import Loaders
 from deepvit_train.distributed import world as distributed
 from deepvit_train.error import ConfigError, OutputError
+from deepvit_train.evaluation.accuracy import EvalResult, evaluate
 from deepvit_train.evaluation.calibration import reattention_norms, using
 from deepvit_train.evaluation.loaded import LoadedModel, load, measure_statistics, result_file
-from deepvit_train.run.tracking import console
-from deepvit_train.training.step import EvalResult, evaluate
 
 WORST_CLASSES = 5  # shown in the table; the JSON file has all
 
@@ -40,7 +40,7 @@ def run(config: EvalConfig) -> dict[str, Any]:
         loaded = replace(loaded, calibrate_images=config.calibrate_images, statistics=None)
     if config.image_size is not None:
         loaded = _at_size(loaded, config.image_size)
-    model, preprocessing = loaded.model.to(world.device), loaded.architecture.model
+    model, preprocessing = loaded.model.to(world.device), loaded.architecture.model.preprocessing
     say(f"{loaded.file}: {loaded.weights} weights")
 
     # The data: the run's own unless told otherwise.
@@ -49,14 +49,14 @@ def run(config: EvalConfig) -> dict[str, Any]:
     classes = loaded.check_data(index)
 
     # Calibrate where there are no statistics for these weights at this size, then evaluate.
-    statistics = loaded.statistics
+    loaders, statistics = Loaders(preprocessing, data, world), loaded.statistics
     if loaded.needs_calibration:
         say(
             f"no calibrated statistics for these weights at {preprocessing.image_size} pixels: "
             f"calibrating on {loaded.calibrate_images} training images"
         )
-        statistics = measure_statistics(loaded, data, config.batch_size, config.precision, world, say)
-    batches = eval_loader(index, preprocessing, data, config.batch_size, world, config.limit_batches)
+        statistics = measure_statistics(loaded, loaders, config.batch_size, config.precision, say)
+    batches = loaders.evaluation(index, config.batch_size, config.limit_batches)
     with using(model, statistics):
         result = evaluate(model, batches, world, config.precision, len(classes))
 

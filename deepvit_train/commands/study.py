@@ -25,10 +25,10 @@ from deepvit_train.commands import analyze, train
 from deepvit_train.commands.study_table import figures, table
 from deepvit_train.config.compose import compose_command, plain
 from deepvit_train.config.study import GridConfig, StudyConfig
+from deepvit_train.console import console
 from deepvit_train.data.subset import copy_images
 from deepvit_train.error import ConfigError, Interrupted, OutputError, UserError
 from deepvit_train.run.folder import differences
-from deepvit_train.run.tracking import console
 
 
 @dataclass(frozen=True)

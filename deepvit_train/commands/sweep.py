@@ -15,6 +15,7 @@ from rich.table import Table
 
 from deepvit_train.config.command import TrainConfig
 from deepvit_train.config.compose import compose_command
+from deepvit_train.console import console
 from deepvit_train.error import ConfigError, Interrupted, UserError
 
 # The default name of a run says these already.
@@ -27,9 +28,6 @@ def run(overrides: Sequence[str], train: Callable[[TrainConfig], dict[str, Any]]
     Returns the exit code: 0, or that of the first run that failed.
     """
     jobs = [(job, _compose(job)) for job in expand(overrides)]
-    # Only now: a sweep with a mistake in it must not wait for torch.
-    from deepvit_train.run.tracking import console
-
     outcomes: list[tuple[str, str, dict[str, Any]]] = []
     exit_code = 0
     for number, (job, config) in enumerate(jobs, start=1):

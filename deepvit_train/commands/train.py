@@ -15,21 +15,22 @@ from deepvit_train.config.command import TrainConfig
 from deepvit_train.config.compose import as_yaml, plain
 from deepvit_train.config.preset import Architecture
 from deepvit_train.config.recipe import Precision
+from deepvit_train.console import console
 from deepvit_train.data.bad_files import BadFiles
 from deepvit_train.data.dataset import Batch, TrainOrder
 from deepvit_train.data.index import ImageIndex, check_classes, open_split
-from deepvit_train.data.loaders import calibration_loader, eval_loader, train_loader
+from deepvit_train.data.loaders import Loaders
 from deepvit_train.distributed import world as distributed
 from deepvit_train.distributed.parallel import gathered, shard
 from deepvit_train.distributed.world import World
 from deepvit_train.evaluation.calibration import reattention_norms
 from deepvit_train.evaluation.loaded import description_of
-from deepvit_train.models import build_model, start_from
+from deepvit_train.models import DeepViT, start_from
 from deepvit_train.models.summary import count_flops, count_parameters
 from deepvit_train.run import checkpoint
 from deepvit_train.run.folder import RunFolder, describe_environment, flatten
 from deepvit_train.run.saving import CheckpointWriter
-from deepvit_train.run.tracking import Tracker, console
+from deepvit_train.run.tracking import Tracker
 from deepvit_train.training.interruption import StopSignals
 from deepvit_train.training.loop import Trainer, phrase
 from deepvit_train.training.plan import Plan, build_plan
@@ -67,7 +68,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
         plan = build_plan(config.trainer, config.schedule, len(train_index), world.size)
 
         # Model. Weights to start from are read before the run's folder is made: a bad file leaves none.
-        model = build_model(Architecture(config.model, config.attn), len(train_index.classes))
+        model = DeepViT(Architecture(config.model, config.attn), len(train_index.classes))
         folder = RunFolder(config.run_dir, writes=world.is_main)
         fresh = config.model.weights if not (folder.begun or source) else None
         start = None if fresh is None else start_from(model, fresh)
@@ -87,9 +88,9 @@ def run(config: TrainConfig) -> dict[str, Any]:
         # Optimizer, schedule, averaged weights.
         ema = build_ema(model, config.trainer.ema_decay, foreach=not sharded)
         if sharded:
-            shard(model, world)
+            shard(model, model.blocks, world)
             if ema is not None:
-                shard(ema.module, world)
+                shard(ema.module, ema.module.blocks, world)
         optimizer = build_optimizer(model, config.optim)
         state = TrainState(
             model=model,
@@ -184,18 +185,16 @@ def _loaders(
         steps=range(state.step, plan.total_steps),
         seed=config.seed,
         repeats=config.augment.repeats,
-        rank=world.rank,
-        world_size=world.size,
+        world=world,
     )
-    train = train_loader(train_index, config.model, config.augment, config.data, order, world)
+    loaders = Loaders(config.model.preprocessing, config.data, world)
+    train = loaders.train(train_index, config.augment, order)
     batch_size, limit = config.trainer.eval_batch_size, config.trainer.limit_batches
-    val = eval_loader(val_index, config.model, config.data, batch_size, world, limit)
+    val = loaders.evaluation(val_index, batch_size, limit)
     calibration = None
     if config.trainer.calibrate_images and reattention_norms(state.model):
         images = config.trainer.calibrate_images
-        calibration = bad.watch(
-            calibration_loader(train_index, config.model, config.data, images, batch_size, config.seed, world)
-        )
+        calibration = bad.watch(loaders.calibration(train_index, images, batch_size, config.seed))
     validation = Validation(
         images=signals.watch(val, world),
         calibration_images=None if calibration is None else signals.watch(calibration, world),
@@ -212,7 +211,7 @@ def _probe(config: TrainConfig, index: ImageIndex, world: World) -> Probe | None
         return None
     alone, data = World(rank=0, size=1, device=world.device), replace(config.data, workers=0)
     count = config.collapse.images
-    (batch,) = calibration_loader(index, config.model, data, count, count, 0, alone)
+    (batch,) = Loaders(config.model.preprocessing, data, alone).calibration(index, count, count, seed=0)
     return Probe(batch.images, config.collapse)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from deepvit_train.config.alias import current
 from deepvit_train.config.model import AttentionConfig, AttentionKind, ModelConfig, check_architecture
 from deepvit_train.config.option import Section, option
 from deepvit_train.config.preset import attention_preset, choices
@@ -43,7 +44,8 @@ class BenchConfig(Section):
         if not self.contenders:
             raise ConfigError("contenders=[]: name at least one")
         for name in self.contenders:
-            if name not in names:
+            form = name.removesuffix(FORMULA)
+            if current("attn", form) + name.removeprefix(form) not in names:
                 raise ConfigError(
                     f"contenders: {name!r} is unknown{nearest(name, names)} (choices: {', '.join(names)})"
                 )
@@ -61,5 +63,5 @@ class BenchConfig(Section):
 
 def mixing_presets() -> list[str]:
     """The names of attn= whose blocks go through the re-attention operator."""
-    kinds = (AttentionKind.reattention, AttentionKind.reattention_seed)
+    kinds = (AttentionKind.reattention, AttentionKind.reattention_vit_pytorch)
     return [name for name in choices("attn") if attention_preset(name).kind in kinds]

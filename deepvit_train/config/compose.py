@@ -15,6 +15,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from deepvit_train.config.alias import current_override
 from deepvit_train.config.bench import BenchConfig
 from deepvit_train.config.command import (
     AnalyzeConfig,
@@ -65,6 +66,7 @@ def compose_command(command: str, overrides: Sequence[str]) -> Any:
 
 def compose_tree(command: str, overrides: Sequence[str]) -> DictConfig:
     """The configuration as Hydra composes it, typed but not yet checked. Raises ConfigError."""
+    overrides = [current_override(each) for each in overrides]
     _check_overrides(command, overrides)
     store = ConfigStore.instance()
     for name, schema in COMMANDS.items():

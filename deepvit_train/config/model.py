@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from deepvit_train.config.option import Choice, Section, option
+from deepvit_train.config.preprocessing import Interpolation, Preprocessing
 from deepvit_train.error import ConfigError
 
 
 class AttentionKind(Choice):
     self = "self"  # plain softmax attention in every block
     reattention = "reattention"  # the paper's form, as in the authors' code
-    reattention_seed = "reattention_seed"  # vit-pytorch's form
+    reattention_vit_pytorch = "reattention_vit_pytorch"  # vit-pytorch's form
     talking_heads = "talking_heads"  # CaiT: heads are mixed before the softmax and after it
 
 
@@ -39,12 +41,7 @@ class Pool(Choice):
 
 class Init(Choice):
     vit = "vit"  # trunc_normal(0.02) weights and tokens, zero biases
-    seed = "seed"  # torch's defaults, N(0, 1) position and class token (vit-pytorch)
-
-
-class Interpolation(Choice):
-    bilinear = "bilinear"
-    bicubic = "bicubic"
+    vit_pytorch = "vit_pytorch"  # torch's defaults, N(0, 1) position and class token
 
 
 @dataclass(kw_only=True, slots=True)
@@ -118,6 +115,13 @@ class ModelConfig(Section):
         """Hidden width of the MLP."""
         return int(self.dim * self.mlp_ratio)
 
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How an image must reach the model."""
+        return Preprocessing(
+            self.image_size, tuple(self.mean), tuple(self.std), self.crop_pct, self.interpolation
+        )
+
 
 @dataclass(kw_only=True, slots=True)
 class AttentionConfig(Section):
@@ -137,6 +141,10 @@ class AttentionConfig(Section):
         """Whether the block with this index (from 0) mixes its heads."""
         return self.kind != AttentionKind.self and block >= self.from_block
 
+    def borrows(self, block: int) -> bool:
+        """Whether that block mixes by the Theta of the first block that mixes, instead of one of its own."""
+        return self.theta_shared and self.mixes(block) and block > self.from_block
+
 
 def check_architecture(model: ModelConfig, attn: AttentionConfig) -> None:
     """Raise ConfigError where model and attention do not fit each other."""
@@ -146,6 +154,12 @@ def check_architecture(model: ModelConfig, attn: AttentionConfig) -> None:
             "its heads; "
             f"nearest: attn.from_block={model.depth - 1}, or attn=self"
         )
+
+
+def mlp_ratio_of(hidden: int, dim: int) -> float:
+    """Return the mlp_ratio that gives an MLP this hidden width, in spite of rounding."""
+    ratio = hidden / dim
+    return ratio if int(dim * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
 def _nearest_multiple(value: int, unit: int) -> int:

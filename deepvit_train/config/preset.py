@@ -13,6 +13,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
+from deepvit_train.config.alias import current
 from deepvit_train.config.model import AttentionConfig, ModelConfig, check_architecture
 from deepvit_train.config.option import Section
 from deepvit_train.error import ConfigError, nearest
@@ -45,7 +46,7 @@ def choices(group: str) -> list[str]:
 
 def attention_preset(name: str) -> AttentionConfig:
     """The attention that `attn=NAME` gives. Raises ConfigError for an unknown name."""
-    return section_from(AttentionConfig, _read("attn", name))
+    return section_from(AttentionConfig, _read("attn", current("attn", name)))
 
 
 def model_preset(name: str) -> Architecture:
@@ -79,6 +80,7 @@ def plain_from(section: Section) -> dict[str, Any]:
 
 def _converted(name: str, hint: Any, value: Any) -> Any:
     """The value as the schema holds it; the hint is a scalar, enum or list of scalars, maybe optional."""
+    value = current(name, value)
     if type(None) in get_args(hint):
         if value is None:
             return None

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from deepvit_train.config.model import Interpolation
+from deepvit_train.config.preprocessing import Interpolation
 from deepvit_train.data.decode import Picture
 
 # A JPEG is shrunk while it is decoded only where the crop is still so many times the size wanted: below that

@@ -21,6 +21,9 @@ from deepvit_train.data.memory import ReusedMemory
 from deepvit_train.data.shared import Block, SharedBlocks
 from deepvit_train.data.transform import NOTHING_ERASED, Erasure, Transform
 from deepvit_train.determinism import derive_seed, generators_kept, permutation
+from deepvit_train.distributed.world import World
+
+ALONE = World(rank=0, size=1, device=torch.device("cpu"))  # one process that reads everything
 
 
 class Key(NamedTuple):
@@ -135,8 +138,7 @@ class TrainOrder(Sampler[list[Key]]):
         steps: range,
         seed: int,
         repeats: int = 1,
-        rank: int = 0,
-        world_size: int = 1,
+        world: World = ALONE,
     ) -> None:
         self.images = images
         self.batch_size = batch_size
@@ -145,13 +147,12 @@ class TrainOrder(Sampler[list[Key]]):
         self.steps = steps
         self.seed = seed
         self.repeats = repeats
-        self.rank = rank
-        self.world_size = world_size
+        self.world = world
 
     @property
     def largest_batch(self) -> int:
         """The images of a micro-batch."""
-        return self.batch_size // (self.accumulate * self.world_size)
+        return self.batch_size // (self.accumulate * self.world.size)
 
     def __len__(self) -> int:
         return len(self.steps) * self.accumulate
@@ -164,8 +165,8 @@ class TrainOrder(Sampler[list[Key]]):
                 epoch_of_order = epoch
                 order = permutation(self.images, derive_seed("order", self.seed, epoch))
             places = np.arange(place * self.batch_size, (place + 1) * self.batch_size)
-            for micro in places.reshape(self.accumulate, self.world_size, -1):
-                images, repeats = np.divmod(micro[self.rank], self.repeats)
+            for micro in places.reshape(self.accumulate, self.world.size, -1):
+                images, repeats = np.divmod(micro[self.world.rank], self.repeats)
                 yield [
                     Key(epoch, image, repeat)
                     for image, repeat in zip(order[images].tolist(), repeats.tolist(), strict=True)
@@ -179,13 +180,12 @@ class EvalOrder(Sampler[list[Key]]):
         self,
         images: np.ndarray,
         batch_size: int,
-        rank: int = 0,
-        world_size: int = 1,
+        world: World = ALONE,
         limit_batches: int | None = None,
     ) -> None:
         self.images = images
         self.batch_size = batch_size
-        starts = range(rank * batch_size, len(images), world_size * batch_size)
+        starts = range(world.rank * batch_size, len(images), world.size * batch_size)
         self.starts = starts[:limit_batches]
 
     @property

@@ -8,7 +8,7 @@ from __future__ import annotations
 import atexit
 import signal
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import popen_fork, process
@@ -48,8 +48,8 @@ class Loader:
         dataset: ImageDataset,
         order: TrainOrder | EvalOrder,
         options: LoaderOptions,
-        mean: list[float],
-        std: list[float],
+        mean: Sequence[float],
+        std: Sequence[float],
     ) -> None:
         self.device = options.device
         self.mean, self.std = torch.tensor(mean, device=self.device), torch.tensor(std, device=self.device)

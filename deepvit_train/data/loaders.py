@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 
 import numpy as np
 
 from deepvit_train.config.data import AugmentConfig, DataConfig
-from deepvit_train.config.model import ModelConfig
+from deepvit_train.config.preprocessing import Preprocessing
 from deepvit_train.data.dataset import EvalOrder, ImageDataset, TrainOrder
 from deepvit_train.data.decode import Limits
 from deepvit_train.data.index import ImageIndex
@@ -17,58 +18,46 @@ from deepvit_train.determinism import derive_seed, permutation
 from deepvit_train.distributed.world import World
 
 
-def train_loader(
-    index: ImageIndex,
-    model: ModelConfig,
-    augment: AugmentConfig,
-    data: DataConfig,
-    order: TrainOrder,
-    world: World,
-) -> Loader:
-    """Training images in the given order, each varied by draws from the order's seed."""
-    dataset = ImageDataset(index, train_transform(model, augment), order.seed, limits(data), data.max_bad)
-    return Loader(dataset, order, loader_options(data, world), model.mean, model.std)
+@dataclass(frozen=True)
+class Loaders:
+    """Builds every loader of one model: its images, where they are, and the rank that reads them."""
+
+    preprocessing: Preprocessing
+    data: DataConfig
+    world: World
+
+    def train(self, index: ImageIndex, augment: AugmentConfig, order: TrainOrder) -> Loader:
+        """Load training images in the given order, each varied by draws from the order's seed."""
+        transform = train_transform(self.preprocessing, augment)
+        dataset = ImageDataset(index, transform, order.seed, limits(self.data), self.data.max_bad)
+        return self._load(dataset, order)
+
+    def evaluation(self, index: ImageIndex, batch_size: int, limit_batches: int | None = None) -> Loader:
+        """Load every image of a split once, over all ranks; or the first batches only. None is replaced."""
+        transform = eval_transform(self.preprocessing)
+        dataset = ImageDataset(index, transform, seed=0, limits=limits(self.data), replacements=0)
+        return self._load(dataset, EvalOrder(np.arange(len(index)), batch_size, self.world, limit_batches))
+
+    def calibration(self, index: ImageIndex, images: int, batch_size: int, seed: int) -> Loader:
+        """Load a fixed choice of images, drawn over all classes, as they are seen in evaluation."""
+        transform = eval_transform(self.preprocessing)
+        dataset = ImageDataset(index, transform, seed, limits(self.data), self.data.max_bad)
+        chosen = permutation(len(index), derive_seed("calibration", seed))[:images]
+        return self._load(dataset, EvalOrder(chosen, batch_size, self.world))
+
+    def _load(self, dataset: ImageDataset, order: TrainOrder | EvalOrder) -> Loader:
+        options = LoaderOptions(worker_count(self.data), self.world.device)
+        return Loader(dataset, order, options, self.preprocessing.mean, self.preprocessing.std)
 
 
-def eval_loader(
-    index: ImageIndex,
-    model: ModelConfig,
-    data: DataConfig,
-    batch_size: int,
-    world: World,
-    limit_batches: int | None = None,
-) -> Loader:
-    """Every image of a split once, over all ranks; or the first batches only. No image is replaced."""
-    dataset = ImageDataset(index, eval_transform(model), seed=0, limits=limits(data), replacements=0)
-    order = EvalOrder(np.arange(len(index)), batch_size, world.rank, world.size, limit_batches)
-    return Loader(dataset, order, loader_options(data, world), model.mean, model.std)
-
-
-def calibration_loader(
-    index: ImageIndex,
-    model: ModelConfig,
-    data: DataConfig,
-    images: int,
-    batch_size: int,
-    seed: int,
-    world: World,
-) -> Loader:
-    """A fixed choice of training images, drawn over all classes, as they are seen in evaluation."""
-    dataset = ImageDataset(index, eval_transform(model), seed, limits(data), data.max_bad)
-    chosen = permutation(len(index), derive_seed("calibration", seed))[:images]
-    order = EvalOrder(chosen, batch_size, world.rank, world.size)
-    return Loader(dataset, order, loader_options(data, world), model.mean, model.std)
-
-
-def loader_options(data: DataConfig, world: World) -> LoaderOptions:
-    """Loader processes of this rank: as asked for, or this machine's cores shared by its ranks."""
-    workers = data.workers
-    if workers is None:
-        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        workers = min(16, max(1, len(os.sched_getaffinity(0)) // ranks_here))
-    return LoaderOptions(workers, world.device)
+def worker_count(data: DataConfig) -> int:
+    """Return the loader processes of this rank: as asked for, or this machine's cores shared by its ranks."""
+    if data.workers is not None:
+        return data.workers
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(16, max(1, len(os.sched_getaffinity(0)) // ranks_here))
 
 
 def limits(data: DataConfig) -> Limits:
-    """What a file may demand."""
+    """Return what a file may demand."""
     return Limits(max_bytes=data.max_bytes, max_pixels=data.max_pixels)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from deepvit_train.config.data import AugmentConfig
-from deepvit_train.config.model import Interpolation, ModelConfig
+from deepvit_train.config.preprocessing import Interpolation, Preprocessing
 from deepvit_train.data.crop import centre_crop, crop, random_box
 from deepvit_train.data.decode import Picture
 from deepvit_train.data.warp import faster
@@ -92,12 +92,12 @@ class TrainTransform:
 Transform = EvalTransform | TrainTransform
 
 
-def eval_transform(model: ModelConfig) -> EvalTransform:
+def eval_transform(preprocessing: Preprocessing) -> EvalTransform:
     """How a picture is evaluated."""
-    return EvalTransform(model.image_size, _resized(model), model.interpolation)
+    return EvalTransform(preprocessing.image_size, preprocessing.resized, preprocessing.interpolation)
 
 
-def train_transform(model: ModelConfig, augment: AugmentConfig) -> TrainTransform:
+def train_transform(preprocessing: Preprocessing, augment: AugmentConfig) -> TrainTransform:
     """How a picture is varied in training."""
     steps: list[Callable] = []
     if augment.rotate_degrees or augment.shift or augment.zoom:
@@ -110,13 +110,13 @@ def train_transform(model: ModelConfig, augment: AugmentConfig) -> TrainTransfor
             )
         )
     if augment.auto_augment:
-        steps.append(build_policy(augment.auto_augment, model))
+        steps.append(build_policy(augment.auto_augment, preprocessing))
     if augment.color_jitter:
         steps.append(v2.ColorJitter(*[augment.color_jitter] * 3))
     return TrainTransform(
-        size=model.image_size,
-        resized=_resized(model),
-        interpolation=model.interpolation,
+        size=preprocessing.image_size,
+        resized=preprocessing.resized,
+        interpolation=preprocessing.interpolation,
         crop_scale=None if augment.crop_scale is None else _pair(augment.crop_scale),
         crop_ratio=_pair(augment.crop_ratio),
         flip=augment.flip,
@@ -137,11 +137,11 @@ def random_erasure(draws: random.Random, size: int) -> Erasure:
     return NOTHING_ERASED
 
 
-def build_policy(name: str, model: ModelConfig) -> Callable[[Image.Image], Image.Image]:
+def build_policy(name: str, preprocessing: Preprocessing) -> Callable[[Image.Image], Image.Image]:
     """timm's policy of this name: RandAugment, AugMix, 3-Augment, AutoAugment. Raises ConfigError."""
     options = {
-        "translate_const": int(model.image_size * 0.45),
-        "img_mean": tuple(round(255 * channel) for channel in model.mean),
+        "translate_const": int(preprocessing.image_size * 0.45),
+        "img_mean": tuple(round(255 * channel) for channel in preprocessing.mean),
     }
     try:
         if name.startswith("rand"):
@@ -180,16 +180,13 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor, out: Tensor | None = No
     return out.sub_(255 * mean.view(3, 1, 1)).div_(255 * std.view(3, 1, 1))
 
 
-def denormalise(images: Tensor, model: ModelConfig) -> Tensor:
+def denormalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     """Back to values in 0..1, to be looked at. (B, 3, height, width)."""
     mean, std = (
-        torch.tensor(values, device=images.device).view(3, 1, 1) for values in (model.mean, model.std)
+        torch.tensor(values, device=images.device).view(3, 1, 1)
+        for values in (preprocessing.mean, preprocessing.std)
     )
     return (images * std + mean).clamp(0, 1)
-
-
-def _resized(model: ModelConfig) -> int:
-    return int(model.image_size / model.crop_pct)
 
 
 def _pair(values: list[float]) -> tuple[float, float]:

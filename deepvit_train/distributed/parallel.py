@@ -2,14 +2,15 @@
 
 Replicas exchange gradients (DDP). Of a sharded model (FSDP2) each of R ranks keeps 1/R of every parameter,
 gradient, average and moment; a block is gathered for its forward and for its backward pass. The functions
-here take models and tensors that are sharded or not, so that other code need not know which.
+here take any module, sharded or not, so that other code need not know which it has.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -21,17 +22,19 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from deepvit_train.distributed.world import World
-from deepvit_train.models import DeepViT
 
-# Each sharded model without shards and without weights.
-_structures: WeakKeyDictionary[nn.Module, DeepViT] = WeakKeyDictionary()
+Model = TypeVar("Model", bound=nn.Module)
+
+# For each sharded model, a copy without shards and without weights.
+_structures: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 
 
-def replicate(model: DeepViT, image_size: int, world: World) -> DistributedDataParallel:
-    """The model with gradients averaged over ranks, grouped for that as they will be in every step.
+def replicate(model: nn.Module, image_size: int, world: World) -> DistributedDataParallel:
+    """Wrap a model so that a backward pass averages its gradients over the ranks.
 
-    DDP regroups gradients once, after its first backward pass. From three ranks on, the first step of each
-    start would add them up in another order than the run that was never stopped: so that pass is for nothing.
+    DDP regroups the gradients once, after its first backward pass. From three ranks on, another grouping adds
+    them up in another order, and a resumed run would differ from one that was never stopped. So one backward
+    pass is made here for nothing, on black images of (2, 3, image_size, image_size).
     """
     device_ids = [world.device] if world.device.type == "cuda" else None
     forward = DistributedDataParallel(model, device_ids, gradient_as_bucket_view=True)
@@ -43,28 +46,36 @@ def replicate(model: DeepViT, image_size: int, world: World) -> DistributedDataP
     return forward
 
 
-def shard(model: DeepViT, world: World) -> None:
-    """Spread a model, which every rank holds alike, over the ranks: in place, and onto the world's device."""
+def shard(model: nn.Module, blocks: Iterable[nn.Module], world: World) -> None:
+    """Spread a model over the ranks, in place, and move it to the world's device.
+
+    Args:
+        model: every rank holds it alike.
+        blocks: its parts, each gathered on its own. A part may be entered by `forward` or, if it has one, by
+            `forward_with_maps`.
+    """
     _structures[model] = copy.deepcopy(model).to("meta")
     mesh = init_device_mesh(world.device.type, (world.size,))
-    for block in model.blocks:
+    for block in blocks:
         fully_shard(block, mesh=mesh)
-        register_fsdp_forward_method(block, "forward_with_maps")
+        if hasattr(block, "forward_with_maps"):
+            register_fsdp_forward_method(block, "forward_with_maps")
     fully_shard(model, mesh=mesh)
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether the model's parameters are spread over ranks."""
+    """Return whether the model's parameters are spread over the ranks."""
     return isinstance(model, FSDPModule)
 
 
 @contextmanager
-def gathered(model: DeepViT) -> Iterator[DeepViT]:
-    """The model with the first rank's buffers, as a checkpoint holds it; a sharded one whole on every rank.
+def gathered(model: Model) -> Iterator[Model]:
+    """Give the model as a checkpoint holds it: whole, with the first rank's buffers.
 
-    All ranks enter; inside, each may use it alone or not at all. That FSDP2's own modules do not allow: their
-    order of gathering would differ from then on, and a backward pass would wait for ever. So a sharded model
-    is copied, which takes the memory of the weights; what is changed inside is lost.
+    All ranks must enter. Inside, each rank may use the model alone or not at all. FSDP2's own modules don't
+    allow that: the ranks would gather in different orders from then on, and a backward pass would wait for
+    ever. So a sharded model is copied, which takes the memory of its weights, and a change that is made to
+    the copy is lost.
     """
     if dist.is_initialized():
         for buffer in model.buffers():
@@ -84,12 +95,18 @@ def gathered(model: DeepViT) -> Iterator[DeepViT]:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor with all its shards; itself if it has none. Every rank asks for a sharded one."""
+    """Return a tensor with all its shards, or the tensor itself if it has none.
+
+    All ranks must ask for a sharded tensor, because each sends its part.
+    """
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def placed_like(model_tensor: Tensor, tensor: Tensor) -> Tensor:
-    """A whole tensor on the device of a model's, and spread over the ranks if that one of its shape is."""
+    """Move a whole tensor to the device of a model's tensor.
+
+    If the model's tensor is sharded and has the same shape, the result is sharded in the same way.
+    """
     tensor = tensor.to(model_tensor.device)
     if isinstance(model_tensor, DTensor) and tensor.shape == model_tensor.shape:
         # Each rank has read the whole tensor and takes its part.

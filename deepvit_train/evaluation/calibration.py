@@ -20,7 +20,7 @@ from deepvit_train.config.recipe import Precision
 from deepvit_train.data.dataset import Batch
 from deepvit_train.distributed.world import World
 from deepvit_train.models import DeepViT, ReAttention
-from deepvit_train.training.recipe import autocast
+from deepvit_train.precision import autocast
 
 # By their names in the model's state dict: `blocks.0.attn.norm.running_mean` (H,), `...running_var` (H,).
 Statistics = dict[str, Tensor]
@@ -55,7 +55,7 @@ def calibrate(model: DeepViT, batches: Iterable[Batch], precision: Precision, wo
     with _measuring(model):
         for batch in batches:
             with autocast(world.device, precision):
-                model.forward_features(batch.images.to(world.device, non_blocking=True))
+                model.forward_features(batch.images)
             images += len(batch.images)
             for name, value in statistics_of(model).items():
                 sums[name] += value.double() * len(batch.images)

@@ -13,8 +13,7 @@ from deepvit_train.config.preset import Architecture, plain_from
 from deepvit_train.config.recipe import Precision
 from deepvit_train.data.bad_files import BadFiles
 from deepvit_train.data.index import ImageIndex, check_classes, open_split
-from deepvit_train.data.loaders import calibration_loader
-from deepvit_train.distributed.world import World
+from deepvit_train.data.loaders import Loaders
 from deepvit_train.error import CheckpointError, ConfigError, DataError
 from deepvit_train.evaluation.calibration import Statistics, calibrate, reattention_norms
 from deepvit_train.models import DeepViT
@@ -109,16 +108,16 @@ def load(path: str, weights: str, preset: str | None = None, **said: Any) -> Loa
 
 def measure_statistics(
     loaded: LoadedModel,
-    data: DataConfig,
+    loaders: Loaders,
     batch_size: int,
     precision: Precision,
-    world: World,
     say: Callable[[str], None],
 ) -> Statistics:
     """Calibrate a model on the images that its training run calibrates on.
 
     Raises CheckpointError where there are none, DataError for too many bad ones.
     """
+    data, world = loaders.data, loaders.world
     try:
         index = open_split(data, "train")
         check_classes(index, loaded.classes or index.classes)
@@ -128,7 +127,7 @@ def measure_statistics(
             f"them on ({error}); give data.root=FOLDER with train/, or a checkpoint saved at an evaluation"
         ) from None
     count, bad = loaded.calibrate_images, BadFiles([], data.max_bad, world, say)
-    images = calibration_loader(index, loaded.architecture.model, data, count, batch_size, loaded.seed, world)
+    images = loaders.calibration(index, count, batch_size, loaded.seed)
     statistics = calibrate(loaded.model, bad.watch(images), precision, world)
     bad.settle()
     return statistics

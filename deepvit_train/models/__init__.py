@@ -2,7 +2,7 @@
 
 from deepvit_train.models import registry
 from deepvit_train.models.attention import Attention, ReAttention, TalkingHeads
-from deepvit_train.models.deepvit import DeepViT, build_model
+from deepvit_train.models.deepvit import DeepViT
 from deepvit_train.models.importer import load_model
 from deepvit_train.models.importer.start import start_from
 from deepvit_train.models.record import BlockRecord, record_maps
@@ -13,7 +13,6 @@ __all__ = [
     "DeepViT",
     "ReAttention",
     "TalkingHeads",
-    "build_model",
     "load_model",
     "record_maps",
     "registry",

@@ -12,22 +12,27 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from deepvit_train.config.model import AttentionConfig, AttentionKind, ThetaInit, ThetaNorm
+from deepvit_train.config.preset import Architecture
 from deepvit_train.models.reattention import mix_heads, reattention, softmax_maps
 
 
 class Attention(nn.Module):
-    """Plain multi-head softmax attention, through torch's fused kernels. (B, N, D) -> (B, N, D)."""
+    """Plain multi-head softmax attention, through torch's fused kernels. (B, N, D) -> (B, N, D).
 
-    def __init__(
-        self, dim: int, heads: int, head_dim: int, *, qkv_bias: bool, attn_dropout: float, dropout: float
-    ) -> None:
+    Args:
+        architecture: gives every size.
+        index: the number of the block that this is a part of, from 0; it decides who has a shared Theta.
+    """
+
+    def __init__(self, architecture: Architecture, index: int) -> None:
         super().__init__()
-        self.heads = heads
-        self.head_dim = head_dim
-        self.attn_dropout = attn_dropout
-        self.qkv = nn.Linear(dim, 3 * heads * head_dim, bias=qkv_bias)
-        self.proj = nn.Linear(heads * head_dim, dim)
-        self.proj_drop = nn.Dropout(dropout)
+        model, dropout = architecture.model, architecture.attn.dropout
+        self.heads = model.heads
+        self.head_dim = model.width_of_head
+        self.attn_dropout = model.dropout if dropout is None else dropout
+        self.qkv = nn.Linear(model.dim, 3 * self.heads * self.head_dim, bias=model.qkv_bias)
+        self.proj = nn.Linear(self.heads * self.head_dim, model.dim)
+        self.proj_drop = nn.Dropout(model.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         return self._output(self.attend(*self._heads(x)))
@@ -69,7 +74,8 @@ class ReAttention(Attention):
 
     Parameters besides those of Attention: `theta` (H, H), `theta_bias` (H,) in the paper's form, and `norm`.
     With `sync_norm` a BatchNorm trains with the statistics of all ranks' batches.
-    With a `lender` the block has no Theta of its own and uses the lender's.
+    Where blocks share one Theta (`attn.theta_shared`), the first that mixes has it, and `borrow` gives it to
+    the others.
     Source: arXiv 2103.11886, section 4.2; the initialisations are those of the authors' 1x1 convolution and
     of vit-pytorch.
     """
@@ -77,29 +83,23 @@ class ReAttention(Attention):
     theta: Tensor
     theta_bias: Tensor | None
 
-    def __init__(
-        self,
-        dim: int,
-        heads: int,
-        head_dim: int,
-        *,
-        attn: AttentionConfig,
-        qkv_bias: bool,
-        attn_dropout: float,
-        dropout: float,
-        lender: ReAttention | None = None,
-    ) -> None:
-        super().__init__(dim, heads, head_dim, qkv_bias=qkv_bias, attn_dropout=attn_dropout, dropout=dropout)
-        self.output_scale = head_dim**-0.5 if attn.transform_scale else 1.0
-        # In a tuple the lender is no child of this module, so its Theta appears once in the state dict.
-        self._lender = () if lender is None else (lender,)
-        if lender is None:
-            self._build_theta(heads, attn)
-        self.norm = _build_norm(attn.norm, heads)
+    def __init__(self, architecture: Architecture, index: int) -> None:
+        super().__init__(architecture, index)
+        attn = architecture.attn
+        self.output_scale = self.head_dim**-0.5 if attn.transform_scale else 1.0
+        self._lender: tuple[ReAttention, ...] = ()
+        if not attn.borrows(index):
+            self._build_theta(self.heads, attn)
+        self.norm = _build_norm(attn.norm, self.heads)
         self.sync_norm = False
 
+    def borrow(self, lender: ReAttention) -> None:
+        """Use the Theta of another block."""
+        # In a tuple the lender is no child of this module, so its Theta appears once in the state dict.
+        self._lender = (lender,)
+
     def _build_theta(self, heads: int, attn: AttentionConfig) -> None:
-        biased = attn.kind != AttentionKind.reattention_seed
+        biased = attn.kind != AttentionKind.reattention_vit_pytorch
         self.theta = nn.Parameter(torch.empty(heads, heads))
         self.theta_bias = nn.Parameter(torch.zeros(heads)) if biased else None
         if attn.theta_init == ThetaInit.identity:
@@ -165,6 +165,15 @@ class TalkingHeads(ReAttention):
         assert isinstance(mixer, TalkingHeads)
         before = mix_heads(logits, mixer.logit_theta, mixer.logit_bias, None, 1.0).softmax(dim=-1)
         return before, self._drop(self.mix(before))
+
+
+def build_attention(architecture: Architecture, index: int) -> Attention:
+    """Return the attention of one block: plain before `attn.from_block`, then of the kind that `attn` names."""
+    if not architecture.attn.mixes(index):
+        return Attention(architecture, index)
+    if architecture.attn.kind == AttentionKind.talking_heads:
+        return TalkingHeads(architecture, index)
+    return ReAttention(architecture, index)
 
 
 def _build_norm(norm: ThetaNorm, heads: int) -> nn.Module | None:

@@ -8,37 +8,35 @@ from __future__ import annotations
 from timm.layers import DropPath, LayerScale, Mlp
 from torch import Tensor, nn
 
-from deepvit_train.config.model import AttentionConfig, AttentionKind
-from deepvit_train.models.attention import Attention, ReAttention, TalkingHeads
+from deepvit_train.config.preset import Architecture
+from deepvit_train.models.attention import ReAttention, build_attention
 
 
 class Block(nn.Module):
     """x + gamma * branch(norm(s x)) / s, first with attention, then with the MLP. (B, N, D) -> (B, N, D).
 
     s is `residual_scale`: 1 in a plain ViT, 0.5 in DeepViT-S and -L, where it doubles each branch. gamma is
-    LayerScale's (D,), starting at `layer_scale`, or 1 where that is None.
+    LayerScale's (D,), starting at `layer_scale`, or 1 where that is None. Stochastic depth drops a branch
+    with a probability that rises linearly over the blocks, from 0 to `drop_path`.
+
+    Args:
+        architecture: gives every size, and which blocks mix their heads.
+        index: the block's number, from 0.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        attn: Attention,
-        *,
-        mlp_dim: int,
-        dropout: float,
-        drop_path: float,
-        residual_scale: float,
-        layer_scale: float | None,
-        norm_eps: float,
-    ) -> None:
+    def __init__(self, architecture: Architecture, index: int) -> None:
         super().__init__()
-        self.residual_scale = residual_scale
-        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
-        self.attn = attn
-        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
-        self.mlp = Mlp(dim, mlp_dim, drop=dropout)
-        self.ls1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
-        self.ls2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
+        model = architecture.model
+        drop_path = model.drop_path * index / max(1, model.depth - 1)
+        self.residual_scale = model.residual_scale
+        self.norm1 = nn.LayerNorm(model.dim, eps=model.norm_eps)
+        self.attn = build_attention(architecture, index)
+        self.norm2 = nn.LayerNorm(model.dim, eps=model.norm_eps)
+        self.mlp = Mlp(model.dim, model.mlp_dim, drop=model.dropout)
+        self.ls1, self.ls2 = (
+            nn.Identity() if model.layer_scale is None else LayerScale(model.dim, model.layer_scale)
+            for _ in range(2)
+        )
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -59,46 +57,14 @@ class Block(nn.Module):
         return x + (branch if self.residual_scale == 1.0 else branch / self.residual_scale)
 
 
-def build_blocks(
-    depth: int,
-    dim: int,
-    heads: int,
-    head_dim: int,
-    *,
-    attn: AttentionConfig,
-    qkv_bias: bool,
-    mlp_dim: int,
-    dropout: float,
-    drop_path: float,
-    residual_scale: float,
-    layer_scale: float | None,
-    norm_eps: float,
-) -> nn.Sequential:
-    """Blocks with plain attention up to `attn.from_block`, then with the attention that `attn` names."""
-    attention = {
-        "qkv_bias": qkv_bias,
-        "attn_dropout": dropout if attn.dropout is None else attn.dropout,
-        "dropout": dropout,
-    }
-    mixing = TalkingHeads if attn.kind == AttentionKind.talking_heads else ReAttention
-    blocks: list[Block] = []
-    lender: ReAttention | None = None
-    for index in range(depth):
-        if attn.mixes(index):
-            each = mixing(dim, heads, head_dim, attn=attn, lender=lender, **attention)
-            lender = each.mixer if attn.theta_shared else None
-        else:
-            each = Attention(dim, heads, head_dim, **attention)
-        blocks.append(
-            Block(
-                dim,
-                each,
-                mlp_dim=mlp_dim,
-                dropout=dropout,
-                drop_path=drop_path * index / max(1, depth - 1),
-                residual_scale=residual_scale,
-                layer_scale=layer_scale,
-                norm_eps=norm_eps,
-            )
-        )
+def build_blocks(architecture: Architecture) -> nn.Sequential:
+    """Return the blocks of an architecture, in order."""
+    attn = architecture.attn
+    blocks = [Block(architecture, index) for index in range(architecture.model.depth)]
+    for index, block in enumerate(blocks):
+        if attn.borrows(index):
+            borrower, lender = block.attn, blocks[attn.from_block].attn
+            assert isinstance(borrower, ReAttention)
+            assert isinstance(lender, ReAttention)
+            borrower.borrow(lender)
     return nn.Sequential(*blocks)

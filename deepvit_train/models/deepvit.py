@@ -5,118 +5,77 @@ Shapes: B batch, C colour channels, N tokens (class token and registers included
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from deepvit_train.config.model import AttentionConfig, Init, Pool, Stem, check_architecture
-from deepvit_train.config.preset import Architecture, attention_preset, model_preset
+from deepvit_train.config.model import Init, Pool
+from deepvit_train.config.preset import Architecture
 from deepvit_train.models.block import build_blocks
+from deepvit_train.models.keyword import vit_pytorch_architecture
 from deepvit_train.models.stem import build_stem
-from deepvit_train.models.timm_interface import TimmInterface, pool_named, pretrained_cfg_of
+from deepvit_train.models.timm_interface import TimmInterface, pretrained_cfg_of
 
 
 class DeepViT(TimmInterface):
     """A vision transformer with plain attention, re-attention, or some blocks of each.
 
-    With the keywords up to `emb_dropout` alone it is vit-pytorch's DeepViT, and takes the same keywords; the
-    others choose the paper's form, the plain ViT and the stems. Use `build_model` to build one from
-    configuration.
+    DeepViT(model_preset("deepvit_s"), 1000) builds an architecture. Given vit-pytorch's keywords instead, as in
+    DeepViT(image_size=256, patch_size=32, num_classes=1000, dim=1024, depth=6, heads=16, mlp_dim=2048), it is
+    vit-pytorch's DeepViT.
 
     Args:
-        image_size, patch_size: pixels; square; the patch divides the image.
+        architecture: the model's shape and its attention.
         num_classes: width of the classifier; 0: none, the pooled features are returned.
-        dim, depth, heads, mlp_dim, dim_head: widths and counts; heads need not tile dim.
-        pool: 'cls' reads the class token, 'mean' the mean of class token and patches.
-        dropout: after projections, inside the MLP, and on the attention maps unless `attn` says otherwise.
-        attn: the name of a shipped attention (`attn=` on the command line), or an AttentionConfig.
-        stem, init: a Stem and an Init, or their names.
-        drop_path: stochastic depth of the last block, rising linearly from 0 at the first.
-        residual_scale: s in x + branch(norm(s x)) / s.
-        layer_scale: where LayerScale's factors on each branch start; None: no LayerScale.
-        registers: learned tokens besides the class token that no head reads (arXiv 2309.16588).
+        channels: colour channels of the images.
+        keywords: in place of an architecture; `keyword.vit_pytorch_architecture` lists them.
 
     Raises:
-        ConfigError (a ValueError): naming the argument, its value and the nearest valid one.
+        ConfigError: (a ValueError) naming the keyword, its value and the nearest valid one.
+        TypeError: for keywords besides an architecture, or a size that is missing.
     """
 
     def __init__(
         self,
-        *,
-        image_size: int,
-        patch_size: int,
-        num_classes: int,
-        dim: int,
-        depth: int,
-        heads: int,
-        mlp_dim: int,
-        pool: str = "cls",
+        architecture: Architecture | None = None,
+        num_classes: int = 1000,
         channels: int = 3,
-        dim_head: int = 64,
-        dropout: float = 0.0,
-        emb_dropout: float = 0.0,
-        attn: str | AttentionConfig = "reattention_seed",
-        stem: str = "rearrange",
-        init: str = "seed",
-        qkv_bias: bool = False,
-        drop_path: float = 0.0,
-        residual_scale: float = 1.0,
-        layer_scale: float | None = None,
-        registers: int = 0,
-        norm_eps: float = 1e-5,
+        **keywords: Any,
     ) -> None:
         super().__init__()
-        attn = attention_preset(attn) if isinstance(attn, str) else attn
-        # Any preset does here: the keys that are not replaced play no part in what is checked.
-        shape = {
-            "image_size": image_size,
-            "patch_size": patch_size,
-            "dim": dim,
-            "depth": depth,
-            "heads": heads,
-        }
-        choices = {"head_dim": dim_head, "pool": pool_named(pool), "stem": Stem(stem), "init": Init(init)}
-        check_architecture(dataclasses.replace(model_preset("digits").model, **shape, **choices), attn)
+        if architecture is None:
+            architecture = vit_pytorch_architecture(**keywords)
+        elif keywords:
+            raise TypeError(f"DeepViT takes an architecture, or vit-pytorch's keywords: {sorted(keywords)}")
+        model = architecture.model
         self.num_classes = num_classes
-        self.num_features = self.head_hidden_size = self.embed_dim = dim
-        self.num_prefix_tokens = 1 + registers
-        self.heads = heads
-        self.attn = attn
-        self.pool = pool_named(pool)
+        self.num_features = self.head_hidden_size = self.embed_dim = model.dim
+        self.num_prefix_tokens = 1 + model.registers
+        self.heads = model.heads
+        self.attn = architecture.attn
+        self.pool = model.pool
+        self.pretrained_cfg = self.default_cfg = pretrained_cfg_of(model, num_classes, channels)
 
-        self.patch_embed = build_stem(Stem(stem), patch_size, channels, dim)
-        tokens = (image_size // patch_size) ** 2 + 1
-        self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
-        self.reg_token = nn.Parameter(torch.empty(1, registers, dim)) if registers else None
-        self.pos_embed = nn.Parameter(torch.empty(1, tokens, dim))
-        self.pos_drop = nn.Dropout(emb_dropout)
-        self.blocks = build_blocks(
-            depth,
-            dim,
-            heads,
-            dim_head,
-            attn=attn,
-            qkv_bias=qkv_bias,
-            mlp_dim=mlp_dim,
-            dropout=dropout,
-            drop_path=drop_path,
-            residual_scale=residual_scale,
-            layer_scale=layer_scale,
-            norm_eps=norm_eps,
-        )
-        self.norm = nn.LayerNorm(dim, eps=norm_eps)
+        self.patch_embed = build_stem(model, channels)
+        tokens = (model.image_size // model.patch_size) ** 2 + 1
+        self.cls_token = nn.Parameter(torch.empty(1, 1, model.dim))
+        registers = torch.empty(1, model.registers, model.dim)
+        self.reg_token = nn.Parameter(registers) if model.registers else None
+        self.pos_embed = nn.Parameter(torch.empty(1, tokens, model.dim))
+        self.pos_drop = nn.Dropout(model.emb_dropout)
+        self.blocks = build_blocks(architecture)
+        self.norm = nn.LayerNorm(model.dim, eps=model.norm_eps)
         self.head_drop = nn.Dropout(0.0)  # set by timm's drop_rate
-        self.head = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
-        self._init_weights(Init(init))
+        self.head = nn.Linear(model.dim, num_classes) if num_classes else nn.Identity()
+        self._init_weights(model.init)
 
     def _init_weights(self, init: Init) -> None:
         for tokens in (self.cls_token, self.reg_token, self.pos_embed):
             if tokens is not None:
-                nn.init.normal_(tokens) if init == Init.seed else trunc_normal_(tokens, std=0.02)
-        if init == Init.seed:
+                nn.init.normal_(tokens) if init == Init.vit_pytorch else trunc_normal_(tokens, std=0.02)
+        if init == Init.vit_pytorch:
             return
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -172,33 +131,3 @@ class DeepViT(TimmInterface):
 
     def _normalised(self, tokens: Tensor) -> Tensor:
         return tokens if self.pool == Pool.mean else self.norm(tokens)
-
-
-def build_model(architecture: Architecture, num_classes: int, channels: int = 3) -> DeepViT:
-    """The model that a configuration describes, with fresh weights."""
-    model = architecture.model
-    built = DeepViT(
-        image_size=model.image_size,
-        patch_size=model.patch_size,
-        num_classes=num_classes,
-        dim=model.dim,
-        depth=model.depth,
-        heads=model.heads,
-        mlp_dim=model.mlp_dim,
-        pool=model.pool,
-        channels=channels,
-        dim_head=model.width_of_head,
-        dropout=model.dropout,
-        emb_dropout=model.emb_dropout,
-        attn=architecture.attn,
-        stem=model.stem,
-        init=model.init,
-        qkv_bias=model.qkv_bias,
-        drop_path=model.drop_path,
-        residual_scale=model.residual_scale,
-        layer_scale=model.layer_scale,
-        registers=model.registers,
-        norm_eps=model.norm_eps,
-    )
-    built.pretrained_cfg = built.default_cfg = pretrained_cfg_of(model, num_classes, channels)
-    return built

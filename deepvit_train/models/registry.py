@@ -20,7 +20,7 @@ from deepvit_train.config.preset import (
     section_from,
 )
 from deepvit_train.error import ConfigError, nearest
-from deepvit_train.models.deepvit import DeepViT, build_model
+from deepvit_train.models.deepvit import DeepViT
 from deepvit_train.models.timm_interface import pool_named, pretrained_cfg_of
 
 PRESETS = [name for name in choices("model") if name.startswith(("deepvit_", "vit_"))]
@@ -72,7 +72,7 @@ def _build(
     changed = Architecture(
         section_from(ModelConfig, sections["model"]), section_from(AttentionConfig, sections["attn"])
     )
-    model = build_model(changed, num_classes, in_chans)
+    model = DeepViT(changed, num_classes, in_chans)
     model.head_drop.p = drop_rate
     if global_pool is not None:
         model.pool = pool_named(global_pool)

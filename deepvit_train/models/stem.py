@@ -8,16 +8,16 @@ from __future__ import annotations
 from einops import rearrange
 from torch import Tensor, nn
 
-from deepvit_train.config.model import Stem
+from deepvit_train.config.model import ModelConfig, Stem
 
 
 class ConvStem(nn.Module):
     """One convolution whose kernel and stride are the patch."""
 
-    def __init__(self, patch_size: int, channels: int, dim: int) -> None:
+    def __init__(self, model: ModelConfig, channels: int) -> None:
         super().__init__()
-        self.patch_size = patch_size
-        self.proj = nn.Conv2d(channels, dim, kernel_size=patch_size, stride=patch_size)
+        self.patch_size = p = model.patch_size
+        self.proj = nn.Conv2d(channels, model.dim, kernel_size=p, stride=p)
 
     def forward(self, images: Tensor) -> Tensor:
         return rearrange(self.proj(images), "b d h w -> b (h w) d")
@@ -26,14 +26,14 @@ class ConvStem(nn.Module):
 class CnnStem(nn.Module):
     """conv7x7/2-BN-ReLU, conv3x3-BN-ReLU at 64 channels, then patches of half the size (DeepViT-S and -L)."""
 
-    def __init__(self, patch_size: int, channels: int, dim: int) -> None:
+    def __init__(self, model: ModelConfig, channels: int) -> None:
         super().__init__()
-        self.patch_size = patch_size
+        self.patch_size = p = model.patch_size
         self.conv1 = nn.Conv2d(channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.conv2 = nn.Conv2d(64, 64, kernel_size=3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(64)
-        self.proj = nn.Conv2d(64, dim, kernel_size=patch_size // 2, stride=patch_size // 2)
+        self.proj = nn.Conv2d(64, model.dim, kernel_size=p // 2, stride=p // 2)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.bn1(self.conv1(images)).relu()
@@ -44,12 +44,12 @@ class CnnStem(nn.Module):
 class RearrangeStem(nn.Module):
     """Patches flattened, LayerNorm, Linear, LayerNorm (vit-pytorch)."""
 
-    def __init__(self, patch_size: int, channels: int, dim: int) -> None:
+    def __init__(self, model: ModelConfig, channels: int) -> None:
         super().__init__()
-        self.patch_size = patch_size
-        self.norm1 = nn.LayerNorm(channels * patch_size**2)
-        self.proj = nn.Linear(channels * patch_size**2, dim)
-        self.norm2 = nn.LayerNorm(dim)
+        self.patch_size = model.patch_size
+        self.norm1 = nn.LayerNorm(channels * model.patch_size**2)
+        self.proj = nn.Linear(channels * model.patch_size**2, model.dim)
+        self.norm2 = nn.LayerNorm(model.dim)
 
     def forward(self, images: Tensor) -> Tensor:
         p = self.patch_size
@@ -57,8 +57,8 @@ class RearrangeStem(nn.Module):
         return self.norm2(self.proj(self.norm1(patches)))
 
 
-def build_stem(stem: Stem, patch_size: int, channels: int, dim: int) -> nn.Module:
-    """The stem of that name."""
-    return {Stem.conv: ConvStem, Stem.cnn: CnnStem, Stem.rearrange: RearrangeStem}[stem](
-        patch_size, channels, dim
+def build_stem(model: ModelConfig, channels: int) -> nn.Module:
+    """Return the stem that `model.stem` names, for images of so many colour channels."""
+    return {Stem.conv: ConvStem, Stem.cnn: CnnStem, Stem.rearrange: RearrangeStem}[model.stem](
+        model, channels
     )

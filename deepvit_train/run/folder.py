@@ -19,6 +19,7 @@ import yaml
 
 import deepvit_train
 from deepvit_train.atomic import write_text
+from deepvit_train.config.alias import current_config, former_name
 from deepvit_train.error import CheckpointError, ConfigError, OutputError
 from deepvit_train.run.checkpoint import checkpoints_in, newest_valid
 
@@ -59,7 +60,7 @@ class RunFolder:
 
     def __init__(self, path: str, writes: bool = True) -> None:
         self.writes = writes  # one process alone makes, locks and writes the folder
-        self.path = Path(path).expanduser()
+        self.path = _existing(Path(path).expanduser())
         self.checkpoints = self.path / "checkpoints"
         self._lock: int | None = None
 
@@ -149,7 +150,7 @@ class RunFolder:
             ) from None
         if not isinstance(content, dict):
             raise OutputError(f"{self.path / 'config.yaml'}: not a configuration")
-        return content
+        return current_config(content)
 
     def note_environment(self, environment: dict[str, Any]) -> None:
         """Append what this start ran on to environment.json, a list with one entry a start."""
@@ -205,6 +206,12 @@ def describe_environment(device: str, threads: int, world_size: int) -> dict[str
         "threads": threads,
         "world_size": world_size,
     }
+
+
+def _existing(path: Path) -> Path:
+    """The folder to use: this one, or the one that version 0.1 made for a run of the same name."""
+    former = path.parent / former_name(path.name)
+    return former if former.exists() and not path.exists() else path
 
 
 def _may_change(key: str, before: dict[str, Any], after: dict[str, Any]) -> bool:

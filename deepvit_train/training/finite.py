@@ -13,7 +13,7 @@ from deepvit_train.data.dataset import Batch
 from deepvit_train.distributed.world import World
 from deepvit_train.error import NotFiniteError
 from deepvit_train.models import DeepViT
-from deepvit_train.training.recipe import autocast
+from deepvit_train.precision import autocast
 
 
 class FiniteGuard:
@@ -74,10 +74,9 @@ def first_non_finite(
     ]
     try:
         for batch in batches:
-            images = batch.images.to(world.device)
-            look("the images", images)
+            look("the images", batch.images)
             with autocast(world.device, precision):
-                model(images)  # all of them, whatever was found: ranks may wait for each other inside
+                model(batch.images)  # all of them, whatever was found: ranks may wait for each other inside
     finally:
         for hook in hooks:
             hook.remove()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
 import signal
+import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 
@@ -75,3 +78,20 @@ def interrupted(number: int, saved: object) -> Interrupted:
     return Interrupted(
         f"stopped by {signal.Signals(number).name}; saved {saved}; the same command goes on", number
     )
+
+
+def requeue() -> str:
+    """Ask SLURM to queue this process's job again. Returns a line that says how it went."""
+    job = os.environ.get("SLURM_JOB_ID", "")
+    # Passed as one argument, never through a shell; still, nothing but a job's number is passed at all.
+    if not re.fullmatch(r"[0-9]{1,12}", job):
+        return f"not requeued: SLURM_JOB_ID={job!r} is not the number of a job"
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True, timeout=60)
+    except FileNotFoundError:
+        return "not requeued: scontrol is not on PATH"
+    except subprocess.CalledProcessError as error:
+        return f"not requeued: scontrol said {error.stderr.strip() or error.returncode}"
+    except subprocess.TimeoutExpired:
+        return "not requeued: scontrol did not answer in 60 s"
+    return f"requeued as job {job}"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from deepvit_train.collapse.probe import Probe
 from deepvit_train.config.command import TrainConfig
+from deepvit_train.console import progress_bar
 from deepvit_train.data.bad_files import BadFiles
 from deepvit_train.data.dataset import Batch
 from deepvit_train.data.transform import denormalise
@@ -21,10 +22,10 @@ from deepvit_train.distributed.world import World
 from deepvit_train.error import Collapsed, Interrupted, NotFiniteError
 from deepvit_train.models import DeepViT
 from deepvit_train.run.saving import CheckpointWriter
-from deepvit_train.run.tracking import Meter, Tracker, progress_bar
-from deepvit_train.training import slurm
+from deepvit_train.run.tracking import Tracker
 from deepvit_train.training.finite import FiniteGuard, first_non_finite
-from deepvit_train.training.interruption import EvaluationStopped, StopSignals, interrupted
+from deepvit_train.training.interruption import EvaluationStopped, StopSignals, interrupted, requeue
+from deepvit_train.training.meter import Meter
 from deepvit_train.training.plan import Plan
 from deepvit_train.training.recipe import build_mixup, learning_rate
 from deepvit_train.training.regulariser import build_regulariser
@@ -149,7 +150,7 @@ class Trainer:
     def _look_at(self, batches: list[Batch]) -> None:
         """Show the first images, and note the bad files of every batch."""
         if self.state.step == 0:
-            shown = denormalise(batches[0].images[:GRID_IMAGES], self.config.model)
+            shown = denormalise(batches[0].images[:GRID_IMAGES], self.config.model.preprocessing)
             self.tracker.images("train/images", shown, step=0)
         for batch in batches:
             self.bad.note(batch.bad)
@@ -212,7 +213,7 @@ class Trainer:
     def _interrupted(self) -> Interrupted:
         error = interrupted(self.world.any(self.signals.stop), self._saved())
         if self.config.trainer.requeue and self.world.is_main:
-            self.say(slurm.requeue())
+            self.say(requeue())
         return error
 
     def _collapsed(self) -> Collapsed:

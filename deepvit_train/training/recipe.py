@@ -11,17 +11,9 @@ from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 
 from deepvit_train.config.data import AugmentConfig
-from deepvit_train.config.recipe import OptimConfig, Precision, ScheduleConfig
+from deepvit_train.config.recipe import OptimConfig, ScheduleConfig
 from deepvit_train.error import ConfigError
 from deepvit_train.models import DeepViT
-
-
-def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """torch's autocast for a precision; off for fp32."""
-    dtype = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}[
-        precision
-    ]
-    return torch.autocast(device.type, dtype, enabled=precision != Precision.fp32)
 
 
 def build_optimizer(model: DeepViT, optim: OptimConfig) -> torch.optim.Optimizer:

@@ -1,12 +1,8 @@
-"""One optimizer step, and one evaluation. Plain arguments, no configuration of commands.
-
-Shapes: B batch, C classes.
-"""
+"""One optimizer step. It takes plain arguments and no configuration of a command."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -21,9 +17,9 @@ from deepvit_train.data.dataset import Batch
 from deepvit_train.determinism import derive_seed, seeded
 from deepvit_train.distributed.parallel import whole
 from deepvit_train.distributed.world import World
-from deepvit_train.error import DataError, NotFiniteError
+from deepvit_train.error import NotFiniteError
+from deepvit_train.precision import autocast
 from deepvit_train.training.finite import FiniteGuard
-from deepvit_train.training.recipe import autocast
 from deepvit_train.training.regulariser import CosineRegulariser
 from deepvit_train.training.state import TrainState
 
@@ -67,8 +63,7 @@ def train_step(
     state.schedule.step_update(state.step)
     loss, penalty = torch.zeros(2, device=world.device)
     for number, batch in enumerate(batches):
-        images = batch.images.to(world.device, non_blocking=True)
-        targets = batch.targets.to(world.device, non_blocking=True)
+        images, targets = batch.images, batch.targets
         smoothing = options.label_smoothing
         if options.mixup is not None:
             smoothing = 0.0  # the mixed targets are smoothed already
@@ -124,69 +119,3 @@ def _update(state: TrainState, options: StepOptions) -> None:
             )
     if state.ema is not None:
         state.ema.update(state.model, step=state.step)
-
-
-@dataclass(frozen=True)
-class EvalResult:
-    """An evaluation in which every image counted once. Accuracies are shares from 0 to 1."""
-
-    top1: float
-    top5: float
-    loss: float
-    images: int
-    images_per_s: float
-    class_accuracy: list[float]
-    class_images: list[int]
-
-    def scalars(self) -> dict[str, float]:
-        """The figures that are logged over training."""
-        return {"top1": self.top1, "top5": self.top5, "loss": self.loss}
-
-
-@torch.no_grad()
-def evaluate(
-    model: torch.nn.Module, batches: Iterable[Batch], world: World, precision: Precision, classes: int
-) -> EvalResult:
-    """Top-1 and top-5 accuracy and mean cross-entropy over all ranks. The model's mode is put back after.
-
-    Raises DataError for an image that can't be read: an evaluation never replaces one.
-    """
-    was_training = model.training
-    model.eval()
-    counts = torch.zeros(3, classes, dtype=torch.int64, device=world.device)  # images, top-1 hits, top-5 hits
-    loss = torch.zeros((), dtype=torch.float64, device=world.device)
-    bad: list[str] = []
-    start = time.perf_counter()
-    for batch in batches:
-        bad += batch.bad
-        if bad and world.size == 1:
-            break
-        if bad:
-            continue  # nothing counts any more, but other ranks may wait for this one at every batch
-        images, targets = batch.images.to(world.device, non_blocking=True), batch.targets.to(world.device)
-        with autocast(world.device, precision):
-            logits = model(images)
-        logits = logits.float()
-        loss += F.cross_entropy(logits, targets, reduction="sum").double()
-        hits = logits.topk(min(5, classes)).indices == targets[:, None]
-        one = torch.ones_like(targets)
-        counts[0].index_add_(0, targets, one)
-        counts[1].index_add_(0, targets, hits[:, 0].to(one.dtype))
-        counts[2].index_add_(0, targets, hits.any(dim=1).to(one.dtype))
-    model.train(was_training)
-    if world.any(len(bad)):
-        raise DataError(
-            f"{bad[0] if bad else 'another rank'}: can't be read, and an evaluation replaces no image"
-        )
-    world.sum(counts)
-    world.sum(loss)
-    images, top1, top5 = counts.sum(dim=1).tolist()
-    return EvalResult(
-        top1=top1 / images,
-        top5=top5 / images,
-        loss=float(loss) / images,
-        images=images,
-        images_per_s=images / (time.perf_counter() - start),
-        class_accuracy=(counts[1] / counts[0].clamp(min=1)).tolist(),
-        class_images=counts[0].tolist(),
-    )

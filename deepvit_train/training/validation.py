@@ -9,9 +9,9 @@ from deepvit_train.config.recipe import Precision
 from deepvit_train.data.dataset import Batch
 from deepvit_train.distributed.parallel import gathered
 from deepvit_train.distributed.world import World
+from deepvit_train.evaluation.accuracy import evaluate
 from deepvit_train.evaluation.calibration import calibrate, using
 from deepvit_train.training.state import TrainState
-from deepvit_train.training.step import evaluate
 
 SELECT_BY = "top1"
 

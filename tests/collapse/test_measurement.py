@@ -45,7 +45,7 @@ def test_batches_of_any_size_give_the_same_averages() -> None:
 
 
 def test_measures_of_a_model_are_those_of_its_maps() -> None:
-    model, images = build("reattention_seed"), torch.randn(2, 3, 16, 16)
+    model, images = build("reattention_vit_pytorch"), torch.randn(2, 3, 16, 16)
     found = measure_model(model, [images])
     records = list(record_maps(model, images))
     after = measure.similarity_matrix([record.after for record in records], Axis.row, Metric.raw)

@@ -22,7 +22,7 @@ from tests.collapse.test_measurement import DEFINITION, build
 from tests.conftest import QUICK
 
 
-@pytest.mark.parametrize("attn", ["self", "reattention_seed"])
+@pytest.mark.parametrize("attn", ["self", "reattention_vit_pytorch"])
 def test_a_look_is_what_the_measures_say(attn: str) -> None:
     model, images = build(attn), torch.randn(11, 3, 16, 16)
     look = Probe(images, DEFINITION).look(model)

@@ -22,6 +22,7 @@ from deepvit_train.commands.analyze_subject import from_timm
 from deepvit_train.config.collapse import Axis, Metric
 from deepvit_train.config.compose import compose_command
 from deepvit_train.data.dataset import Batch
+from deepvit_train.data.loaders import Loaders
 from deepvit_train.distributed.world import World
 from deepvit_train.error import CheckpointError, ConfigError
 from tests.conftest import QUICK
@@ -77,7 +78,8 @@ def _images_of(root: Path) -> list[Batch]:
     overrides = [*QUICKLY, "batch_size=4", f"model=timm:{TIMM}", "data=imagefolder", f"data.root={root}"]
     config = compose_command("analyze", [*overrides, "out=unused"])
     world = World(rank=0, size=1, device=torch.device("cpu"))
-    return analyze.images_of(from_timm(config.model, None), config, config.data, world)
+    preprocessing = from_timm(config.model, None).preprocessing
+    return analyze.images_of(config, Loaders(preprocessing, config.data, world))
 
 
 def test_maps_of_a_timm_model_are_those_made_by_hand(image_folder: Path, tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_peak_bytes_count_what_the_operator_keeps() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["timm", "self", "reattention", "reattention_seed", "vit_pytorch", "configured"]
+    "name", ["timm", "self", "reattention", "reattention_vit_pytorch", "vit_pytorch", "configured"]
 )
 def test_contenders_have_the_configured_shape(name: str) -> None:
     config = compose_command("bench", [*SMALL, "attn.norm=layer"])
@@ -86,12 +86,12 @@ def test_contenders_have_the_configured_shape(name: str) -> None:
     norms = {type(module.norm) for module in model.modules() if isinstance(module, ReAttention)}
     assert norms == {
         "reattention": {nn.BatchNorm2d},
-        "reattention_seed": {nn.LayerNorm},
+        "reattention_vit_pytorch": {nn.LayerNorm},
         "configured": {nn.LayerNorm},
     }.get(name, set())
 
 
-@pytest.mark.parametrize("name", ["reattention", "reattention_seed"])
+@pytest.mark.parametrize("name", ["reattention", "reattention_vit_pytorch"])
 def test_the_formula_is_the_same_function_and_keeps_more(name: str) -> None:
     config = compose_command("bench", SMALL)
     operator, formula = (

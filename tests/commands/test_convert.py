@@ -14,7 +14,7 @@ from deepvit_train.commands import convert, evaluate, train
 from deepvit_train.config.compose import compose_command
 from deepvit_train.config.preset import model_preset
 from deepvit_train.data.index import scan_split
-from deepvit_train.data.loaders import eval_loader
+from deepvit_train.data.loaders import Loaders
 from deepvit_train.distributed.world import World
 from deepvit_train.error import CheckpointError, ConfigError, DataError, OutputError
 from deepvit_train.models import load_model
@@ -109,7 +109,8 @@ def test_a_foreign_file_is_evaluated_as_its_preset_says(tmp_path: Path, image_fo
     file = saved(tmp_path, {"state_dict": state})
     index = scan_split(image_folder, "val", follow_links=False)
     config = compose_command("train", ["model=deepvit_s", "model.image_size=32", "data.workers=0"])
-    (batch,) = eval_loader(index, config.model, config.data, len(index), World(0, 1, torch.device("cpu")))
+    loaders = Loaders(config.model.preprocessing, config.data, World(0, 1, torch.device("cpu")))
+    (batch,) = loaders.evaluation(index, len(index))
     images = batch.images
     logits = authors_logits(state, images.double(), heads=3, residual_scale=0.5, transform_scale=True)
     hits = (logits.argmax(1) == torch.as_tensor(index.targets[:])).double().mean().item()

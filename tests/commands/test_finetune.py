@@ -12,7 +12,7 @@ from deepvit_train.commands import evaluate, train
 from deepvit_train.config.compose import compose_command
 from deepvit_train.config.preset import Architecture
 from deepvit_train.error import CheckpointError
-from deepvit_train.models import build_model, load_model
+from deepvit_train.models import DeepViT, load_model
 from deepvit_train.training.recipe import build_optimizer, build_schedule, describe_groups, learning_rate
 from tests.conftest import QUICK
 
@@ -89,7 +89,7 @@ def test_layer_decay_gives_each_block_its_rate() -> None:
     config = compose_command(
         "train", ["model.depth=3", "optim.layer_decay=0.5", "optim.lr=0.1", "schedule.warmup_epochs=0"]
     )
-    model = build_model(Architecture(config.model, config.attn), num_classes=4)
+    model = DeepViT(Architecture(config.model, config.attn), num_classes=4)
     optimizer = build_optimizer(model, config.optim)
     schedule = build_schedule(optimizer, config.schedule, epochs=10, steps_per_epoch=10)
     rates = {id(each): group for group in optimizer.param_groups for each in group["params"]}
@@ -109,7 +109,7 @@ def test_layer_decay_gives_each_block_its_rate() -> None:
 
 def test_frozen_parameters_are_in_no_group() -> None:
     config = compose_command("train", ["model.depth=3", "optim.layer_decay=0.5"])
-    model = build_model(Architecture(config.model, config.attn), num_classes=4)
+    model = DeepViT(Architecture(config.model, config.attn), num_classes=4)
     model.freeze(blocks=2)
     optimizer = build_optimizer(model, config.optim)
     tuned = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}

@@ -15,7 +15,7 @@ from deepvit_train.commands.sweep import expand
 from deepvit_train.config.compose import COMMANDS, compose_command, compose_tree, flat_values, keys_of, plain
 from deepvit_train.config.preset import Architecture, choices, config_dir, model_preset
 from deepvit_train.error import ConfigError
-from deepvit_train.models import build_model
+from deepvit_train.models import DeepViT
 
 FOLDER = ["data=imagefolder", "data.root=/data"]
 SHIPPED = [
@@ -31,7 +31,7 @@ SHIPPED = [
 def test_every_shipped_choice_composes_and_builds(overrides: list[str]) -> None:
     config = compose_command("train", overrides)
     with torch.device("meta"):
-        model = build_model(Architecture(config.model, config.attn), num_classes=10)
+        model = DeepViT(Architecture(config.model, config.attn), num_classes=10)
     assert len(model.blocks) == config.model.depth
 
 

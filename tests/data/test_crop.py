@@ -13,7 +13,7 @@ from PIL import Image
 from scipy.stats import ks_2samp
 from torchvision.transforms import RandomResizedCrop
 
-from deepvit_train.config.model import Interpolation
+from deepvit_train.config.preprocessing import Interpolation
 from deepvit_train.data.crop import Box, crop, random_box, snapped
 from deepvit_train.data.decode import Limits, Picture
 from tests.data.picture import open_picture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,11 +16,13 @@ from deepvit_train.data.decode import Limits
 from deepvit_train.data.index import scan_split
 from deepvit_train.data.transform import eval_transform, train_transform
 from deepvit_train.determinism import derive_seed, permutation, seeded
+from deepvit_train.distributed.world import World
 
+CPU = torch.device("cpu")
 LIMITS = Limits(max_bytes=10**7, max_pixels=10**7)
 
 
-def order(steps: range, **options: int) -> list[list[Key]]:
+def order(steps: range, **options: Any) -> list[list[Key]]:
     defaults = {"batch_size": 8, "accumulate": 1, "steps_per_epoch": 3, "seed": 5}
     return list(TrainOrder(26, steps=steps, **{**defaults, **options}))
 
@@ -38,7 +41,7 @@ def test_an_epoch_takes_each_image_at_most_once_and_epochs_differ() -> None:
 def test_order_does_not_depend_on_ranks_micro_batches_or_where_it_begins(repeats: int) -> None:
     whole = order(range(6), repeats=repeats)
     assert order(range(4, 6), repeats=repeats) == whole[4:]
-    by_rank = [order(range(6), accumulate=2, rank=rank, world_size=2, repeats=repeats) for rank in range(2)]
+    by_rank = [order(range(6), accumulate=2, world=World(rank, 2, CPU), repeats=repeats) for rank in range(2)]
     for step, batch in enumerate(whole):
         parts = [by_rank[rank][2 * step + micro] for micro in range(2) for rank in range(2)]
         assert [key for part in parts for key in part] == batch
@@ -54,7 +57,7 @@ def test_a_repeated_image_follows_itself_and_an_epoch_keeps_its_length() -> None
 
 def test_evaluation_counts_each_image_once_over_any_number_of_ranks() -> None:
     for images, world_size in ((1, 2), (7, 2), (10, 3), (64, 4)):
-        dealt = [EvalOrder(np.arange(images), 4, rank, world_size) for rank in range(world_size)]
+        dealt = [EvalOrder(np.arange(images), 4, World(rank, world_size, CPU)) for rank in range(world_size)]
         batches = [list(ranks) for ranks in dealt]
         assert [len(ranks) for ranks in dealt] == [len(ranks) for ranks in batches]
         assert sorted(key.image for ranks in batches for batch in ranks for key in batch) == list(
@@ -66,7 +69,7 @@ def test_evaluation_counts_each_image_once_over_any_number_of_ranks() -> None:
 @pytest.fixture
 def dataset(digits: Path) -> ImageDataset:
     config = compose_command("train", ["augment=deit"])
-    transform = train_transform(config.model, config.augment)
+    transform = train_transform(config.model.preprocessing, config.augment)
     return ImageDataset(scan_split(digits, "train", False), transform, 3, LIMITS, replacements=100)
 
 
@@ -114,7 +117,7 @@ def test_a_bad_image_is_named_and_replaced_by_the_next(image_folder: Path) -> No
     broken = Path(index.path(3))
     broken.write_bytes(broken.read_bytes()[:100])
     Path(index.path(4)).write_bytes(b"")
-    transform = eval_transform(compose_command("train", []).model)
+    transform = eval_transform(compose_command("train", []).model.preprocessing)
     dataset = ImageDataset(index, transform, 0, LIMITS, replacements=2)
     batch = dataset.__getitems__([Key(0, 3), Key(0, 5)])
     assert torch.equal(batch.pixels[0], batch.pixels[1])
@@ -126,7 +129,7 @@ def test_replacing_has_an_end(image_folder: Path, replacements: int) -> None:
     index = scan_split(image_folder, "val", False)
     for image in range(len(index)):
         Path(index.path(image)).write_bytes(b"")
-    transform = eval_transform(compose_command("train", []).model)
+    transform = eval_transform(compose_command("train", []).model.preprocessing)
     batch = ImageDataset(index, transform, 0, LIMITS, replacements).__getitems__([Key(0, 3)])
     assert len(batch.bad) == min(replacements + 1, len(index))
     assert not batch.pixels.any()

@@ -214,7 +214,7 @@ def test_training_batches_hold_good_images_only_and_name_the_bad(
     root, verdicts = hostile
     config = compose_command("train", ["augment=deit", "augment.color_jitter=0.3"])
     index = scan_split(root, "train", follow_links=False)
-    transform = train_transform(config.model, config.augment)
+    transform = train_transform(config.model.preprocessing, config.augment)
     named = []
     for workers in (0, 2):
         dataset = ImageDataset(index, transform, 0, LIMITS, replacements=1000)

@@ -19,6 +19,7 @@ from deepvit_train.data.decode import Limits
 from deepvit_train.data.index import scan_split
 from deepvit_train.data.loader import Loader, LoaderOptions
 from deepvit_train.data.transform import denormalise, train_transform
+from deepvit_train.distributed.world import World
 
 CPU = torch.device("cpu")
 BATCH, STEPS = 16, 4
@@ -27,7 +28,7 @@ CONFIG = compose_command("train", ["augment=deit", "augment.color_jitter=0.4", "
 
 @pytest.fixture
 def dataset(digits: Path) -> ImageDataset:
-    transform = train_transform(CONFIG.model, CONFIG.augment)
+    transform = train_transform(CONFIG.model.preprocessing, CONFIG.augment)
     limits = Limits(max_bytes=10**7, max_pixels=10**7)
     return ImageDataset(scan_split(digits, "train", False), transform, 3, limits, replacements=0)
 
@@ -43,8 +44,7 @@ def batches(
         steps=steps,
         seed=3,
         repeats=3,
-        rank=rank,
-        world_size=ranks,
+        world=World(rank, ranks, CPU),
     )
     options = LoaderOptions(workers, CPU)
     return list(Loader(dataset, order, options, CONFIG.model.mean, CONFIG.model.std))
@@ -119,7 +119,7 @@ def test_pixels_are_normalised_by_mean_and_standard_deviation(dataset: ImageData
     CONFIG.model.mean, CONFIG.model.std = mean, std
     try:
         torch.testing.assert_close(
-            denormalise(images, CONFIG.model) * 255, raw.pixels.float(), rtol=0, atol=1e-3
+            denormalise(images, CONFIG.model.preprocessing) * 255, raw.pixels.float(), rtol=0, atol=1e-3
         )
     finally:
         CONFIG.model.mean, CONFIG.model.std = [0.5] * 3, [0.5] * 3
@@ -128,7 +128,7 @@ def test_pixels_are_normalised_by_mean_and_standard_deviation(dataset: ImageData
 def test_erasing_is_distributed_as_timms(digits: Path) -> None:
     config = compose_command("train", ["augment=none", "augment.erase=0.25", "model.image_size=32"])
     limits = Limits(max_bytes=10**7, max_pixels=10**7)
-    transform = train_transform(config.model, config.augment)
+    transform = train_transform(config.model.preprocessing, config.augment)
     dataset = ImageDataset(scan_split(digits, "train", False), transform, 0, limits, replacements=0)
     order = TrainOrder(1433, batch_size=1400, accumulate=1, steps_per_epoch=1, steps=range(3), seed=0)
     loader = Loader(dataset, order, LoaderOptions(0, CPU), [0.0] * 3, [1.0] * 3)
@@ -150,7 +150,7 @@ def test_a_process_with_open_loaders_can_end(digits: Path) -> None:
     script = (
         "import sys, torch\n"
         "from tests.data.test_loader import *\n"
-        "transform = train_transform(CONFIG.model, CONFIG.augment)\n"
+        "transform = train_transform(CONFIG.model.preprocessing, CONFIG.augment)\n"
         f"index = scan_split(Path({str(digits)!r}), 'train', False)\n"
         "dataset = ImageDataset(index, transform, 3, Limits(10**7, 10**7), replacements=0)\n"
         "order = TrainOrder(1433, batch_size=8, accumulate=1, steps_per_epoch=9, steps=range(9), seed=0)\n"

@@ -59,7 +59,7 @@ def measure(root: Path, listed: bool) -> list[float]:
         paths = [index.path(image) for image in range(ENTRIES)]
         index = ListIndex(index.folder, index.classes, index.paths, index.ends, index.targets, listed=paths)
     config = compose_command("train", ["augment=basic", "model.image_size=8", "model.patch_size=2"])
-    transform = train_transform(config.model, config.augment)
+    transform = train_transform(config.model.preprocessing, config.augment)
     dataset = ImageDataset(index, transform, 0, Limits(10**7, 10**7), replacements=0)
     order = TrainOrder(
         ENTRIES,

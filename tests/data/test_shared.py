@@ -49,7 +49,9 @@ def test_a_block_is_free_when_nobody_reads_it() -> None:
 def loader(digits: Path) -> Loader:
     model = compose_command("train", []).model
     index = scan_split(digits, "train", follow_links=False)
-    dataset = ImageDataset(index, eval_transform(model), 0, Limits(10**7, 10**7), replacements=0)
+    dataset = ImageDataset(
+        index, eval_transform(model.preprocessing), 0, Limits(10**7, 10**7), replacements=0
+    )
     order = EvalOrder(np.arange(200), batch_size=16)
     return Loader(dataset, order, LoaderOptions(2, torch.device("cpu")), [0.5] * 3, [0.5] * 3)
 

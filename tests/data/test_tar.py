@@ -64,7 +64,11 @@ def test_samples_are_those_of_the_folder(image_folder: Path, packed: Path) -> No
     for name, root in (("imagefolder", image_folder), ("tar", packed)):
         data = compose_command("train", [f"data={name}", f"data.root={root}"]).data
         dataset = ImageDataset(
-            open_split(data, "train"), train_transform(config.model, config.augment), 0, LIMITS, 0
+            open_split(data, "train"),
+            train_transform(config.model.preprocessing, config.augment),
+            0,
+            LIMITS,
+            0,
         )
         for workers in (0, 2):
             order = TrainOrder(24, batch_size=6, accumulate=1, steps_per_epoch=4, steps=range(1, 7), seed=0)
@@ -179,9 +183,8 @@ def test_a_bad_image_in_a_tar_file_is_bad(tmp_path: Path) -> None:
         ):
             add(archive, f"ant/{name}.png", content)
     index = scan_tars(tmp_path, "train")
-    transform = train_transform(
-        *(getattr(compose_command("train", []), name) for name in ("model", "augment"))
-    )
+    config = compose_command("train", [])
+    transform = train_transform(config.model.preprocessing, config.augment)
     order = TrainOrder(4, batch_size=4, accumulate=1, steps_per_epoch=1, steps=range(1), seed=0)
     (keys,) = order
     batch = ImageDataset(index, transform, 0, LIMITS, replacements=9).__getitems__(keys)

@@ -23,7 +23,7 @@ LIMITS = Limits(max_bytes=10**8, max_pixels=10**8)
 def test_an_evaluation_sees_what_timm_shows(photographs: list[Path]) -> None:
     for crop_pct in (0.875, 1.0):
         model = compose_command("train", ["model.image_size=224", f"model.crop_pct={crop_pct}"]).model
-        ours = eval_transform(model)
+        ours = eval_transform(model.preprocessing)
         theirs = create_transform(224, interpolation="bicubic", crop_pct=crop_pct, normalize=False)
         for file in photographs[:30]:
             pixels, erasure = ours(open_picture(str(file), LIMITS), seed=0)
@@ -39,19 +39,22 @@ def test_any_shape_of_picture_fills_the_input(tmp_path: Path, size: tuple[int, i
     config = compose_command("train", ["augment=deit", "model.image_size=64", "model.crop_pct=0.9"])
     Image.new("RGB", size, (200, 100, 50)).save(tmp_path / "image", kind)
     picture = open_picture(str(tmp_path / "image"), LIMITS)
-    for transform in (eval_transform(config.model), train_transform(config.model, config.augment)):
+    for transform in (
+        eval_transform(config.model.preprocessing),
+        train_transform(config.model.preprocessing, config.augment),
+    ):
         for seed in range(20):
             pixels, _ = transform(picture, seed)
             assert (pixels.shape, pixels.dtype) == ((64, 64, 3), np.uint8)
-    centre = eval_transform(config.model)(picture, 0)[0]
+    centre = eval_transform(config.model.preprocessing)(picture, 0)[0]
     assert np.abs(centre.astype(int) - [200, 100, 50]).max() <= 3
 
 
 def test_half_of_the_pictures_are_flipped(photographs: list[Path]) -> None:
     config = compose_command("train", ["augment=none", "augment.flip=0.5", "model.image_size=32"])
     picture = open_picture(str(photographs[0]), LIMITS)
-    plain = eval_transform(config.model)(picture, 0)[0]
-    transform = train_transform(config.model, config.augment)
+    plain = eval_transform(config.model.preprocessing)(picture, 0)[0]
+    transform = train_transform(config.model.preprocessing, config.augment)
     seen = [transform(picture, seed)[0] for seed in range(400)]
     flipped = sum(np.array_equal(pixels, plain[:, ::-1]) for pixels in seen)
     assert flipped + sum(np.array_equal(pixels, plain) for pixels in seen) == 400
@@ -71,7 +74,7 @@ def test_half_of_the_pictures_are_flipped(photographs: list[Path]) -> None:
     ],
 )
 def test_timms_policies_never_fail(name: str) -> None:
-    policy = build_policy(name, compose_command("train", []).model)
+    policy = build_policy(name, compose_command("train", []).model.preprocessing)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8))
     random.seed(0)
     for _ in range(1500):
@@ -80,7 +83,7 @@ def test_timms_policies_never_fail(name: str) -> None:
 
 @pytest.mark.parametrize("operation", auto_augment._RAND_INCREASING_TRANSFORMS)
 def test_each_operation_takes_the_highest_magnitude(operation: str) -> None:
-    policy = build_policy("rand-m10-p1.0-inc1", compose_command("train", []).model)
+    policy = build_policy("rand-m10-p1.0-inc1", compose_command("train", []).model.preprocessing)
     (chosen,) = [one for one in policy.ops if one.name == operation]
     random.seed(0)
     for _ in range(5):
@@ -88,7 +91,7 @@ def test_each_operation_takes_the_highest_magnitude(operation: str) -> None:
 
 
 def test_a_magnitude_beyond_ten_is_taken() -> None:
-    policy = build_policy("rand-m15-p1.0-mmax15-inc1", compose_command("train", []).model)
+    policy = build_policy("rand-m15-p1.0-mmax15-inc1", compose_command("train", []).model.preprocessing)
     random.seed(0)
     for _ in range(200):
         assert policy(Image.new("RGB", (16, 16), (90, 60, 30))).size == (16, 16)
@@ -98,4 +101,4 @@ def test_a_magnitude_beyond_ten_is_taken() -> None:
 def test_an_unknown_policy_is_a_configuration_error(name: str) -> None:
     config = compose_command("train", [f"augment.auto_augment={name}"])
     with pytest.raises(ConfigError, match=rf"augment\.auto_augment={name}"):
-        train_transform(config.model, config.augment)
+        train_transform(config.model.preprocessing, config.augment)

@@ -52,7 +52,7 @@ def _inside_and_out(operation, size: tuple[int, int], amount: float, options: di
 def test_a_policy_gives_the_pictures_that_timms_own_gives(photographs: list[Path]) -> None:
     image = Image.open(photographs[0]).convert("RGB").resize((224, 224))
     model = compose_command("train", ["model=deepvit_s"]).model
-    policy = build_policy("rand-m8-n1-p1.0-inc1", model)
+    policy = build_policy("rand-m8-n1-p1.0-inc1", model.preprocessing)
     options = {
         "translate_const": int(224 * 0.45),
         "img_mean": tuple(round(255 * channel) for channel in model.mean),

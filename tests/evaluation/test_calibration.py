@@ -79,6 +79,6 @@ def test_statistics_hold_inside_the_context_alone(model: DeepViT) -> None:
     assert all(torch.equal(value, before[name]) for name, value in statistics_of(model).items())
 
 
-@pytest.mark.parametrize("attn", ["self", "reattention_seed"])
+@pytest.mark.parametrize("attn", ["self", "reattention_vit_pytorch"])
 def test_a_model_without_batch_norm_has_nothing_to_calibrate(attn: str) -> None:
     assert not reattention_norms(DeepViT(**SHAPE, attn=attn))

@@ -25,7 +25,7 @@ from tests.fault.test_kill import lines_logged, metrics, outcome
 
 # LayerNorm over heads: unless synchronised, BatchNorm's statistics are each rank's own, not one process's.
 ANY = [*QUICK, "trainer.ema_decay=0.9", "trainer.save_every_steps=3"]
-SAME = [*ANY, "attn=reattention_seed"]
+SAME = [*ANY, "attn=reattention_vit_pytorch"]
 SYNCHRONISED = [*ANY, "attn=reattention", "trainer.sync_norm=true", "trainer.accumulate=2"]
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 

@@ -19,7 +19,7 @@ from deepvit_train.config.preset import Architecture
 from deepvit_train.distributed import world as distributed
 from deepvit_train.distributed.parallel import gathered, shard, whole
 from deepvit_train.error import Interrupted, NotFiniteError
-from deepvit_train.models import build_model
+from deepvit_train.models import DeepViT
 from deepvit_train.training import loop
 from tests.conftest import QUICK, as_ranks, forked
 from tests.fault.test_distributed import begin, weights
@@ -39,7 +39,7 @@ SHARDED = [*RUN, "trainer.shard=true", "trainer.timeout_s=60"]
             "trainer.eval_batch_size=40",
         ],
         pytest.param(
-            ["attn=reattention_seed", "trainer.grad_checkpointing=true", "optim.freeze_blocks=1"],
+            ["attn=reattention_vit_pytorch", "trainer.grad_checkpointing=true", "optim.freeze_blocks=1"],
             id="checkpointing",
             marks=pytest.mark.slow,
         ),
@@ -80,13 +80,13 @@ def test_a_sharded_run_resumes_bit_for_bit_and_its_checkpoints_are_like_any_othe
 def test_each_rank_keeps_its_share_and_may_use_the_gathered_model_alone() -> None:
     def work() -> None:
         world = distributed.start("cpu", timeout_s=60)
-        config = compose_command("train", ["model.depth=3", "attn=reattention_seed"])
+        config = compose_command("train", ["model.depth=3", "attn=reattention_vit_pytorch"])
         assert isinstance(config, TrainConfig)
-        model = build_model(Architecture(config.model, config.attn), 10)
+        model = DeepViT(Architecture(config.model, config.attn), 10)
         expected = {name: value.clone() for name, value in model.state_dict().items()}
         images = torch.randn(2, 3, config.model.image_size, config.model.image_size)
         logits = model.eval()(images).detach()
-        shard(model, world)
+        shard(model, model.blocks, world)
 
         kept = sum(each.to_local().numel() for each in model.parameters() if isinstance(each, DTensor))
         assert 0.45 < kept / sum(value.numel() for value in expected.values()) < 0.55

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from deepvit_train.training import slurm
+from deepvit_train.training import interruption
 from tests.conftest import QUICK, Command
 from tests.fault.test_kill import launch, lines_logged
 
@@ -111,7 +111,7 @@ def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_stopped_job_is_queued_again(scontrol: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
-    assert slurm.requeue() == "requeued as job 4711"
+    assert interruption.requeue() == "requeued as job 4711"
     assert scontrol.read_text().splitlines() == ["requeue", "4711"]
 
 
@@ -121,7 +121,7 @@ def test_a_hostile_job_id_reaches_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SLURM_JOB_ID", job)
-    assert slurm.requeue().startswith("not requeued")
+    assert interruption.requeue().startswith("not requeued")
     assert not scontrol.exists()
     assert not (tmp_path / "SENTINEL").exists()
 

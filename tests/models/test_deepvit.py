@@ -14,7 +14,7 @@ from vit_pytorch.deepvit import DeepViT as VitPytorchDeepViT
 
 from deepvit_train.config.model import AttentionConfig, ThetaInit, ThetaNorm
 from deepvit_train.config.preset import Architecture, attention_preset, choices, model_preset
-from deepvit_train.models import DeepViT, ReAttention, TalkingHeads, build_model
+from deepvit_train.models import DeepViT, ReAttention, TalkingHeads
 from deepvit_train.models.importer import vit_pytorch
 from deepvit_train.models.importer.authors import LAYOUT as AUTHORS
 from deepvit_train.models.summary import count_parameters
@@ -22,7 +22,7 @@ from tests.models.reference import authors_logits, authors_state
 
 SHAPE = {"image_size": 16, "patch_size": 4, "num_classes": 5}
 SHAPE |= {"dim": 24, "depth": 3, "heads": 3, "mlp_dim": 40}
-FORMS = ["self", "reattention", "reattention_seed", "talking_heads"]
+FORMS = ["self", "reattention", "reattention_vit_pytorch", "talking_heads"]
 # Parameters with 1000 classes, counted on the authors' code; the plain ViTs lack H * H + H + 2 H a block.
 PARAMETERS = {
     "deepvit_16b": 24_426_664,
@@ -48,14 +48,14 @@ def attention(name: str, **changes: object) -> AttentionConfig:
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_presets_have_the_parameters_of_the_authors_code(name: str) -> None:
     with torch.device("meta"):
-        assert count_parameters(build_model(model_preset(name), num_classes=1000)) == PARAMETERS[name]
+        assert count_parameters(DeepViT(model_preset(name), num_classes=1000)) == PARAMETERS[name]
 
 
 def test_every_shipped_preset_is_counted() -> None:
     assert set(choices("model")) == {*PARAMETERS, "digits"}
 
 
-SEED_SHAPES = [
+VIT_PYTORCH_SHAPES = [
     {},
     {"dim_head": 8, "depth": 1, "heads": 1},
     {"image_size": 24, "patch_size": 8, "dim": 20, "heads": 4, "dim_head": 7, "mlp_dim": 31},
@@ -75,8 +75,8 @@ def outcome(model: nn.Module, images: Tensor, weights: Tensor) -> dict[str, Tens
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("pool", ["cls", "mean"])
-@pytest.mark.parametrize("shape", SEED_SHAPES)
-def test_the_seed_form_is_vit_pytorchs(shape: dict[str, int], pool: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("shape", VIT_PYTORCH_SHAPES)
+def test_vit_pytorchs_keywords_build_its_model(shape: dict[str, int], pool: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     theirs = VitPytorchDeepViT(**{**SHAPE, **shape}, pool=pool).to(dtype)
     ours = DeepViT(**{**SHAPE, **shape}, pool=pool).to(dtype)
@@ -93,25 +93,20 @@ def test_the_seed_form_is_vit_pytorchs(shape: dict[str, int], pool: str, dtype: 
     for name, value in found.items():
         # A gradient that is zero but for rounding is compared on the scale of the others.
         scale = truth[name].abs().max().clamp(min=1e-3 * largest)
-        apart, own_error, their_error = (
-            ((left - right).abs().max() / scale).item()
-            for left, right in (
-                (value, expected[name]),
-                (value, truth[name]),
-                (expected[name], truth[name]),
-            )
+        apart, own_error = (
+            ((value - other).abs().max() / scale).item() for other in (expected[name], truth[name])
         )
         if dtype == torch.float64:
             assert apart < 1e-10, name
         elif name == "logits":
             assert apart < 1e-5
         else:
-            # Theta's gradient is a small difference of large sums: vit-pytorch's own is off by up to 5e-5 in
-            # single precision. So: as near to it as 1e-5, or as near to the truth as it is.
-            assert apart < 1e-5 or own_error < 1.5 * their_error, (name, apart, own_error, their_error)
+            # Theta's gradient is a small difference of large sums, so single precision rounds it by an amount
+            # that depends on the processor: up to 2.7e-5 here over 12 seeds, up to 5e-4 in vit-pytorch.
+            assert own_error < 1e-4, (name, own_error)
 
 
-def test_the_seed_form_starts_as_vit_pytorchs() -> None:
+def test_vit_pytorchs_keywords_start_as_its_model() -> None:
     ours = DeepViT(**{**SHAPE, "dim": 128, "heads": 16})
     theirs = VitPytorchDeepViT(**{**SHAPE, "dim": 128, "heads": 16})
     expected, _ = vit_pytorch.LAYOUT.translate(theirs.state_dict())
@@ -187,9 +182,8 @@ def test_the_paper_form_trains_by_its_batch_statistics(from_block: int, transfor
 def test_talking_heads_are_caits() -> None:
     torch.manual_seed(0)
     theirs = TalkingHeadAttn(24, num_heads=3, qkv_bias=True)
-    ours = TalkingHeads(
-        24, 3, 8, attn=attention("talking_heads"), qkv_bias=True, attn_dropout=0.0, dropout=0.0
-    )  # fmt: skip
+    shape = replace(model_preset("digits").model, dim=24, heads=3, head_dim=8)
+    ours = TalkingHeads(Architecture(shape, attention("talking_heads")), index=0)
     assert (ours.logit_theta.abs().max(), ours.theta.abs().max()) < (0.1, 0.1)
     with torch.no_grad():
         for linear in (theirs.proj_l, theirs.proj_w):
@@ -211,7 +205,7 @@ def test_talking_heads_are_caits() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("form", ["reattention", "reattention_seed", "talking_heads"])
+@pytest.mark.parametrize("form", ["reattention", "reattention_vit_pytorch", "talking_heads"])
 def test_an_identity_theta_without_norm_is_the_plain_vit(form: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     plain = DeepViT(**SHAPE, attn="self").to(dtype).eval()
@@ -282,7 +276,7 @@ def test_each_preset_compiles_whole_and_exports(name: str) -> None:
     small = replace(architecture.model, depth=3, drop_path=0.0)
     mixing = replace(architecture.attn, from_block=min(1, architecture.attn.from_block))
     torch.manual_seed(0)
-    model = build_model(Architecture(small, mixing), num_classes=10).eval()
+    model = DeepViT(Architecture(small, mixing), num_classes=10).eval()
     images = images_of(small.image_size, count=1)
     with torch.no_grad():
         expected = model(images)

@@ -24,7 +24,7 @@ from deepvit_train.error import CheckpointError, ConfigError
 from deepvit_train.models import DeepViT, load_model
 from tests.models.reference import authors_logits, authors_state
 
-SEED_SHAPE = {
+VIT_PYTORCH_SHAPE = {
     "image_size": 16,
     "patch_size": 4,
     "num_classes": 5,
@@ -105,7 +105,7 @@ def test_averaged_weights_are_taken_unless_told_otherwise(tmp_path: Path) -> Non
 @pytest.mark.parametrize("age", ["today", "wrapped", "linear stem"])
 def test_vit_pytorch_of_today_and_before(tmp_path: Path, pool: str, age: str) -> None:
     torch.manual_seed(0)
-    theirs = VitPytorchDeepViT(**SEED_SHAPE, pool=pool, dim_head=10)
+    theirs = VitPytorchDeepViT(**VIT_PYTORCH_SHAPE, pool=pool, dim_head=10)
     state = theirs.state_dict()
     if age != "today":
         state = {_name_of_before(name): value for name, value in state.items()}
@@ -160,11 +160,13 @@ def test_timms_vision_transformer(tmp_path: Path, options: dict[str, object]) ->
     torch.testing.assert_close(model(IMAGES.float()), theirs(IMAGES.float()), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("attn", ["self", "reattention", "reattention_seed", "talking_heads"])
+@pytest.mark.parametrize("attn", ["self", "reattention", "reattention_vit_pytorch", "talking_heads"])
 @pytest.mark.parametrize("stem", ["conv", "cnn", "rearrange"])
 def test_own_names_without_a_description(tmp_path: Path, attn: str, stem: str) -> None:
     torch.manual_seed(0)
-    model = DeepViT(**SEED_SHAPE, dim_head=8, attn=attn, stem=stem, registers=2, layer_scale=0.5).eval()
+    model = DeepViT(
+        **VIT_PYTORCH_SHAPE, dim_head=8, attn=attn, stem=stem, registers=2, layer_scale=0.5
+    ).eval()
     options = {"heads": 3, "transform_scale": False, "residual_scale": 1.0}
     loaded = load_model(saved(tmp_path, model.state_dict()), norm_eps=1e-5, **options)
     assert torch.equal(loaded(IMAGES.float()), model(IMAGES.float()))
@@ -177,11 +179,11 @@ def test_norm_and_sharing_of_theta_are_seen(tmp_path: Path) -> None:
 
     for norm in ThetaNorm:
         attn = replace(attention_preset("reattention"), norm=norm)
-        model = DeepViT(**SEED_SHAPE, attn=attn, stem="conv").eval()
+        model = DeepViT(**VIT_PYTORCH_SHAPE, attn=attn, stem="conv").eval()
         loaded = load_model(saved(tmp_path, model.state_dict()), norm_eps=1e-5)
         assert loaded.attn.norm == norm
         assert torch.equal(loaded(IMAGES.float()), model(IMAGES.float()))
-    model = DeepViT(**SEED_SHAPE, attn=replace(attn, norm=ThetaNorm.layer, theta_shared=True)).eval()
+    model = DeepViT(**VIT_PYTORCH_SHAPE, attn=replace(attn, norm=ThetaNorm.layer, theta_shared=True)).eval()
     loaded = load_model(saved(tmp_path, model.state_dict()))
     assert loaded.attn.theta_shared
     assert torch.equal(loaded(IMAGES.float()), model(IMAGES.float()))

@@ -21,7 +21,7 @@ SHAPE = {
 }
 
 
-@pytest.mark.parametrize("attn", ["self", "reattention", "reattention_seed", "talking_heads"])
+@pytest.mark.parametrize("attn", ["self", "reattention", "reattention_vit_pytorch", "talking_heads"])
 def test_maps_are_those_the_model_multiplies_by(attn: str) -> None:
     torch.manual_seed(0)
     model = DeepViT(**SHAPE, attn=attn, registers=2).eval()
@@ -89,7 +89,7 @@ def test_what_can_not_be_recorded_is_named() -> None:
         record_maps(diff, torch.zeros(1, 3, 32, 32))
 
 
-@pytest.mark.parametrize("attn", ["self", "reattention", "reattention_seed", "talking_heads"])
+@pytest.mark.parametrize("attn", ["self", "reattention", "reattention_vit_pytorch", "talking_heads"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_maps_with_gradients_change_neither_logits_nor_gradients(attn: str, checkpointing: bool) -> None:
     gradients = []

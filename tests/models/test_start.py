@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from deepvit_train.config.model import ThetaInit, ThetaNorm
 from deepvit_train.config.preset import Architecture, attention_preset, model_preset
 from deepvit_train.error import CheckpointError
-from deepvit_train.models import DeepViT, build_model, start_from
+from deepvit_train.models import DeepViT, start_from
 from tests.models.reference import authors_logits, authors_state
 
 SHAPE = {"image_size": 16, "patch_size": 4, "num_classes": 5}
@@ -71,11 +71,11 @@ def test_positions_and_patches_are_resampled_for_another_size(tmp_path: Path) ->
 def test_224_to_384_keeps_a_smooth_field_of_positions(tmp_path: Path) -> None:
     small = replace(model_preset("deepvit_l").model, depth=21, dim=24, heads=2)
     attn = model_preset("deepvit_l").attn
-    source = build_model(Architecture(small, attn), num_classes=3)
+    source = DeepViT(Architecture(small, attn), num_classes=3)
     rows = torch.linspace(-1, 1, 14).view(14, 1).expand(14, 14)
     with torch.no_grad():
         source.pos_embed[0, 1:, 0] = rows.flatten()
-    large = build_model(Architecture(replace(small, image_size=384), attn), num_classes=3)
+    large = DeepViT(Architecture(replace(small, image_size=384), attn), num_classes=3)
     notes = start_from(large, saved(tmp_path, source.state_dict())).notes
     assert notes == ["positions resampled from 14x14 to 24x24"]
     field = large.pos_embed[0, 1:, 0].detach().view(24, 24)
@@ -86,7 +86,7 @@ def test_224_to_384_keeps_a_smooth_field_of_positions(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("form", ["reattention", "reattention_seed", "talking_heads"])
+@pytest.mark.parametrize("form", ["reattention", "reattention_vit_pytorch", "talking_heads"])
 def test_a_plain_pretrained_vit_becomes_a_deepvit_with_its_logits(
     tmp_path: Path, form: str, dtype: torch.dtype
 ) -> None:

@@ -10,14 +10,14 @@ import torch
 from deepvit_train.config.compose import compose_command
 from deepvit_train.config.preset import Architecture
 from deepvit_train.error import ConfigError
-from deepvit_train.models import build_model
+from deepvit_train.models import DeepViT
 from deepvit_train.training.plan import build_plan
 from deepvit_train.training.recipe import build_ema, build_mixup, build_optimizer, build_schedule
 
 
 def small_model(*overrides: str) -> torch.nn.Module:
     config = compose_command("train", ["model.depth=2", "model.dim=16", *overrides])
-    return build_model(Architecture(config.model, config.attn), num_classes=4)
+    return DeepViT(Architecture(config.model, config.attn), num_classes=4)
 
 
 def test_the_schedule_warms_up_decays_as_a_cosine_and_cools_down() -> None:

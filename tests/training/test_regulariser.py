@@ -77,7 +77,7 @@ def test_accumulated_penalties_equal_that_of_the_whole_batch() -> None:
     assert first.grad_norm != plain.grad_norm
 
 
-@pytest.mark.parametrize("attn", ["self", "reattention", "reattention_seed", "talking_heads"])
+@pytest.mark.parametrize("attn", ["self", "reattention", "reattention_vit_pytorch", "talking_heads"])
 @pytest.mark.parametrize("precision", list(Precision))
 def test_training_lowers_the_penalty_in_each_precision(attn: str, precision: Precision) -> None:
     state = state_of(precision, attn)

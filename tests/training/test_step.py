@@ -1,4 +1,4 @@
-"""One optimizer step and one evaluation, against what they should equal."""
+"""One optimizer step, against what it should equal."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ from collections.abc import Callable
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from deepvit_train.config.compose import compose_command
 from deepvit_train.config.recipe import Precision
 from deepvit_train.data.dataset import Batch
 from deepvit_train.distributed.world import World
-from deepvit_train.error import DataError, NotFiniteError
+from deepvit_train.error import NotFiniteError
 from deepvit_train.models import DeepViT
 from deepvit_train.training.finite import FiniteGuard
 from deepvit_train.training.recipe import build_ema, build_mixup, build_optimizer, build_schedule
 from deepvit_train.training.state import TrainState
-from deepvit_train.training.step import StepOptions, StepResult, evaluate, train_step
+from deepvit_train.training.step import StepOptions, StepResult, train_step
 
 WORLD = World(rank=0, size=1, device=torch.device("cpu"))
 SHAPE = {"image_size": 8, "patch_size": 4, "num_classes": 3, "dim": 12, "depth": 2, "heads": 3, "mlp_dim": 16}
@@ -65,18 +64,22 @@ def parts(whole: Batch, count: int) -> list[Batch]:
 
 def test_accumulated_gradients_equal_those_of_the_whole_batch() -> None:
     one, four = state_of(), state_of()
+    for state in (one, four):  # AdamW divides rounding by its own size: in float64 there is next to none
+        state.model.double()
+        state.ema.double()
     for step in range(3):
         whole = batch(seed=step)
+        whole = whole._replace(images=whole.images.double())
         first = advance(one, one.model, [whole], options())
         second = advance(four, four.model, parts(whole, 4), options())
         torch.testing.assert_close(first.loss, second.loss)
         torch.testing.assert_close(first.grad_norm, second.grad_norm)
     for left, right in zip(one.model.parameters(), four.model.parameters(), strict=True):
-        torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(left, right, rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.parametrize("precision", list(Precision))
-@pytest.mark.parametrize("attn", ["self", "reattention", "reattention_seed"])
+@pytest.mark.parametrize("attn", ["self", "reattention", "reattention_vit_pytorch"])
 def test_each_precision_learns(precision: Precision, attn: str) -> None:
     state = state_of(precision, attn)
     losses = [advance(state, state.model, [batch()], options(precision)).loss.item() for _ in range(25)]
@@ -153,35 +156,3 @@ def test_the_loss_scaler_skips_so_many_steps_and_no_more() -> None:
     assert all(torch.equal(left, right) for left, right in zip(before, state.model.parameters(), strict=True))
     with pytest.raises(NotFiniteError, match=r"3 steps in a row.*trainer\.max_scaler_skips=2"):
         advance(state, state.model, [batch()], options(Precision.fp16))
-
-
-def test_an_evaluation_counts_every_image_once() -> None:
-    model = state_of().model
-    whole = batch(23)
-    with torch.no_grad():
-        logits = model.eval()(whole.images)
-    model.train()
-    for sizes in (1, 5, 23):
-        pieces = [
-            Batch(images, targets, [])
-            for images, targets in zip(whole.images.split(sizes), whole.targets.split(sizes), strict=True)
-        ]
-        result = evaluate(model, pieces, WORLD, Precision.fp32, classes=3)
-        assert result.images == 23
-        assert result.top1 == (logits.argmax(1) == whole.targets).double().mean().item()
-        assert result.top5 == 1.0
-        assert result.loss == pytest.approx(F.cross_entropy(logits, whole.targets).item(), rel=1e-5)
-        assert result.class_images == whole.targets.bincount(minlength=3).tolist()
-        hits = sum(
-            share * images for share, images in zip(result.class_accuracy, result.class_images, strict=True)
-        )
-        assert hits == pytest.approx(result.top1 * 23)
-    assert model.training
-
-
-def test_an_evaluation_replaces_no_image() -> None:
-    whole = batch()
-    with pytest.raises(DataError, match=r"x\.png"):
-        evaluate(
-            state_of().model, [whole._replace(bad=["x.png: truncated"])], WORLD, Precision.fp32, classes=3
-        )

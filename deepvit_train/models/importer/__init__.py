@@ -11,15 +11,15 @@ import torch
 from deepvit_train.config.model import AttentionConfig, ModelConfig
 from deepvit_train.config.preset import Architecture, model_preset, section_from
 from deepvit_train.error import CheckpointError, ConfigError
-from deepvit_train.models.deepvit import DeepViT, build_model
-from deepvit_train.models.importer import authors, own, seed, timm_vit, vit_pytorch
+from deepvit_train.models.deepvit import DeepViT
+from deepvit_train.models.importer import authors, older_vit_pytorch, own, timm_vit, vit_pytorch
 from deepvit_train.models.importer.file import Source, listed, read_source
 from deepvit_train.models.importer.infer import channels_of, checked_choices, depth_of, infer_architecture
 from deepvit_train.models.importer.layout import Tensors
 from deepvit_train.run import checkpoint
 
 # The first whose mark a name bears.
-LAYOUTS = (own.LAYOUT, seed.LAYOUT, vit_pytorch.LAYOUT, authors.LAYOUT, timm_vit.LAYOUT)
+LAYOUTS = (own.LAYOUT, older_vit_pytorch.LAYOUT, vit_pytorch.LAYOUT, authors.LAYOUT, timm_vit.LAYOUT)
 
 
 @dataclass(frozen=True)
@@ -62,15 +62,14 @@ def load_model(
 def import_model(file: Path, preset: str | None, weights: str, overrides: dict[str, Any]) -> Imported:
     """As `load_model`, for a file, with what became known on the way."""
     choices = checked_choices(overrides)
-    if preset is not None:
-        model_preset(preset)
+    base = None if preset is None else model_preset(preset)
     source = read_source(file, weights)
     try:
         layout, tensors, norm_eps = own_tensors(source)
         if source.description is not None:
             architecture = _described(source.description, choices)
         else:
-            architecture = infer_architecture(tensors, norm_eps, preset, choices)
+            architecture = infer_architecture(tensors, norm_eps, base, choices)
         model = build_from(architecture, tensors)
     except (CheckpointError, ConfigError) as error:
         raise CheckpointError(f"{file}: {error}") from None
@@ -89,7 +88,7 @@ def build_from(architecture: Architecture, tensors: Tensors) -> DeepViT:
     classes = tensors["head.weight"].shape[0] if "head.weight" in tensors else 0
     double = all(tensor.dtype == torch.float64 for tensor in tensors.values() if tensor.is_floating_point())
     with torch.device("meta"):
-        model = build_model(architecture, classes, channels_of(tensors))
+        model = DeepViT(architecture, classes, channels_of(tensors))
     expected = model.state_dict()
     check_fit(expected, tensors)
     for name, tensor in tensors.items():

@@ -14,14 +14,17 @@ from deepvit_train.config.model import (
     AttentionConfig,
     AttentionKind,
     Init,
-    Interpolation,
+    ModelConfig,
     Pool,
     Stem,
     ThetaNorm,
+    mlp_ratio_of,
 )
-from deepvit_train.config.preset import Architecture, attention_preset, model_preset
+from deepvit_train.config.preprocessing import Interpolation
+from deepvit_train.config.preset import Architecture, attention_preset, plain_from, section_from
 from deepvit_train.error import CheckpointError, ConfigError, nearest
 from deepvit_train.models.importer.layout import Tensors
+from deepvit_train.models.keyword import UNSAID
 
 # What a caller may say, because no tensor shows it; heads only where there is no Theta.
 CHOICES = {
@@ -52,35 +55,38 @@ def checked_choices(overrides: dict[str, Any]) -> dict[str, Any]:
 
 
 def infer_architecture(
-    tensors: Tensors, norm_eps: float | None, preset: str | None, choices: dict[str, Any]
+    tensors: Tensors, norm_eps: float | None, preset: Architecture | None, choices: dict[str, Any]
 ) -> Architecture:
     """The architecture of tensors with own names.
 
     Args:
         norm_eps: of the LayerNorms, where neither preset nor choices say; None: what is usual for the stem.
-        preset: the preset that gives what no tensor shows; sizes always come from the tensors.
+        preset: the architecture that gives what no tensor shows; sizes always come from the tensors.
         choices: what the caller says, checked; before the preset.
 
     Raises:
         CheckpointError: what is missing, of a shape that fits no architecture, or needs a word of the caller.
-        ConfigError: an unknown preset, or values out of bounds.
+        ConfigError: values out of bounds.
     """
     attn = _attention(tensors, preset, choices)
     stem = _stem(tensors)
-    base = model_preset(preset or "deepvit_16b").model
-    if preset is None:
-        base = replace(base, drop_path=0.0, norm_eps=norm_eps or (1e-5 if stem == Stem.rearrange else 1e-6))
-        if stem == Stem.cnn and "residual_scale" not in choices:
-            raise CheckpointError(
-                "the convolutional stem is DeepViT-S's and -L's, which scale residuals, and no tensor shows "
-                "how; give preset=deepvit_s, or residual_scale= and transform_scale="
-            )
+    if preset is not None:
+        unseen = plain_from(preset.model)
+    elif stem == Stem.cnn and "residual_scale" not in choices:
+        raise CheckpointError(
+            "the convolutional stem is DeepViT-S's and -L's, which scale residuals, and no tensor shows "
+            "how; give preset=deepvit_s, or residual_scale= and transform_scale="
+        )
+    else:
+        unseen = UNSAID | {"norm_eps": norm_eps or (1e-5 if stem == Stem.rearrange else 1e-6)}
     said = {name: value for name, value in choices.items() if name not in ("heads", "transform_scale")}
-    model = replace(base, **_sizes(tensors, stem, preset, choices), **said)
+    model = section_from(ModelConfig, unseen | _sizes(tensors, stem, preset, choices) | said)
     return Architecture(model, attn)
 
 
-def _sizes(tensors: Tensors, stem: Stem, preset: str | None, choices: dict[str, Any]) -> dict[str, Any]:
+def _sizes(
+    tensors: Tensors, stem: Stem, preset: Architecture | None, choices: dict[str, Any]
+) -> dict[str, Any]:
     patch_size = _patch_size(tensors, stem)
     _, positions, dim = _shape(tensors, "pos_embed", 3)
     grid = math.isqrt(max(0, positions - 1))
@@ -103,17 +109,17 @@ def _sizes(tensors: Tensors, stem: Stem, preset: str | None, choices: dict[str, 
         "depth": depth_of(tensors),
         "heads": heads,
         "head_dim": None if heads * head_dim == dim else head_dim,
-        "mlp_ratio": _ratio(hidden, dim),
+        "mlp_ratio": mlp_ratio_of(hidden, dim),
         "qkv_bias": "blocks.0.attn.qkv.bias" in tensors,
         # Its learned factors are loaded; the value says only that there are some.
         "layer_scale": None if gamma is None else 1.0,
         "registers": _shape(tensors, "reg_token", 3)[1] if "reg_token" in tensors else 0,
-        "init": Init.seed if stem == Stem.rearrange else Init.vit,
+        "init": Init.vit_pytorch if stem == Stem.rearrange else Init.vit,
         "weights": None,
     }
 
 
-def _attention(tensors: Tensors, preset: str | None, choices: dict[str, Any]) -> AttentionConfig:
+def _attention(tensors: Tensors, preset: Architecture | None, choices: dict[str, Any]) -> AttentionConfig:
     depth = depth_of(tensors)
     mixing = [index for index in range(depth) if any(_of_theta(name, index) for name in tensors)]
     if not mixing:
@@ -128,11 +134,11 @@ def _attention(tensors: Tensors, preset: str | None, choices: dict[str, Any]) ->
     elif f"blocks.{first}.attn.theta_bias" in tensors:
         kind = AttentionKind.reattention
     else:
-        kind = AttentionKind.reattention_seed
+        kind = AttentionKind.reattention_vit_pytorch
     if "transform_scale" in choices:
         scale = choices["transform_scale"]
     elif preset is not None:
-        scale = model_preset(preset).attn.transform_scale
+        scale = preset.attn.transform_scale
     elif _stem(tensors) == Stem.cnn:
         raise CheckpointError(
             "re-attention after a convolutional stem may scale its maps (DeepViT-S) or not (-L), and no "
@@ -159,7 +165,7 @@ def _theta_norm(tensors: Tensors, block: int) -> ThetaNorm:
     return ThetaNorm.layer if f"blocks.{block}.attn.norm.weight" in tensors else ThetaNorm.none
 
 
-def _heads(tensors: Tensors, preset: str | None, choices: dict[str, Any]) -> int:
+def _heads(tensors: Tensors, preset: Architecture | None, choices: dict[str, Any]) -> int:
     thetas = [name for name in tensors if name.endswith(".attn.theta")]
     if thetas:
         heads = _shape(tensors, thetas[0], 2)[0]
@@ -169,7 +175,7 @@ def _heads(tensors: Tensors, preset: str | None, choices: dict[str, Any]) -> int
     if "heads" in choices:
         return choices["heads"]
     if preset is not None:
-        return model_preset(preset).model.heads
+        return preset.model.heads
     raise CheckpointError("plain attention does not show its number of heads; give heads= or preset=")
 
 
@@ -213,12 +219,6 @@ def channels_of(tensors: Tensors) -> int:
     raise CheckpointError(
         f"patch_embed.norm1.weight is of {pixels} values, which is no square of 3 or 1 channels"
     )
-
-
-def _ratio(hidden: int, dim: int) -> float:
-    """mlp_ratio, so that int(dim * mlp_ratio) is the hidden width again."""
-    ratio = hidden / dim
-    return ratio if int(dim * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
 def _shape(tensors: Tensors, name: str, dimensions: int) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from deepvit_train.distributed.world import World
-from deepvit_train.run.tracking import Meter
+from deepvit_train.training.meter import Meter
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 

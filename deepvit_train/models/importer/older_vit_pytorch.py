@@ -1,4 +1,4 @@
-"""vit-pytorch's DeepViT as it was when each block was wrapped in Residual(PreNorm(...)).
+"""vit-pytorch's DeepViT as it was before today's layout, when each block was wrapped in Residual(PreNorm(...)).
 
 transformer.layers.i.0.fn.norm.*, transformer.layers.i.0.fn.fn.{to_qkv, reattn_weights, reattn_norm.1,
 to_out.0}.*, transformer.layers.i.1.fn.norm.*, transformer.layers.i.1.fn.fn.net.{0, 3}.*, the rest as today;

@@ -1,0 +1,48 @@
+"""The names of version 0.1 that have changed since: they are still read everywhere, and never written.
+
+vit-pytorch's form was called `seed` then, a word that means a random seed only today.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+# By key: the name of version 0.1, and the name today.
+RENAMED = {
+    "attn": {"reattention_seed": "reattention_vit_pytorch"},
+    "attn.kind": {"reattention_seed": "reattention_vit_pytorch"},
+    "model.init": {"seed": "vit_pytorch"},
+}
+
+
+def current(key: str, value: Any) -> Any:
+    """Return today's name of a key's value: current("model.init", "seed") is "vit_pytorch".
+
+    A value that was not renamed is returned as it is.
+    """
+    return RENAMED.get(key, {}).get(value, value) if isinstance(value, str) else value
+
+
+def current_override(override: str) -> str:
+    """Return KEY=VALUE, as it is typed on a command line, with today's name of the value."""
+    key, equals, value = override.partition("=")
+    text = value.strip("'\"")  # Hydra takes a text in quotes too
+    renamed = current(key.lstrip("+"), text)
+    return override if renamed == text else f"{key}{equals}{renamed}"
+
+
+def current_config(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a nested configuration, such as a run's config.yaml, with today's names of its values."""
+    return {
+        name: current_config(value, f"{prefix}{name}.")
+        if isinstance(value, dict)
+        else current(f"{prefix}{name}", value)
+        for name, value in config.items()
+    }
+
+
+def former_name(name: str) -> str:
+    """Return the name that version 0.1 gave to a run: digits-reattention_seed-d6-s0."""
+    for former, today in RENAMED["attn"].items():
+        name = name.replace(today, former)
+    return name
