@@ -122,9 +122,10 @@ def _ends(places: dict[str, Place]) -> list[tuple[Place, Place]]:
 
 def _arrow(start: Place, end: Place) -> str:
     bend = (end[1] - start[1]) // 2
+    dashes = ' stroke-dasharray="6 4"' if end[1] - start[1] > STEP else ""
     return (
         f'<path d="M{start[0]} {start[1]} C{start[0]} {start[1] + bend} {end[0]} {end[1] - bend} '
-        f'{end[0]} {end[1]}" fill="none" stroke="#666" stroke-width="1.3" marker-end="url(#head)"/>'
+        f'{end[0]} {end[1]}" fill="none" stroke="#666" stroke-width="1.3"{dashes} marker-end="url(#head)"/>'
     )
 
 
