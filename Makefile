@@ -64,8 +64,9 @@ format: .venv/.installed-dev ## format the code
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-docs: .venv/.installed-dev ## check the documents: links, commands, keys and records
-	$(BIN)/python -m pytest -q tests/test_docs.py tests/test_records.py
+docs: .venv/.installed-dev ## draw the picture of the house, and check the documents: links, commands, keys, records
+	$(BIN)/python -m scripts.architecture
+	$(BIN)/python -m pytest -q tests/test_docs.py tests/test_architecture.py tests/test_records.py
 
 audit: .venv/.installed-dev ## look the installed packages up in PyPI's advisory database (needs the network)
 	$(BIN)/python -m pip install --quiet $(PIP_OPTIONS) pip-audit
