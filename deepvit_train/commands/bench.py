@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import json
-import platform
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -32,6 +31,7 @@ from deepvit_train.error import ConfigError, OutputError
 from deepvit_train.models import DeepViT, ReAttention
 from deepvit_train.models.reattention import plain_reattention
 from deepvit_train.models.summary import count_parameters
+from deepvit_train.run.environment import describe_machine
 
 MIB = 2**20
 
@@ -65,7 +65,7 @@ def run(config: BenchConfig) -> dict[str, Any]:
         console.print(_table(config, [row for row in rows if row.value == value]))
     report = {
         "config": plain(config),
-        "machine": _machine(device),
+        "machine": describe_machine(device),
         "rows": [asdict(row) for row in rows],
     }
     try:
@@ -208,18 +208,6 @@ def _vit_pytorch(model: ModelConfig, classes: int) -> nn.Module:
         dim_head=model.width_of_head,
         pool=model.pool.value,
     )
-
-
-def _machine(device: torch.device) -> dict[str, Any]:
-    """What the figures depend on besides the configuration."""
-    cuda = device.type == "cuda"
-    return {
-        "device": torch.cuda.get_device_name(device) if cuda else platform.processor() or platform.machine(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
 
 
 def _table(config: BenchConfig, rows: list[Row]) -> Table:

@@ -25,7 +25,8 @@ from deepvit_train.evaluation.calibration import reattention_norms
 from deepvit_train.models import DeepViT, start_from
 from deepvit_train.models.summary import count_flops, count_parameters
 from deepvit_train.run.description import ModelDescription
-from deepvit_train.run.folder import RunFolder, describe_environment, flatten
+from deepvit_train.run.environment import describe_environment
+from deepvit_train.run.folder import RunFolder, flatten
 from deepvit_train.run.saving import CheckpointWriter
 from deepvit_train.run.tracking import Tracker
 from deepvit_train.training.interruption import StopSignals
@@ -135,7 +136,7 @@ def _fit(job: _Job, stack: ExitStack) -> Trainer:
     probe = _probe(job)
     tracker = Tracker(folder.path if world.is_main else None, state.step)
     stack.callback(tracker.close)
-    folder.note_environment(describe_environment(str(world.device), torch.get_num_threads(), world.size))
+    folder.note_environment(describe_environment(world.device, world.size))
     tracker.text("config", as_yaml(config), state.step)
     job.run.say(_summary(job))
 

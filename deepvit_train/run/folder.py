@@ -5,19 +5,13 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import platform
-import subprocess
-import sys
-import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import yaml
 
-import deepvit_train
 from deepvit_train.atomic import write_text
 from deepvit_train.config.alias import current_config, former_name
 from deepvit_train.error import CheckpointError, ConfigError, OutputError
@@ -196,24 +190,6 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def describe_environment(device: str, threads: int, world_size: int) -> dict[str, Any]:
-    """Describe where a run runs: the command, versions, the machine, the git revision of the code."""
-    packages = ("torch", "torchvision", "timm", "hydra-core", "numpy", "pillow", "safetensors")
-    return {
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": sys.argv,
-        "deepvit-train": deepvit_train.__version__,
-        "git": _git_revision(),
-        "python": platform.python_version(),
-        "packages": {package: version(package) for package in packages},
-        "host": platform.node(),
-        "platform": platform.platform(),
-        "device": device,
-        "threads": threads,
-        "world_size": world_size,
-    }
-
-
 def _existing(path: Path) -> Path:
     """The folder to use: this one, or the one that version 0.1 made for a run of the same name."""
     former = path.parent / former_name(path.name)
@@ -225,14 +201,3 @@ def _may_change(key: str, before: dict[str, Any], after: dict[str, Any]) -> bool
         old, new = flatten(before).get(key), flatten(after).get(key)
         return new is None or (old is not None and new >= old)
     return key in FREE_KEYS
-
-
-def _git_revision() -> str | None:
-    source = Path(__file__).resolve().parent
-    if not (source.parent / ".git").exists():
-        return None
-    try:
-        command = ["git", "-C", str(source), "describe", "--always", "--dirty", "--abbrev=12"]
-        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip() or None
-    except (OSError, subprocess.TimeoutExpired):
-        return None

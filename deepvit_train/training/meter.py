@@ -45,10 +45,19 @@ class Meter:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave the time inside out of the speed, because it is not training."""
+        """Leave the time inside out of the speed, because it is not training.
+
+        Waits for a GPU on both sides, because it may still have steps in its queue.
+        """
+        self._wait_for_device()
         before = time.perf_counter()
         yield
+        self._wait_for_device()
         self._since += time.perf_counter() - before
+
+    def _wait_for_device(self) -> None:
+        if self._world.device.type == "cuda":
+            torch.cuda.synchronize(self._world.device)
 
     def losses(self) -> tuple[list[float], int]:
         """Return the sum of each rank's losses since the last line, and the number of steps.

@@ -246,7 +246,8 @@ class Call:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The gradients of theta, bias, weight and shift from their parts."""
         plan = self.plan
-        found = self.new(plan.heads, plan.heads), *(self.new(plan.heads) for _ in range(3))
+        small = self.new(plan.heads), self.new(plan.heads), self.new(plan.heads)
+        found = self.new(plan.heads, plan.heads), *small
         launch(
             backward_kernel.totals_kernel, (plan.heads,),
             products, sums, dweight, coefficients, self.mixing.theta, self.mixing.weight, *found,

@@ -134,7 +134,8 @@ class _Differentiable(torch.autograd.Function):
         return out, log_sums, mean, var
 
     @staticmethod
-    def backward(ctx: Any, dout: Tensor | None, *of_statistics: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        dout = gradients[0]
         if dout is None:
             return (None,) * 12
         saved = ctx.saved_tensors  # once: gradient checkpointing allows no second look

@@ -1,0 +1,87 @@
+"""What a run or a measurement ran on: versions, machine, GPU, and the git revision of the code."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import deepvit_train
+
+PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "numpy", "pillow", "safetensors", "triton")
+
+
+def describe_environment(device: torch.device, world_size: int) -> dict[str, Any]:
+    """Describe where a run runs: the command, versions, the machine, the git revision of the code."""
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": sys.argv,
+        "deepvit-train": deepvit_train.__version__,
+        "git": _git_revision(),
+        "packages": {package: found for package in PACKAGES if (found := _version_of(package)) is not None},
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "world_size": world_size,
+        **describe_machine(device),
+    }
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """Describe what the speed depends on: the processor, or the GPU with its driver and libraries."""
+    machine = {
+        "device": str(device),
+        "processor": _processor(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        machine |= {
+            "gpu": properties.name,
+            "gpu_memory_mib": properties.total_memory // 2**20,
+            "compute_capability": f"{properties.major}.{properties.minor}",
+            "driver": _run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"),
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+        }
+    return machine
+
+
+def _processor() -> str:
+    """The processor's name, of which platform.processor() often knows nothing."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _version_of(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_revision() -> str | None:
+    source = Path(deepvit_train.__file__).resolve().parent
+    if not (source.parent / ".git").exists():
+        return None
+    return _run("git", "-C", str(source), "describe", "--always", "--dirty", "--abbrev=12")
+
+
+def _run(*command: str) -> str | None:
+    """What a command prints, or None where it can't be run."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip() or None
+    except (OSError, subprocess.TimeoutExpired):
+        return None
