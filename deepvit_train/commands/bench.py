@@ -96,7 +96,10 @@ def _measure(config: BenchConfig, model: ModelConfig, value: int | None, device:
     )
     contenders = {name: build_contender(name, config, model).to(device).train() for name in config.contenders}
     memory = {name: _memory(contender, workload) for name, contender in contenders.items()}
-    called = {name: torch.compile(each) if config.compile else each for name, each in contenders.items()}
+    mode = config.compile.mode
+    called = {
+        name: each if mode is None else torch.compile(each, mode=mode) for name, each in contenders.items()
+    }
     times = _take_turns(called, workload, config.repeats)
     first = config.contenders[0]
     rows = []

@@ -1,17 +1,27 @@
-"""The names of version 0.1 that have changed since: they are still read everywhere, and never written.
+"""Names that have changed since version 0.1, and other spellings: all are read, and none is written.
 
-vit-pytorch's form was called `seed` then, a word that means a random seed only today.
+vit-pytorch's form was called `seed` then, a word that means a random seed only today. `compile` was true or
+false.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+COMPILE = {
+    "true": "default",
+    "false": "none",
+    "reduce-overhead": "reduce_overhead",
+    "max-autotune": "max_autotune",
+}
+
 # By key: the name of version 0.1, and the name today.
 RENAMED = {
     "attn": {"reattention_seed": "reattention_vit_pytorch"},
     "attn.kind": {"reattention_seed": "reattention_vit_pytorch"},
     "model.init": {"seed": "vit_pytorch"},
+    "trainer.compile": COMPILE,
+    "compile": COMPILE,
 }
 
 
@@ -20,7 +30,8 @@ def current(key: str, value: Any) -> Any:
 
     A value that was not renamed is returned as it is.
     """
-    return RENAMED.get(key, {}).get(value, value) if isinstance(value, str) else value
+    text = str(value).lower() if isinstance(value, bool) else value
+    return RENAMED.get(key, {}).get(text, value) if isinstance(text, str) else value
 
 
 def current_override(override: str) -> str:

@@ -23,6 +23,18 @@ class Precision(Choice):
     fp16 = "fp16"
 
 
+class Compile(Choice):
+    none = "none"
+    default = "default"
+    reduce_overhead = "reduce_overhead"  # CUDA graphs: the host launches a whole step at once
+    max_autotune = "max_autotune"  # the fastest tiles are looked for, which takes minutes
+
+    @property
+    def mode(self) -> str | None:
+        """torch.compile's name of it; None where nothing is compiled."""
+        return None if self == Compile.none else self.value.replace("_", "-")
+
+
 class Device(Choice):
     auto = "auto"
     cpu = "cpu"
@@ -103,7 +115,7 @@ class TrainerConfig(Section):
     )
     device: Device = option("where to train; auto: on CUDA if there is any")
     threads: int | None = option("CPU threads; null: as torch chooses", low=1, high=4096)
-    compile: bool = option("whether to compile the model with torch.compile")
+    compile: Compile = option("how torch.compile compiles the model; true: default, false: none")
     sync_norm: bool = option(
         "whether re-attention's BatchNorm takes its statistics over the batches of all ranks"
     )

@@ -252,7 +252,8 @@ def _wrapped(model: DeepViT, config: TrainConfig, world: World) -> Callable[[Ten
     forward: nn.Module | Callable[[Tensor], Tensor] = model.train()
     if world.size > 1 and not is_sharded(model):
         forward = replicate(model, config.model.image_size, world)
-    return torch.compile(forward) if config.trainer.compile else forward
+    mode = config.trainer.compile.mode
+    return forward if mode is None else torch.compile(forward, mode=mode)
 
 
 def phrase(metrics: dict[str, float]) -> str:

@@ -21,6 +21,7 @@ from deepvit_train.config.command import keys_of
 from deepvit_train.config.compose import compose_command
 from deepvit_train.config.model import AttentionKind, Init
 from deepvit_train.config.preset import attention_preset, choices
+from deepvit_train.config.recipe import Compile
 from deepvit_train.models import DeepViT, load_model
 from tests.conftest import QUICK, Command
 
@@ -30,12 +31,20 @@ SHAPE = {"image_size": 16, "patch_size": 4, "num_classes": 5, "dim": 16, "depth"
 
 def test_every_former_name_has_a_successor_and_is_offered_no_more() -> None:
     today = {"attn": choices("attn"), "attn.kind": list(AttentionKind), "model.init": list(Init)}
+    today |= {"trainer.compile": list(Compile), "compile": list(Compile)}
     assert today.keys() == RENAMED.keys()
     for key, names in RENAMED.items():
         for former, successor in names.items():
             assert successor in today[key]
             assert former not in today[key]
             assert current(key, former) == current(key, successor) == successor
+
+
+def test_a_truth_value_of_compile_is_understood() -> None:
+    assert compose_command("train", ["trainer.compile=true"]).trainer.compile == Compile.default
+    assert compose_command("train", ["trainer.compile=false"]).trainer.compile == Compile.none
+    assert current("trainer.compile", True) == "default"  # a run's config.yaml of version 0.1
+    assert [each.mode for each in Compile] == [None, "default", "reduce-overhead", "max-autotune"]
 
 
 @pytest.mark.parametrize(
