@@ -23,7 +23,7 @@ import triton
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from deepvit_train.models.reattention import gpu, plain_reattention, reattention
+from deepvit_train.models.reattention import HeadMixer, gpu, plain_reattention, reattention
 from deepvit_train.models.reattention.gpu_plan import Plan, plan_for
 from deepvit_train.models.reattention.norm import Mixing
 from deepvit_train.models.reattention.operator import operator as operator_of
@@ -78,7 +78,7 @@ def _check_one(name: str, dtype: torch.dtype, shape: tuple[int, int, int, int]) 
         if own is not None:
             own.load_state_dict(norm.state_dict())
             own = own.double() if double else own
-        out = function(*leaves, own)
+        out = function(*leaves[:3], HeadMixer(*leaves[3:], own))
         parameters = [] if own is None else [own.weight, own.bias]
         wanted = [leaf for leaf in leaves if name != "batch" or leaf is not leaves[4]] + parameters
         return [out.detach(), *torch.autograd.grad(out, wanted, dout.to(out.dtype))]
@@ -162,7 +162,7 @@ def host() -> None:
     leaves = [t.detach().requires_grad_() for t in (q, k, v)]
     theta, norm = torch.randn(12, 12, device=DEVICE).requires_grad_(), nn.BatchNorm2d(12).to(DEVICE)
     for _ in range(5):
-        reattention(*leaves, theta, None, norm).backward(dout)
+        reattention(*leaves, HeadMixer(theta, None, norm)).backward(dout)
     spent: dict[str, float] = defaultdict(float)
 
     def timed(owner: Any, name: str) -> None:
@@ -177,7 +177,7 @@ def host() -> None:
 
         setattr(owner, name, wrapper)
 
-    both = lambda: reattention(*leaves, theta, None, norm).backward(dout)  # noqa: E731
+    both = lambda: reattention(*leaves, HeadMixer(theta, None, norm)).backward(dout)  # noqa: E731
     say("host us, both", 1e3 * host_ms(both, 30))
     timed(gpu, "forward"), timed(gpu, "backward"), timed(gpu, "launch")
     import deepvit_train.models.reattention.operator as module
@@ -194,7 +194,7 @@ def host() -> None:
         forward = 0.0
         for _ in range(30):
             one = time.perf_counter()
-            out = reattention(*leaves, theta, None, norm)
+            out = reattention(*leaves, HeadMixer(theta, None, norm))
             forward += time.perf_counter() - one
             out.backward(dout)
         total = time.perf_counter() - start
@@ -258,7 +258,7 @@ def operator() -> None:
         norm = nn.BatchNorm2d(12).to(DEVICE)
         calls = {
             "sdpa": lambda: F.scaled_dot_product_attention(*leaves),
-            "reattention": lambda: reattention(*leaves, theta, None, norm),
+            "reattention": lambda: reattention(*leaves, HeadMixer(theta, None, norm)),
         }
         for name, call in calls.items():
             for _ in range(3):

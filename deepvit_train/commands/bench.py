@@ -166,9 +166,8 @@ def build_contender(name: str, config: BenchConfig, model: ModelConfig) -> nn.Mo
 
 
 def _attend_by_formula(attention: ReAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    mixer, dropout = attention.mixer, attention.attn_dropout if attention.training else 0.0
-    mixing = (mixer.theta, mixer.theta_bias, attention.norm)
-    return plain_reattention(q, k, v, *mixing, scale=attention.output_scale, dropout=dropout)
+    dropout = attention.attn_dropout if attention.training else 0.0
+    return plain_reattention(q, k, v, attention.head_mixer, dropout=dropout)
 
 
 def _timm(model: ModelConfig, classes: int) -> nn.Module:
