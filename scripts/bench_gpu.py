@@ -39,7 +39,7 @@ from torch.profiler import ProfilerActivity, profile
 from deepvit_train.config.model import Stem
 from deepvit_train.config.preset import Architecture, attention_preset, model_preset
 from deepvit_train.models import DeepViT
-from deepvit_train.models.reattention import gpu, operator, plain_reattention, reattention
+from deepvit_train.models.reattention import HeadMixer, gpu, operator, plain_reattention, reattention
 from deepvit_train.models.reattention.gpu_plan import Plan, plan_for
 from deepvit_train.models.reattention.norm import Mixing
 
@@ -116,7 +116,7 @@ def _check_one(name: str, dtype: torch.dtype, shape: Shape) -> None:
         if own is not None and norm is not None:
             own.load_state_dict(norm.state_dict())
             own = own.to(full or torch.float32)
-        out = function(*leaves, own)
+        out = function(*leaves[:3], HeadMixer(*leaves[3:], own))
         wanted = leaves[:4] if name == "batch" else leaves  # BatchNorm cancels the bias
         parameters = [] if own is None else list(own.parameters())
         return [out.detach(), *torch.autograd.grad(out, [*wanted, *parameters], dout.to(out.dtype))]
@@ -184,7 +184,7 @@ def tiles(_: argparse.Namespace) -> None:
 
 
 def _clock(function: Callable[[], Any], count: int, wait: bool) -> float:
-    """Milliseconds a call, of `count` calls in a row: of the host, or of host and device if it is to `wait`."""
+    """Milliseconds a call, of `count` calls in a row: of the host, or with `wait` of host and device."""
     torch.cuda.synchronize()
     start = time.perf_counter()
     for _ in range(count):
@@ -204,7 +204,7 @@ def attention_calls(images: int) -> dict[str, Callable[[], Tensor]]:
     norm = build_norm("batch", 12)
     return {
         "plain": lambda: F.scaled_dot_product_attention(q, k, v),
-        "re-attention": lambda: reattention(q, k, v, theta, bias.requires_grad_(), norm),
+        "re-attention": lambda: reattention(q, k, v, HeadMixer(theta, bias.requires_grad_(), norm)),
     }
 
 

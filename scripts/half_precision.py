@@ -1,9 +1,10 @@
-"""How far re-attention is from float64 on a trained model's own queries, keys and values.
+"""Measure how far re-attention is from float64 on a trained model's own queries, keys and values.
 
     python -m scripts.half_precision RUN [IMAGES]
 
-For each block, with statistics of the batch as in training: the relative error (norm of the difference by
-norm) of the output and of the gradients of q and Theta, by the operator and by the formula under autocast.
+The error is |found - exact| / |exact|, for the output and for the gradients of q and Theta. It is measured in
+each block that mixes its heads, with the batch's statistics, for the operator and for the formula under
+autocast.
 """
 
 from __future__ import annotations
@@ -24,17 +25,21 @@ from deepvit_train.data.loaders import Loaders
 from deepvit_train.distributed.world import World
 from deepvit_train.evaluation.loaded import load
 from deepvit_train.models import ReAttention
-from deepvit_train.models.reattention import mix_heads, plain_reattention, reattention, softmax_maps
+from deepvit_train.models.reattention import (
+    HeadMixer,
+    mix_heads,
+    plain_reattention,
+    reattention,
+    softmax_maps,
+)
 
 Inputs = tuple[Tensor, Tensor, Tensor]
 
 
-def by_autocast(
-    q: Tensor, k: Tensor, v: Tensor, theta: Tensor, bias: Tensor | None, norm: Any, dtype: torch.dtype
-) -> Tensor:
-    """The formula as autocast runs it: softmax in float32, then maps rounded for every product."""
+def by_autocast(q: Tensor, k: Tensor, v: Tensor, mixer: HeadMixer, dtype: torch.dtype) -> Tensor:
+    """Compute the formula under autocast: the softmax in float32, then every product with rounded maps."""
     with torch.autocast("cpu", dtype):
-        return mix_heads(softmax_maps(q, k), theta, bias, norm, 1.0) @ v
+        return mix_heads(softmax_maps(q, k), mixer) @ v
 
 
 WAYS = {
@@ -48,7 +53,7 @@ WAYS = {
 
 
 def record(run: str, images: int) -> list[tuple[ReAttention, Inputs]]:
-    """Each mixing block with its q, k and v for images of the run's validation split."""
+    """Return each block that mixes its heads, with its q, k and v for images of the validation split."""
     loaded = load(run, "auto")
     config = compose_command("eval", [f"checkpoint={run}", "data.workers=0"])
     data, world = loaded.data_for(config.data), World(0, 1, torch.device("cpu"))
@@ -71,19 +76,23 @@ def record(run: str, images: int) -> list[tuple[ReAttention, Inputs]]:
 
 
 def results(function: Any, dtype: torch.dtype, module: ReAttention, inputs: Inputs) -> list[Tensor]:
-    """Output, and gradients of q and Theta; q, k and v rounded to the type, Theta in float32 at least."""
+    """Return the output and the gradients of q and Theta, in float64.
+
+    q, k and v are rounded to `dtype` first. Theta stays in float32 at least.
+    """
     full = torch.promote_types(dtype, torch.float32)
     q, k, v = (each.detach().to(dtype).requires_grad_() for each in inputs)
     theta = module.theta.detach().to(full).requires_grad_()
     bias = None if module.theta_bias is None else module.theta_bias.detach().to(full)
     norm = None if module.norm is None else copy.deepcopy(module.norm).to(full)
-    out = function(q, k, v, theta, bias, norm)
+    out = function(q, k, v, HeadMixer(theta, bias, norm))
     direction = torch.linspace(-1.0, 2.0, out.numel(), dtype=torch.float64).view_as(out).mul(7.0).cos()
     gradients = torch.autograd.grad(out, [q, theta], direction.to(out.dtype))
     return [each.detach().double() for each in (out, *gradients)]
 
 
 def main() -> None:
+    """Print a table of the errors: the median block, and the worst."""
     run, images = sys.argv[1], int((sys.argv[2:] or ["64"])[0])
     torch.manual_seed(0)
     blocks = record(run, images)

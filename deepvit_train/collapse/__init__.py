@@ -1,1 +1,1 @@
-"""Attention collapse: measures on tensors, collected from any vision transformer, as figures and a report."""
+"""Measure attention collapse in any vision transformer, and show it in figures and a report."""

@@ -1,4 +1,4 @@
-"""Figures, with matplotlib and without its global state; each says the definition it shows."""
+"""Draw figures with matplotlib, without its global state. A caption gives the definition of what is shown."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-# Okabe and Ito's colours, told apart by colour-blind readers as well.
+# Okabe and Ito's colours, which colour-blind readers can tell apart too.
 COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]
 STYLE: Any = {
     "svg.fonttype": "none",  # text stays text
-    "svg.hashsalt": "deepvit_train",  # the same figure is the same file
+    "svg.hashsalt": "deepvit_train",  # a figure drawn again gives the same bytes
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -26,19 +26,27 @@ STYLE: Any = {
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a panel; dashed for an untrained model. `spread`: standard deviations, drawn as a band."""
+    """A line of a panel.
+
+    Args:
+        label: its name in the legend.
+        x, y: its points.
+        colour: index in COLOURS; after the last colour the first comes again.
+        style: as matplotlib writes it; '--' for an untrained model.
+        spread: a standard deviation for each point, drawn as a band; None: no band.
+    """
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
-    colour: int = 0  # place in COLOURS
+    colour: int = 0
     style: str = "-"
     spread: Sequence[float] | None = None
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One plot of lines. `y_range`: fixed ends of the y axis."""
+    """A plot of lines. `y_range` fixes the ends of the y axis; with None matplotlib chooses them."""
 
     title: str
     x_label: str
@@ -48,7 +56,7 @@ class Panel:
 
 
 def draw_lines(panels: Sequence[Panel], caption: str) -> Figure:
-    """Panels of lines side by side, one legend, and the caption below."""
+    """Draw panels of lines side by side, with one legend, and the caption below."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(0.5 + 4.0 * len(panels), 3.6), layout="constrained")
         axes = figure.subplots(1, len(panels), squeeze=False)[0]
@@ -75,7 +83,7 @@ def draw_lines(panels: Sequence[Panel], caption: str) -> Figure:
 
 @dataclass(frozen=True)
 class Heat:
-    """One square of colours. `values` (rows, columns)."""
+    """One heat map of `values` (rows, columns)."""
 
     title: str
     values: Any
@@ -84,11 +92,13 @@ class Heat:
 def draw_heat(
     rows: Sequence[Sequence[Heat]], limits: tuple[float, float], caption: str, labels: tuple[str, str]
 ) -> Figure:
-    """Rows of heat maps on one scale of colours. Diverging where the limits are -x and x.
+    """Draw rows of heat maps with one scale of colours.
 
     Args:
-        limits: the values at the two ends of the colours.
-        labels: of the x and y axes.
+        rows: the heat maps of each row, from left to right.
+        limits: values at the two ends of the colours; if they are -x and x, colours diverge from 0.
+        caption: the line below the figure.
+        labels: names of the x and y axes.
     """
     colours = "RdBu_r" if limits[0] == -limits[1] else "viridis"
     width = max(len(row) for row in rows)
@@ -114,12 +124,13 @@ def draw_heat(
 def draw_overlays(
     rows: Sequence[tuple[str, Any, Sequence[Any]]], blocks: Sequence[int], caption: str
 ) -> Figure:
-    """Images, and beside each the same image under the attention of several blocks.
+    """Draw images, and beside each the same image overlaid with the attention of several blocks.
 
     Args:
-        rows: label, image (height, width, 3) in 0..1, and for each block its weights (rows, columns) of
-            patches, which are laid over the image.
-        blocks: the blocks that the columns stand for.
+        rows: for each image a label, the image (height, width, 3) in 0..1, and for each block the weights
+            (rows, columns) of the patches.
+        blocks: numbers of the blocks, one for each column.
+        caption: the line below the figure.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(1.3 * (len(blocks) + 1), 1.4 * len(rows) + 0.5), layout="constrained")
@@ -142,7 +153,7 @@ def draw_overlays(
 def draw_bars(
     names: Sequence[str], series: Mapping[str, Sequence[float]], y_label: str, caption: str
 ) -> Figure:
-    """Groups of bars: one group a name, one bar a series."""
+    """Draw a group of bars for each name, with one bar for each series."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.0, 3.2), layout="constrained")
         axis = figure.subplots()
@@ -159,7 +170,7 @@ def draw_bars(
 
 
 def save(figure: Figure, folder: Path, name: str) -> Path:
-    """Write folder/NAME.svg, or NAME.png where photographs are part of the figure. Returns the file."""
+    """Write the figure to folder/NAME.svg, or to NAME.png if it shows photographs. Returns the file."""
     shown: list[Any] = [image.get_array() for axis in figure.axes for image in axis.images]
     kind = "png" if any(pixels.ndim == 3 for pixels in shown) else "svg"
     options: dict[str, Any] = {"metadata": {"Date": None}} if kind == "svg" else {"dpi": 150}

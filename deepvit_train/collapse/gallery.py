@@ -1,4 +1,4 @@
-"""The figures of an analysis: each shows a model beside itself untrained."""
+"""Draw the figures of an analysis. Each shows a model beside the same model untrained."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ from deepvit_train.config.collapse import CollapseConfig, Maps, Metric
 from deepvit_train.models.record import record_maps
 
 STYLES = {"trained": "-", "untrained": "--"}
-COLUMNS = 8  # blocks shown where there is no room for all
+COLUMNS = 8  # heat maps or overlays in a row; of a deeper model only so many blocks are shown
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """What one model attends to in a few images: pre-mix maps, averaged over heads.
+    """What one model attends to in a few images, from its pre-mix maps, averaged over heads.
+
+    Shapes: L layers, B images, N tokens.
 
     Args:
-        attention: (L, B, rows, columns): weights of the class token over patches; of the mean query
-            where there is none.
-        maps: (L, N, N), of the first image.
+        attention: (L, B, rows, columns), the weights of the class token over patches; without a class token,
+            the mean over all queries.
+        maps: (L, N, N), the maps of the first image.
     """
 
     attention: Tensor
@@ -35,7 +37,7 @@ class Pictures:
 
 
 def take_pictures(model: nn.Module, images: Tensor) -> Pictures:
-    """Look at images (B, C, height, width) with a model."""
+    """Run a model on images (B, C, height, width), and keep what it attends to."""
     attention, maps = [], []
     for record in record_maps(model, images):
         mean = record.before.mean(dim=1)
@@ -50,11 +52,13 @@ def take_pictures(model: nn.Module, images: Tensor) -> Pictures:
 def draw_all(
     model: dict[str, Any], config: CollapseConfig, images: Tensor, pictures: dict[str, Pictures]
 ) -> dict[str, Figure]:
-    """Every figure of one of analysis.json's models, by name.
+    """Draw every figure of one model. Returns them by name.
 
     Args:
-        images: (B, 3, height, width) in 0..1, those that the pictures were taken of.
-        pictures: by 'trained' and 'untrained'.
+        model: an entry of `models` in analysis.json.
+        config: how collapse is measured.
+        images: (B, 3, height, width) in 0..1, the images of the pictures.
+        pictures: what the model attends to, under 'trained' and 'untrained'.
     """
     found = _curves(model, config) | {
         "matrix": _matrix(model, config),
@@ -114,12 +118,16 @@ def _curves(model: dict[str, Any], config: CollapseConfig) -> dict[str, Figure]:
 
 
 def mixes(model: dict[str, Any]) -> bool:
-    """Whether any block of one of analysis.json's models mixes its heads."""
+    """Return whether any block of a model in analysis.json mixes its heads."""
     return any(theta is not None for theta in model["theta"]["trained"])
 
 
 def by_block(measured: dict[str, Any], name: str) -> dict[int, float]:
-    """A measure of a model's blocks as one number a block; similarities are those to the block before."""
+    """Return a measure as one number for each block.
+
+    Similarities of maps are to the block before, those of features to the last block. Values of several
+    heads are averaged.
+    """
     values = measured["averages"][name]
     if name.startswith("similarity/"):
         return {block: values[block][block - 1] for block in range(1, len(values))}
@@ -203,7 +211,7 @@ def _theta(thetas: dict[str, list[Any]]) -> Figure:
 
 
 def _spread(depth: int) -> list[int]:
-    """At most COLUMNS blocks, evenly from the first to the last."""
+    """Return at most COLUMNS blocks, spread evenly from the first to the last."""
     if depth <= COLUMNS:
         return list(range(depth))
     return [round(place * (depth - 1) / (COLUMNS - 1)) for place in range(COLUMNS)]

@@ -1,6 +1,6 @@
-"""Measures of attention collapse: pure functions on attention maps and features.
+"""Measure attention collapse by pure functions of attention maps and features.
 
-Definitions and traps: docs/decisions/0008-measuring-collapse.md.
+docs/decisions/0008-measuring-collapse.md explains the definitions and their traps.
 
 Shapes: L layers, B images, H heads, N tokens, D dim. A map is (N queries, N keys).
 """
@@ -21,14 +21,15 @@ RANK_TOLERANCE = 1e-3
 
 
 def unit_vectors(maps: Tensor, axis: Axis, metric: Metric) -> Tensor:
-    """The vectors that similarities compare, at length 1, in the last dimension. (B, H, N, N), float32.
+    """Return the vectors that similarities compare, scaled to length 1. (B, H, N, N), float32.
 
-    u[b, h, t] = A[b, h, :, t] / |A[b, h, :, t]| for columns, and the same of A[b, h, t, :] for rows. Centred,
-    the mean of each row goes first: 1/N for softmax maps, about 0 for maps after a BatchNorm. A vector that
-    vanishes stays 0, so that its cosines are 0: a uniform map has no centred direction.
+    u[b, h, t] = A[b, h, :, t] / |A[b, h, :, t]| for columns; for rows it is the same of A[b, h, t, :]. The
+    centred metric subtracts the mean of each row first: 1/N for softmax maps, about 0 for maps after a
+    BatchNorm. A vector that vanishes stays 0, and so its cosines are 0: a uniform map has no centred
+    direction.
     """
     maps = maps.float()
-    # What rounding leaves of a vector that vanishes: a few units in the last place of a typical entry.
+    # Rounding leaves a few units in the last place of a typical entry where a vector vanishes.
     floor = 8 * torch.finfo(torch.float32).eps * reduce(maps.abs(), "... n m -> ... 1 1", "mean")
     if metric == Metric.centred:
         maps = maps - maps.mean(dim=-1, keepdim=True)
@@ -39,25 +40,31 @@ def unit_vectors(maps: Tensor, axis: Axis, metric: Metric) -> Tensor:
 
 
 def map_similarity(first: Tensor, second: Tensor, axis: Axis, metric: Metric) -> Tensor:
-    """Cosines between the maps of two blocks, head by head: M[h, t] of Eq. 2 for each image. -> (B, H, N).
+    """Return the cosines between the maps of two blocks, head by head: M[h, t] of Eq. 2. -> (B, H, N).
 
     Args:
         first, second: (B, H, N, N), maps of two blocks for the same images.
+        axis: what is compared: columns or rows.
+        metric: whether the uniform part counts.
 
-    Source: arXiv 2103.11886, Eq. 2, where the vector is a column: a key's weights over all queries.
+    Source: arXiv 2103.11886, Eq. 2, where the vector is a column: the weights of one key over all queries.
     """
     return (unit_vectors(first, axis, metric) * unit_vectors(second, axis, metric)).sum(dim=-1)
 
 
 def similarity_matrix(maps: Sequence[Tensor], axis: Axis, metric: Metric) -> Tensor:
-    """Map similarity of every pair of blocks, averaged over heads, vectors and images. -> (L, L), float64.
+    """Return the map similarity of every pair of blocks, averaged over heads, vectors and images.
 
     Args:
-        maps: L times (B, H, N, N).
+        maps: the maps (B, H, N, N) of each of L blocks.
+        axis, metric: as in `map_similarity`.
+
+    Returns:
+        (L, L), float64.
     """
     images, heads, tokens, _ = maps[0].shape
     total = torch.zeros(len(maps), len(maps), dtype=torch.float64)
-    # Image by image: all layers' maps of a batch, normalised, would not fit beside the batch's own.
+    # One image at a time: memory might not hold a second copy of all maps of the batch.
     for image in range(images):
         units = torch.stack([unit_vectors(layer[image], axis, metric).flatten() for layer in maps])
         total += (units @ units.T).double().cpu()
@@ -65,13 +72,13 @@ def similarity_matrix(maps: Sequence[Tensor], axis: Axis, metric: Metric) -> Ten
 
 
 def similar_blocks(similarity: Tensor, threshold: float, k: int) -> Tensor:
-    """Which blocks repeat those before them: (L, L) -> (L,), bool. Their ratio is its mean.
+    """Find the blocks that are similar to those before them. (L, L) -> (L,), bool.
 
-    Block p counts when its mean similarity to the k blocks before it (to all p of them where p < k) exceeds
-    the threshold. The first block never counts.
+    Block p is similar if its mean similarity to the k blocks before it (to all p of them if p < k) exceeds
+    the threshold. The first block never is. The mean of the result is the ratio of similar blocks.
 
-    Source: the paper's "similar blocks" (figures 1 and 3); it states neither the threshold for each figure
-    nor k, so both are always given and printed.
+    Source: "similar blocks" of arXiv 2103.11886, figures 1 and 3. The paper states neither k nor the
+    threshold of each figure, so both are printed beside every number.
     """
     found = torch.zeros(len(similarity), dtype=torch.bool)
     for block in range(1, len(similarity)):
@@ -80,7 +87,16 @@ def similar_blocks(similarity: Tensor, threshold: float, k: int) -> Tensor:
 
 
 def similar_vectors(maps: Sequence[Tensor], axis: Axis, metric: Metric, threshold: float) -> Tensor:
-    """The share of vectors whose cosine to their like one block before exceeds the threshold. -> (L - 1,)."""
+    """Return the share of vectors whose cosine to the same vector one block before exceeds the threshold.
+
+    Args:
+        maps: the maps (B, H, N, N) of each of L blocks.
+        axis, metric: as in `map_similarity`.
+        threshold: a cosine.
+
+    Returns:
+        (L - 1,), float64: the shares of blocks 1 to L - 1.
+    """
     shares = [
         (map_similarity(before, block, axis, metric) > threshold).double().mean()
         for before, block in pairwise(maps)
@@ -89,9 +105,11 @@ def similar_vectors(maps: Sequence[Tensor], axis: Axis, metric: Metric, threshol
 
 
 def head_similarity(maps: Tensor, axis: Axis, metric: Metric) -> Tensor:
-    """Similarity of one block's heads, averaged over vectors and images. (B, H, N, N) -> (H, H), float64.
+    """Return the similarity of one block's heads, averaged over vectors and images.
 
-    Source: arXiv 2103.11886, section 4.1, which finds it below 0.3 and rests re-attention on that.
+    (B, H, N, N) -> (H, H), float64.
+
+    Source: arXiv 2103.11886, section 4.1, which finds it below 0.3 and builds re-attention on that.
     """
     images, _, tokens, _ = maps.shape
     units = rearrange(unit_vectors(maps, axis, metric), "b h t n -> h (b t n)")
@@ -99,10 +117,12 @@ def head_similarity(maps: Tensor, axis: Axis, metric: Metric) -> Tensor:
 
 
 def feature_similarity(features: Sequence[Tensor]) -> Tensor:
-    """Cosine of each token's features between every pair of blocks, averaged. L times (B, N, D) -> (L, L).
+    """Return the cosine of a token's features between every pair of blocks, averaged over tokens and images.
 
-    The last column is the cosine to the last block's features, the diagonal beside the main one that of
-    neighbours (arXiv 2103.11886, figures 4 and 7).
+    L times (B, N, D) -> (L, L), float64. The last column compares with the last block, and the diagonal
+    beside the main one compares neighbours.
+
+    Source: arXiv 2103.11886, figures 4 and 7.
     """
     images, tokens, _ = features[0].shape
     total = torch.zeros(len(features), len(features), dtype=torch.float64)
@@ -113,9 +133,9 @@ def feature_similarity(features: Sequence[Tensor]) -> Tensor:
 
 
 def token_similarity(features: Tensor) -> float:
-    """Mean cosine between two different tokens of one image: 1 when all are alike. (B, N, D) -> scalar.
+    """Return the mean cosine between two different tokens of one image: 1 if all are alike. Takes (B, N, D).
 
-    (|sum_i u[i]|^2 - sum_i |u[i]|^2) / (N (N - 1)) for unit features u.
+    It is (|sum_i u[i]|^2 - sum_i |u[i]|^2) / (N (N - 1)) for features u of length 1.
     """
     units = _unit(features.double())
     tokens = features.shape[1]
@@ -124,27 +144,28 @@ def token_similarity(features: Tensor) -> float:
 
 
 def off_diagonal_mean(matrix: Tensor) -> float:
-    """The mean of a square matrix without its diagonal; 1.0 where there is nothing else, as with one head."""
+    """Return the mean of a square matrix without its diagonal. It is 1.0 for a single head or block."""
     size = len(matrix)
     return float((matrix.sum() - matrix.trace()) / (size * (size - 1))) if size > 1 else 1.0
 
 
 def entropy(maps: Tensor) -> Tensor:
-    """Entropy of a query's weights in nats, averaged over queries and images: 0 .. log N. -> (H,).
+    """Return the entropy of a query's weights in nats, averaged over queries and images. -> (H,).
 
-    -sum_j A[i, j] log A[i, j]. For softmax maps (B, H, N, N) only: other rows are no distributions.
+    It is -sum_j A[i, j] log A[i, j], from 0 to log N. The maps (B, H, N, N) must be softmax maps: rows of
+    other maps are no distributions.
     """
     return reduce(torch.special.entr(maps.double()).sum(dim=-1), "b h n -> h", "mean").cpu()
 
 
 def attention_distance(maps: Tensor, grid: tuple[int, int]) -> Tensor:
-    """How far from itself a patch looks, in patches, averaged over patches and images. -> (H,).
+    """Return how far a patch looks, in patches, averaged over patches and images. -> (H,).
 
-    sum_j A[i, j] |place(i) - place(j)|, over patches alone, their weights scaled to sum to 1.
+    It is sum_j A[i, j] |place(i) - place(j)| over patches, with weights scaled to sum to 1 over patches.
 
     Args:
         maps: (B, H, N, N), softmax maps.
-        grid: rows and columns of patches; they are the last tokens, those before them are left out.
+        grid: rows and columns of patches. The last rows * columns tokens are patches; others do not count.
 
     Source: arXiv 2010.11929, figure 7 (mean attention distance).
     """
@@ -158,7 +179,10 @@ def attention_distance(maps: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def rank(maps: Tensor, tolerance: float = RANK_TOLERANCE) -> Tensor:
-    """Numerical rank, averaged over images: singular values above tolerance * the largest. -> (H,)."""
+    """Return the numerical rank of maps (B, H, N, N), averaged over images. -> (H,).
+
+    It is the number of singular values above tolerance * the largest.
+    """
     values = torch.linalg.svdvals(maps.double())
     counted = (values > tolerance * values[..., :1]).double().sum(dim=-1)
     return reduce(counted, "b h -> h", "mean").cpu()

@@ -1,4 +1,4 @@
-"""Every measure of one model, averaged over images, as plain data for JSON, figures and TensorBoard.
+"""Take every measure of one model, averaged over images, as data for JSON, figures and TensorBoard.
 
 Shapes: L layers, H heads.
 """
@@ -17,15 +17,15 @@ from deepvit_train.config.collapse import Axis, CollapseConfig, Maps, Metric
 from deepvit_train.models.attention import ReAttention
 from deepvit_train.models.record import BlockRecord, record_maps
 
-# Averages by name: 'similarity/pre_mix/raw/column' (L, L), 'heads/pre_mix/raw/column' (L,), 'features'
-# (L, L), 'tokens' (L,), 'entropy', 'distance' and 'rank' of pre-mix maps (L, H).
+# Averages by name. Names and shapes are 'similarity/pre_mix/raw/column' (L, L), 'heads/pre_mix/raw/column'
+# (L,), 'features' (L, L), 'tokens' (L,), and for pre-mix maps 'entropy', 'distance' and 'rank' (L, H).
 Measurement = dict[str, Tensor]
 
 
 def measure_model(model: nn.Module, batches: Iterable[Tensor]) -> Measurement:
-    """All measures, averaged over the images (B, C, height, width) of all batches.
+    """Take all measures, averaged over the images (B, C, height, width) of all batches.
 
-    The maps of one batch are held at a time: L x B x H x N x N numbers, twice where blocks mix.
+    Memory holds the maps of one batch: L x B x H x N x N numbers, and twice as many if blocks mix heads.
     """
     totals: Measurement = {}
     images = 0
@@ -37,7 +37,7 @@ def measure_model(model: nn.Module, batches: Iterable[Tensor]) -> Measurement:
 
 
 def grid_of(model: nn.Module, record: BlockRecord) -> tuple[int, int]:
-    """Rows and columns of the patches in a record; square where the model does not say."""
+    """Return the rows and columns of patches in a record. They are a square if the model does not tell."""
     patches = record.before.shape[-1] - record.prefix
     said = getattr(getattr(model, "patch_embed", None), "grid_size", None)
     if said is not None and said[0] * said[1] == patches:
@@ -46,18 +46,18 @@ def grid_of(model: nn.Module, record: BlockRecord) -> tuple[int, int]:
 
 
 def similarity_name(maps: Maps, metric: Metric, axis: Axis) -> str:
-    """The name of a similarity matrix in a Measurement."""
+    """Return the name of a similarity matrix in a Measurement."""
     return f"similarity/{maps}/{metric}/{axis}"
 
 
 def similar(measurement: Measurement, config: CollapseConfig) -> Tensor:
-    """Which blocks are similar to those before them, as configured. (L,), bool."""
+    """Find the blocks that are similar to those before them, as configured. -> (L,), bool."""
     matrix = measurement[similarity_name(config.maps, config.metric, config.axis)]
     return measure.similar_blocks(matrix, config.threshold, config.k)
 
 
 def as_data(measurement: Measurement, config: CollapseConfig) -> dict[str, Any]:
-    """A measurement for JSON: averages as nested lists, and the similar blocks under every definition."""
+    """Turn a measurement into data for JSON: nested lists, and the similar blocks under every definition."""
     counts: dict[str, Any] = {}
     for name, value in measurement.items():
         kind, _, definition = name.partition("/")
@@ -75,7 +75,7 @@ def as_data(measurement: Measurement, config: CollapseConfig) -> dict[str, Any]:
 
 
 def measures(records: Sequence[BlockRecord], model: nn.Module) -> Measurement:
-    """All measures of one batch's records, one for each block of the model."""
+    """Take all measures of one batch. `records` holds one record for each block of the model."""
     grid = grid_of(model, records[0])
     found: Measurement = {}
     for maps in Maps:
@@ -99,7 +99,7 @@ def _column(values: Iterable[float]) -> Tensor:
 
 
 def theta_of(model: nn.Module) -> list[list[list[float]] | None]:
-    """The mixing matrix (H, H) of each block, rows input heads; None for a block that does not mix."""
+    """Return Theta (H, H) of each block, whose rows are input heads; None for a block that does not mix."""
     blocks: Any = model.blocks
     mixing = [block.attn if isinstance(block.attn, ReAttention) else None for block in blocks]
     return [None if attn is None else attn.mixer.theta.tolist() for attn in mixing]

@@ -1,4 +1,4 @@
-"""Looks at a model while it trains: the same images every time, nothing drawn, nothing changed."""
+"""Measure collapse while a model trains, on the same images every time and without changing the run."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from deepvit_train.collapse import measure
 from deepvit_train.config.collapse import CollapseConfig, Maps, Metric
 from deepvit_train.models.record import BlockRecord, record_maps
 
-CHUNK = 8  # images whose maps are held at a time
-CELL = 8  # pixels a block takes in the picture of the matrix
+CHUNK = 8  # images whose maps are in memory at a time
+CELL = 8  # side of one matrix entry in the picture, pixels
 
 
 @dataclass(frozen=True)
 class Look:
-    """What a probe saw: scalars by TensorBoard name, and a picture of the similarity matrix (1, 3, S, S)."""
+    """What a probe measured: scalars by TensorBoard name, and the similarity matrix as an image."""
 
     scalars: dict[str, float]
-    picture: Tensor
+    picture: Tensor  # (1, 3, S, S) in 0..1
 
     @property
     def similar_ratio(self) -> float:
-        """The share of blocks that are similar to those before them."""
+        """Return the share of blocks that are similar to those before them."""
         return self.scalars["collapse/similar_ratio"]
 
 
@@ -43,7 +43,7 @@ class Probe:
         self.seconds = 0.0
 
     def look(self, model: nn.Module) -> Look:
-        """Measure the model as it is; its mode, buffers and the random generators stay as they are."""
+        """Measure the model. Its mode, its buffers and the random generators stay as they are."""
         began = time.perf_counter()
         totals: dict[str, Tensor] = {}
         for images in self.images.split(CHUNK):
@@ -62,7 +62,7 @@ class Probe:
         for maps in Maps:
             layers = [record.before if maps == Maps.pre_mix else record.after for record in records]
             if maps == Maps.post_norm and not any(record.mixes for record in records):
-                continue  # the same maps again
+                continue  # without mixing they are the pre-mix maps
             for each in Metric:
                 found[f"{maps}/{each}"] = measure.similarity_matrix(layers, axis, each)
             heads = [measure.off_diagonal_mean(measure.head_similarity(m, axis, metric)) for m in layers]
@@ -90,11 +90,11 @@ class Probe:
 
 @contextmanager
 def _batch_statistics(model: nn.Module) -> Iterator[None]:
-    """Inside, BatchNorm over maps uses its batch's statistics and keeps none, as in training.
+    """Let BatchNorms over maps use the statistics of their batch, as in training, and keep none.
 
     Running statistics lag behind the weights while the learning rate is high.
     """
-    # What is frozen trains and evaluates by the statistics it came with.
+    # A frozen block trains and evaluates with the statistics that it came with.
     frozen = {module for part in getattr(model, "frozen", ()) for module in part.modules()}
     found = (getattr(module, "norm", None) for module in model.modules() if module not in frozen)
     norms: list[Any] = [norm for norm in found if isinstance(norm, nn.BatchNorm2d)]
@@ -109,7 +109,7 @@ def _batch_statistics(model: nn.Module) -> Iterator[None]:
 
 
 def _picture(matrix: Tensor) -> Tensor:
-    """A similarity matrix (L, L) as colours: blue -1, white 0, red 1. -> (1, 3, S, S) in 0..1."""
+    """Colour a similarity matrix (L, L): blue is -1, white 0, red 1. -> (1, 3, S, S) in 0..1."""
     values = repeat(matrix.float().clamp(-1, 1), "p q -> (p a) (q b)", a=CELL, b=CELL)
     red, blue = 1 - (-values).clamp(min=0), 1 - values.clamp(min=0)
     return rearrange(torch.stack([red, torch.minimum(red, blue), blue]), "c p q -> 1 c p q")

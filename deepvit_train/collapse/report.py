@@ -1,4 +1,4 @@
-"""The report of an analysis: one HTML file that needs nothing else."""
+"""Write the report of an analysis: one HTML file that needs no other file."""
 
 from __future__ import annotations
 
@@ -12,44 +12,54 @@ from markupsafe import Markup  # jinja2's own type of text that is HTML already
 from deepvit_train.collapse.gallery import by_block, mixes
 from deepvit_train.config.collapse import CollapseConfig, Maps, Metric
 
-# The sections in reading order: figure, heading, what to see in it.
+# The sections in reading order: name of the figure, heading, and what the figure shows.
 SECTIONS = [
     (
         "similarity",
         "Do maps repeat from block to block?",
-        "Softmax maps all share the uniform part 1/N, so small logits alone make them look alike: compare "
+        "All softmax maps share the uniform part 1/N, so small logits alone make them look alike. Compare "
         "with the untrained model, and with the centred cosine, which leaves that part out.",
     ),
-    ("matrix", "Which blocks are alike?", "Every block against every other."),
+    ("matrix", "Which blocks are alike?", "Each cell compares two blocks."),
     (
         "similar_blocks",
         "How many blocks are similar?",
-        "The same count under each definition; post-norm maps are those that read the values.",
+        "The bars show the ratio under each definition. Post-norm maps are those that multiply the values.",
     ),
     (
         "head_similarity",
         "Do the heads of a block differ?",
-        "Re-attention rests on heads that differ: it builds new maps by mixing them.",
+        "Re-attention builds new maps by mixing heads, so it needs heads that differ.",
     ),
     (
         "features",
         "Do features stop changing?",
-        "Cosine to the last block's features near 1 from some block on: later blocks change little. Cosine "
-        "between tokens near 1: the tokens of an image have become alike (over-smoothing).",
+        "Where the cosine to the last block's features nears 1, later blocks change little. Where the cosine "
+        "between tokens nears 1, the tokens of an image have become alike (over-smoothing).",
     ),
     (
         "maps",
         "How wide is the attention?",
-        "Entropy is log N for a uniform map; distance is how far a patch looks, in patches.",
+        "Entropy is log N for a uniform map. Distance says how far a patch looks, in patches.",
     ),
-    ("class_attention", "What does the class token look at?", "The weights over the patches of real images."),
+    (
+        "class_attention",
+        "What does the class token look at?",
+        "Bright patches have a large weight in the class token's attention.",
+    ),
     ("attention_maps", "What do the maps look like?", "Rows are queries, columns are keys."),
-    ("theta", "How are heads mixed?", "Theta of each block that mixes."),
+    ("theta", "How are heads mixed?", "Each matrix is the Theta of a block that mixes its heads."),
 ]
 
 
 def write_html(analysis: dict[str, Any], drawn: list[dict[str, Path]], config: CollapseConfig) -> str:
-    """The report of analysis.json's content. `drawn`: the figures' files of each of its models, by name."""
+    """Return the report as HTML.
+
+    Args:
+        analysis: the content of analysis.json.
+        drawn: for each of its models the files of the figures, by name.
+        config: how collapse was measured.
+    """
     environment = Environment(
         loader=PackageLoader("deepvit_train.collapse", "."), autoescape=True, undefined=StrictUndefined
     )
@@ -73,7 +83,7 @@ def write_html(analysis: dict[str, Any], drawn: list[dict[str, Path]], config: C
 
 
 def find(model: dict[str, Any], config: CollapseConfig) -> list[str]:
-    """What an analysis says about one model, in sentences: what, from which block on, compared with what."""
+    """Say in sentences what an analysis found about one model, compared with the same model untrained."""
     depth = len(model["trained"]["averages"]["features"])
     name = f"{config.maps}/{config.metric}/{config.axis}"
     trained, untrained = (model[state]["similar_blocks"][name] for state in ("trained", "untrained"))
@@ -93,24 +103,26 @@ def find(model: dict[str, Any], config: CollapseConfig) -> list[str]:
                 )
     if untrained["count"] >= trained["count"] and untrained["count"]:
         lines.append(
-            "The untrained model counts as many similar blocks or more, so this count does not show collapse "
+            "The untrained model has as many similar blocks or more, so this number does not show collapse "
             "caused by training; see the centred cosine."
         )
     lines.append(_features(model))
     if model["accuracy"]:
         calibrated, running = (model["accuracy"][key]["top1"] for key in ("calibrated", "running"))
-        lines.append(f"Top-1 {calibrated:.4f} with calibrated and {running:.4f} with running statistics.")
+        lines.append(f"Top-1 is {calibrated:.4f} with calibrated and {running:.4f} with running statistics.")
     return [line for line in lines if line]
 
 
 def _from_which(blocks: list[int], depth: int) -> str:
-    """From which block on all are similar."""
+    """Say from which block on all are similar, or else which blocks are."""
     start = depth
     while start - 1 in blocks:
         start -= 1
     if start < depth:
         return f"From block {start} on, every block is similar to those before it (blocks count from 0)."
-    return f"Similar are blocks {', '.join(map(str, blocks))} (from 0)." if blocks else "No block is similar."
+    if not blocks:
+        return "No block is similar."
+    return f"These blocks are similar, counted from 0: {', '.join(map(str, blocks))}."
 
 
 def _features(model: dict[str, Any]) -> str:
@@ -124,7 +136,7 @@ def _features(model: dict[str, Any]) -> str:
 
 
 def _inline(file: Path, description: str) -> Markup:
-    """A figure's file as part of the page."""
+    """Return the content of a figure's file as part of the page."""
     if file.suffix == ".png":
         encoded = base64.b64encode(file.read_bytes()).decode()
         return Markup('<img alt="{}" src="data:image/png;base64,{}">').format(description, encoded)

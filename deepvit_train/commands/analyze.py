@@ -39,7 +39,11 @@ PICTURES = 4  # images whose attention is shown
 def run(config: AnalyzeConfig) -> dict[str, Any]:
     """Measure one model, or two side by side. Writes analysis.json, and on request figures and report.html.
 
-    Raises UserError's subclasses. The analysis is returned as well.
+    Returns the content of analysis.json.
+
+    Raises:
+        ConfigError, CheckpointError, DataError: the model or its images can't be used.
+        OutputError: the results can't be written.
     """
     world = World(rank=0, size=1, device=choose_device(config.device.value))
     if config.threads:
@@ -122,7 +126,7 @@ def images_of(config: AnalyzeConfig, loaders: Loaders) -> list[Batch]:
 def _analyse(
     subject: Subject, batches: list[Batch], config: AnalyzeConfig, loaders: Loaders
 ) -> dict[str, Any]:
-    """Measure a model: one entry of `models` in analysis.json."""
+    """Measure a model. Returns its entry of `models` in analysis.json."""
     world = loaders.world
     found: dict[str, Any] = {"label": subject.label, **subject.description, "theta": {}}
     for state, model in subject.states(world.device).items():
@@ -146,7 +150,7 @@ def _figures(
 
 
 def _save_figures(drawn: list[dict[str, Figure]], folder: Path) -> list[dict[str, Path]]:
-    """Write the figures. Those of the second model are called compare_NAME."""
+    """Write the figures. The names of the second model's begin with compare_."""
     try:
         folder.mkdir(exist_ok=True)
         return [
@@ -160,9 +164,9 @@ def _save_figures(drawn: list[dict[str, Figure]], folder: Path) -> list[dict[str
 def _statistics_of_images(
     model: nn.Module, batches: list[Batch], world: World
 ) -> AbstractContextManager[None]:
-    """Let re-attention's BatchNorms use the statistics of these very images, as they do in training.
+    """Let re-attention's BatchNorms use the statistics of these images, as in training.
 
-    Running statistics mislead in trained models and mean nothing in untrained ones.
+    Running statistics can lag behind the weights of a trained model, and an untrained model has none.
     """
     if not isinstance(model, DeepViT) or not reattention_norms(model):
         return nullcontext()
@@ -185,7 +189,7 @@ def _accuracy(subject: Subject, config: AnalyzeConfig, loaders: Loaders) -> dict
     found = {}
     for name, values in statistics.items():
         if name == "running" and not reattention_norms(model):
-            found[name] = found["calibrated"]  # nothing to calibrate: the same evaluation
+            found[name] = found["calibrated"]  # without such norms both evaluations are the same
             continue
         batches = loaders.evaluation(index, batch_size)
         with using(model, values):

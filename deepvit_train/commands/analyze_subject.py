@@ -1,4 +1,4 @@
-"""What deepvit-analyze looks at: a model, the same model untrained, and how images reach them."""
+"""Load what deepvit-analyze compares: a model, and the same model untrained."""
 
 from __future__ import annotations
 
@@ -25,18 +25,28 @@ TIMM = "timm:"
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to be analysed. `fresh` builds it untrained, from the seed that its run used."""
+    """A model to be analysed.
+
+    Args:
+        label: the model in a few words, for the report.
+        description: what analysis.json says about the model.
+        model: the model as it was trained.
+        fresh: builds the same model untrained, from the seed that its run used.
+        preprocessing: what the model expects of its images.
+        home: folder of the run, or a folder to make beside the weights file; None without a file.
+        loaded: what else a checkpoint says; None for a model of timm.
+    """
 
     label: str
     description: dict[str, Any]
     model: nn.Module
     fresh: Callable[[], nn.Module]
     preprocessing: Preprocessing
-    home: Path | None  # the run's folder, or a folder to make beside the weights file
-    loaded: LoadedModel | None  # None for one of timm's models
+    home: Path | None
+    loaded: LoadedModel | None
 
     def states(self, device: torch.device) -> dict[str, nn.Module]:
-        """Return the model as it was trained, and as it was before, on the device."""
+        """Return the trained and the untrained model, on the device."""
         return {"trained": self.model.to(device), "untrained": self.fresh().to(device)}
 
 
@@ -66,7 +76,7 @@ def from_checkpoint(path: str, weights: str, preset: str | None, said: dict[str,
 
 
 def from_timm(name: str, file: str | None) -> Subject:
-    """Build one of timm's models, 'timm:NAME', with a local weights file or untrained.
+    """Build a model of timm, 'timm:NAME'. Without a local weights file it is untrained.
 
     Raises ConfigError for an unknown name, CheckpointError for a file that does not fit.
     """
@@ -101,7 +111,7 @@ def from_timm(name: str, file: str | None) -> Subject:
 
 
 def _preprocessing(model: nn.Module) -> Preprocessing:
-    """Return what timm says of a model's images. Raises ConfigError if they are not square."""
+    """Return what timm says about a model's images. Raises ConfigError if they are not square."""
     expected = resolve_model_data_config(model)
     _, height, width = expected["input_size"]
     if height != width:
@@ -116,7 +126,10 @@ def _preprocessing(model: nn.Module) -> Preprocessing:
 
 
 def data_of(subject: Subject, given: DataConfig) -> DataConfig:
-    """Return the data that was given, or else the subject's own. Raises ConfigError if there is neither."""
+    """Return the data that was given, or else the data of the subject's run.
+
+    Raises ConfigError if there is neither.
+    """
     if subject.loaded is not None:
         return subject.loaded.data_for(given)
     if given.name is None:

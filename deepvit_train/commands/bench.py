@@ -1,7 +1,7 @@
-"""`deepvit-bench`: what models of one shape cost, side by side in one run.
+"""`deepvit-bench` measures what models of one shape cost, side by side in one run.
 
-The contenders take turns, so that a change of the machine's speed meets all of them, and every figure is a
-median. Shapes: B batch.
+The contenders take turns, so that a change of the machine's speed affects all of them. Every figure is a
+median.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Row:
-    """One contender at one value of what is varied. Times are medians; `ratio` to the first contender's."""
+    """The costs of one contender. Times are medians; a ratio is to the time of the first contender."""
 
     contender: str
-    value: int | None
+    value: int | None  # of the key that varies
     parameters: int
     train_ms: float
     train_ratio: float
@@ -54,7 +54,10 @@ class Row:
 
 
 def run(config: BenchConfig) -> dict[str, Any]:
-    """Measure every contender: a table, perhaps a JSON file and a figure, and a JSON object on stdout."""
+    """Measure every contender. Print a table and a JSON object; write a JSON file and a figure on request.
+
+    Raises ConfigError for a contender that can't be built, OutputError for a file that can't be written.
+    """
     device = choose_device(config.device.value)
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -133,7 +136,10 @@ def _memory(model: nn.Module, workload: cost.Workload) -> tuple[int, int]:
 def _take_turns(
     contenders: dict[str, Any], workload: cost.Workload, repeats: int
 ) -> dict[tuple[str, str], list[float]]:
-    """The seconds of each training step and inference, in rounds; the first round warms up."""
+    """Return the seconds of each training step and each inference, by contender and kind.
+
+    Every contender is measured once in each round. The first round warms up and is not counted.
+    """
     times: dict[tuple[str, str], list[float]] = {}
     device = workload.images.device
     gc.collect()
@@ -153,7 +159,10 @@ def _take_turns(
 
 
 def build_contender(name: str, config: BenchConfig, model: ModelConfig) -> nn.Module:
-    """A contender by its name in the configuration, with fresh weights. Raises ConfigError if it can't be."""
+    """Build a contender with fresh weights, by its name in the configuration.
+
+    Raises ConfigError if timm or vit-pytorch has no model of this shape, or is not installed.
+    """
     if name == "timm":
         return _timm(model, config.classes)
     if name == "vit_pytorch":
@@ -169,15 +178,14 @@ def build_contender(name: str, config: BenchConfig, model: ModelConfig) -> nn.Mo
 
 
 def _attend_by_formula(attention: ReAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    mixer, dropout = attention.mixer, attention.attn_dropout if attention.training else 0.0
-    mixing = (mixer.theta, mixer.theta_bias, attention.norm)
-    return plain_reattention(q, k, v, *mixing, scale=attention.output_scale, dropout=dropout)
+    dropout = attention.attn_dropout if attention.training else 0.0
+    return plain_reattention(q, k, v, attention.head_mixer, dropout=dropout)
 
 
 def _timm(model: ModelConfig, classes: int) -> nn.Module:
     if model.width_of_head * model.heads != model.dim:
         raise ConfigError(
-            f"model.head_dim={model.head_dim}: timm's ViT has heads of model.dim / model.heads; "
+            f"model.head_dim={model.head_dim}: the heads of timm's ViT are model.dim / model.heads wide; "
             "take timm out of contenders"
         )
     return VisionTransformer(

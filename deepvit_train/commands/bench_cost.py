@@ -1,7 +1,8 @@
-"""What one model costs: the time of a step, the memory it keeps for the backward pass, the most it takes.
+"""Measure what a model costs: seconds a step, memory kept for the backward pass, and peak memory.
 
-A step is a forward pass, a mean cross-entropy and a backward pass; the optimizer is not part of it.
-Shapes: B batch.
+A step is a forward pass, a mean cross-entropy and a backward pass. The optimizer is not part of it.
+
+Shapes: B batch, C colour channels.
 """
 
 from __future__ import annotations
@@ -27,31 +28,31 @@ from deepvit_train.precision import autocast
 
 @dataclass(frozen=True)
 class Workload:
-    """The images (B, C, height, width) and labels (B,) of a step, and the precision to run it in."""
+    """The images (B, C, height, width) and labels (B,) of a step, and its precision."""
 
     images: Tensor
     targets: Tensor
     precision: Precision
 
     def train(self, model: Callable[[Tensor], Tensor]) -> None:
-        """Forward and backward; gradients add up in the model."""
+        """Run a forward and a backward pass. The gradients are added to those of the model."""
         self.loss(model).backward()
 
     def loss(self, model: Callable[[Tensor], Tensor]) -> Tensor:
-        """The forward pass of a step."""
+        """Run the forward pass of a step, and return its loss."""
         with autocast(self.images.device, self.precision):
             logits = model(self.images)
         return F.cross_entropy(logits.float(), self.targets)
 
     @torch.inference_mode()
     def infer(self, model: Callable[[Tensor], Tensor]) -> None:
-        """A forward pass alone."""
+        """Run a forward pass without gradients."""
         with autocast(self.images.device, self.precision):
             model(self.images)
 
 
 def seconds(function: Callable[[], None], device: torch.device) -> float:
-    """How long a call takes, the device's work included."""
+    """Return the seconds that a call takes, the device's work included."""
     _wait(device)
     start = time.perf_counter()
     function()
@@ -60,10 +61,13 @@ def seconds(function: Callable[[], None], device: torch.device) -> float:
 
 
 def saved_bytes(model: nn.Module, workload: Workload) -> int:
-    """What the forward pass keeps for the backward pass: each piece of memory once, weights left out."""
+    """Return the bytes that the forward pass keeps for the backward pass, without the weights.
+
+    Memory that several tensors share counts once.
+    """
     weights = {each.untyped_storage().data_ptr() for each in model.parameters()}
     sizes: dict[int, int] = {}
-    kept: list[Tensor] = []  # so that no address is used twice
+    kept: list[Tensor] = []  # a tensor that is freed could give its address to another
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -78,15 +82,15 @@ def saved_bytes(model: nn.Module, workload: Workload) -> int:
 
 
 def peak_bytes(function: Callable[[], None], device: torch.device) -> int:
-    """The most memory that torch holds at once during a call, on top of what it held before."""
+    """Return the most bytes that torch holds at once during a call, on top of what it held before."""
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         function()
         return torch.cuda.max_memory_allocated(device) - before
     gc.collect()
-    free_kept_memory()  # counted as if this were the first call
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler reports a missing GPU on stderr
+    free_kept_memory()  # so that the call has to allocate it, and it counts
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler reports a missing GPU on stderr
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         function()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""The figure of a benchmark in which one key of the model varies."""
+"""Draw the figure of a benchmark in which one key of the model varies."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-# Of a row, and how the axis is called.
+# Fields of a row, and the names of their axes.
 PANELS = {
     "train_ms": "training step, ms",
     "infer_ms": "inference, ms",
@@ -17,7 +17,7 @@ PANELS = {
 
 
 def plot(report: dict[str, Any], file: Path) -> None:
-    """A panel for each of time to train, time to infer and saved memory, against the varied key."""
+    """Draw time to train, time to infer and saved memory over the values of the varied key."""
     config = report["config"]
     figure = Figure(figsize=(12.0, 4.0), layout="constrained")
     for axes, (key, label) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):

@@ -1,10 +1,11 @@
-"""`deepvit-study` trains and measures every cell of depth x attention x width x seed, and sums them up.
+"""`deepvit-study` trains and measures a model for every depth, attention, width and seed, and compares them.
 
-OUT/data/               the images every cell reads
+OUT/data/               the images that every cell reads
 OUT/runs/CELL/          a run of deepvit-train, with analysis/analysis.json of deepvit-analyze
-OUT/cells/CELL.json     what the table takes from it, or why it failed; CELL.log: what it printed
-OUT/settings.json       what all cells have in common
-OUT/study.json, table.md, figures/
+OUT/cells/CELL.json     what the table takes from the cell, or why it failed; CELL.log holds what it printed
+OUT/settings.json       the settings that all cells share
+OUT/study.json          how many cells are finished, and which failed
+OUT/table.md, figures/  the results
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from deepvit_train.run.folder import differences
 
 @dataclass(frozen=True)
 class Cell:
-    """One model of the study."""
+    """One model of the study, to be trained with one seed."""
 
     attn: str
     depth: int
@@ -47,14 +48,17 @@ class Cell:
 
 
 def run(config: StudyConfig) -> dict[str, Any]:
-    """Train and measure the cells that are not finished yet. A broken cell is noted, and the others go on.
+    """Train and measure the cells that are not finished yet. A cell that fails does not stop the others.
 
-    Raises UserError's subclasses; Interrupted when a stop signal ended a cell, which then goes on next time.
+    Raises:
+        ConfigError, DataError: the configuration or the images can't be used.
+        OutputError: the folder can't be written.
+        Interrupted: a stop signal ended a cell; the same command continues it.
     """
     out = Path(config.out).expanduser()
     cells = list(cells_of(config.study))
     for cell in cells:
-        commands_of(cell, config)  # shows a mistake in the configuration before hours of training
+        commands_of(cell, config)  # raises an error about the configuration before hours of training
     try:
         (out / "cells").mkdir(parents=True, exist_ok=True)
         _adopt(config, out / "settings.json")
@@ -74,7 +78,7 @@ def run(config: StudyConfig) -> dict[str, Any]:
 
 
 def _adopt(config: StudyConfig, file: Path) -> None:
-    """Store what all cells have in common. Raises ConfigError if the study there has other settings."""
+    """Store the settings that all cells share. Raises ConfigError if the study there has other settings."""
     common = ("train", "root", "train_images", "val_images", "collapse")
     settings = {key: value for key, value in plain(config).items() if key in common}
     if file.exists() and (changes := differences(json.loads(file.read_text()), settings)):
@@ -84,7 +88,7 @@ def _adopt(config: StudyConfig, file: Path) -> None:
 
 
 def cells_of(grid: GridConfig) -> Iterator[Cell]:
-    """Give every cell once: seed by seed, first all depths, then the series over widths."""
+    """Give every cell once. For each seed all depths come first, then the series over widths."""
     for seed in grid.seeds:
         square = [Cell(attn, depth, grid.dim, seed) for depth in grid.depths for attn in grid.attentions]
         series = [
@@ -94,7 +98,7 @@ def cells_of(grid: GridConfig) -> Iterator[Cell]:
 
 
 def commands_of(cell: Cell, config: StudyConfig) -> dict[str, list[str]]:
-    """Return the overrides of the cell's two commands. They are composed once, to see that they are valid."""
+    """Return the overrides of the cell's two commands. Raises ConfigError if they are not valid."""
     out = Path(config.out).expanduser()
     run_dir, threads = out / "runs" / cell.name, f"threads={config.threads or 'null'}"
     commands = {
@@ -129,9 +133,10 @@ def commands_of(cell: Cell, config: StudyConfig) -> dict[str, list[str]]:
 
 
 def _run_cell(cell: Cell, config: StudyConfig, out: Path) -> dict[str, Any]:
-    """Train and analyse in a process of its own, so that even a crash costs no other cell."""
+    """Train and analyse a cell in a process of its own, so that even a crash stops no other cell."""
     commands, log = commands_of(cell, config), out / "cells" / f"{cell.name}.log"
-    # A server that has already imported torch forks each cell: that saves seconds, and cells share nothing.
+    # A server that has already imported torch forks a process for each cell. That saves seconds a cell, and
+    # cells share no state.
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["deepvit_train.commands.study"])
     process = processes.Process(target=_in_process, args=(commands, str(log)))
@@ -147,7 +152,7 @@ def _run_cell(cell: Cell, config: StudyConfig, out: Path) -> dict[str, Any]:
     outcome |= {"seconds": round(time.perf_counter() - began, 1), "train": commands["train"]}
     code = process.exitcode or 0
     if code > 128:
-        raise Interrupted(f"cell {cell.name} was stopped; the same command goes on", code - 128)
+        raise Interrupted(f"cell {cell.name} was stopped; the same command continues it", code - 128)
     if code:
         said = log.read_text().strip().splitlines() if log.exists() else []
         return outcome | {"status": "failed", "error": f"exit code {code}: {said[-1] if said else log}"}
@@ -155,7 +160,7 @@ def _run_cell(cell: Cell, config: StudyConfig, out: Path) -> dict[str, Any]:
 
 
 def _in_process(commands: dict[str, list[str]], log: str) -> None:
-    """Train and analyse a cell, in its own process, with the output in its log."""
+    """Train and analyse a cell. Runs in the cell's process, and writes what it prints to the log."""
     with Path(log).open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -168,7 +173,7 @@ def _in_process(commands: dict[str, list[str]], log: str) -> None:
 
 
 def _result(run: Path) -> dict[str, Any]:
-    """Read what the table and the figures need of a finished cell."""
+    """Read what the table and the figures need from a finished cell."""
     analysis = json.loads((run / "analysis" / "analysis.json").read_text())["models"][0]
     losses = [
         line["train/loss"]

@@ -1,4 +1,4 @@
-"""Shows a study's cells as a table and as the paper's figures, with standard deviations over seeds."""
+"""Show a study's cells as a table and as the paper's figures, with standard deviations over seeds."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from deepvit_train.collapse.figure import Line, Panel, draw_lines
 from deepvit_train.config.collapse import CollapseConfig
 from deepvit_train.config.study import GridConfig
 
-Cell = dict[str, Any]  # a finished cell's JSON
+Cell = dict[str, Any]  # the JSON of a finished cell
 Value = Callable[[Cell], float]
 
-AXIS = "column"  # of the paper's Eq. 2; the cells hold rows too
+AXIS = "column"  # as in the paper's Eq. 2; the cells hold values for rows too
 STATES = {"trained": "-", "untrained": "--"}
 
 
 def similarity(state: str, maps: str, metric: str, what: str) -> Value:
-    """Return a function that reads a number of a cell. `what` is 'ratio' or 'count' of similar blocks, or
-    'to_previous', the mean similarity to the block before.
+    """Return a function that reads a number from a cell.
+
+    `what` is 'ratio' or 'count' for the similar blocks, or 'to_previous' for the mean similarity to the
+    block before.
     """
     return lambda cell: cell[state]["similar_blocks"][f"{maps}/{metric}/{AXIS}"][what]
 
@@ -41,7 +43,10 @@ COLUMNS: dict[str, Value] = {
 
 
 def table(cells: Sequence[Cell]) -> str:
-    """Write a Markdown table. A row is a depth, a width and an attention: 'mean ± deviation' over seeds."""
+    """Return a Markdown table with a row for each depth, width and attention.
+
+    The values are means over seeds, with the standard deviation: 'mean ± deviation'.
+    """
     header = ["blocks", "dim", "attention", "seeds", *[name.strip() for name in COLUMNS]]
     rows = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for (depth, dim, attn), members in sorted(_groups(cells).items()):
@@ -51,7 +56,7 @@ def table(cells: Sequence[Cell]) -> str:
 
 
 def figures(cells: Sequence[Cell], grid: GridConfig, collapse: CollapseConfig) -> dict[str, Figure]:
-    """Draw those of the paper's figures that the finished cells allow. Returns them by file name."""
+    """Draw the paper's figures, as far as the finished cells allow. Returns them by file name."""
     square = [cell for cell in cells if cell["dim"] == grid.dim and cell["depth"] in grid.depths]
     series = [cell for cell in cells if cell["depth"] == grid.width_depth and cell["dim"] in grid.widths]
     mark = f"similar: {AXIS} cosine > {collapse.threshold:g} to the {collapse.k} before (mean)"
@@ -89,14 +94,14 @@ def _accuracy(cells: Sequence[Cell]) -> list[Line]:
     for colour, (attn, members) in enumerate(_by_attention(cells).items()):
         for label, style in (("calibrated", "-"), ("running statistics", ":")):
             if label != "calibrated" and attn == "self":
-                continue  # nothing to calibrate
+                continue  # plain attention has no statistics to calibrate
             value = COLUMNS[f"top-1, {label}"]
             lines.append(_line(f"{attn}, {label}", members, "depth", value, colour, style))
     return lines
 
 
 def _ratios(cells: Sequence[Cell], key: str, label: str) -> list[Panel]:
-    """Draw the ratio of similar blocks of pre-mix maps, raw and centred, trained and untrained."""
+    """Plot the ratio of similar blocks: one panel for raw and one for centred maps."""
     panels = []
     for metric in ("raw", "centred"):
         lines = []
@@ -119,7 +124,7 @@ def _by_block(cells: Sequence[Cell], name: Callable[[str], str]) -> list[Panel]:
 
 
 def _curves(cells: Sequence[Cell], name: str) -> list[Line]:
-    """Draw a measure by block, averaged over seeds, for each attention, trained and untrained."""
+    """Return the lines of a measure over blocks, averaged over seeds, for each attention and state."""
     lines = []
     for colour, (attn, members) in enumerate(_by_attention(cells).items()):
         for state, style in STATES.items():

@@ -18,14 +18,15 @@ from deepvit_train.config.train import TrainConfig
 from deepvit_train.console import console
 from deepvit_train.error import Interrupted, UserError
 
-# The default name of a run says these already.
+# Keys whose values the default name of a run already contains.
 IN_NAME = {"model.depth", "attn", "data", "seed"}
 
 
 def run(overrides: Sequence[str], train: Callable[[TrainConfig], dict[str, Any]]) -> int:
-    """Train every combination. All are checked before the first starts, and a failed one stops no other.
+    """Train every combination of values. All are checked before the first one starts.
 
-    Returns the exit code: 0, or that of the first run that failed.
+    A run that fails does not stop the others. Returns the exit code: 0, or that of the first failed run.
+    Raises ConfigError for a combination that is not valid, Interrupted for a stop signal.
     """
     jobs = [(job, _compose(job)) for job in expand(overrides)]
     outcomes: list[tuple[str, str, dict[str, Any]]] = []
@@ -57,7 +58,7 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
         return jobs
     telling = [key for key in swept if key not in IN_NAME]
     named = [f"{name}{_suffix(job, telling)}" for job, name in zip(jobs, names, strict=True)]
-    # Two values may read alike as part of a file name.
+    # Two values can give the same part of a name, once characters are replaced: then a number is added.
     seen = Counter(named)
     named = [name if seen[name] == 1 else f"{name}-{number}" for number, name in enumerate(named, start=1)]
     return [[*job, f"name={name}"] for job, name in zip(jobs, named, strict=True)]

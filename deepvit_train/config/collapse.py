@@ -1,4 +1,4 @@
-"""How attention collapse is measured: which maps, which vectors, which mark. Printed beside every figure."""
+"""Declare how attention collapse is measured: which maps, which vectors, and which threshold."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from deepvit_train.error import ConfigError
 
 
 class Axis(Choice):
-    column = "column"  # a key's weights over all queries: Eq. 2 of arXiv 2103.11886
-    row = "row"  # a query's weights over all keys
+    column = "column"  # the weights of one key over all queries: Eq. 2 of arXiv 2103.11886
+    row = "row"  # the weights of one query over all keys
 
 
 class Metric(Choice):
-    raw = "raw"  # cosine of the maps as they are
-    centred = "centred"  # cosine after the mean of each row (1/N of a softmax map) is taken away
+    raw = "raw"  # the cosine of the maps as they are
+    centred = "centred"  # the cosine after subtracting the mean of each row, which is 1/N for softmax maps
 
 
 class Maps(Choice):
     pre_mix = "pre_mix"  # softmax maps
-    post_norm = "post_norm"  # the maps that read the values: mixed and normalised; plain blocks: softmax
+    post_norm = "post_norm"  # the maps that multiply V: mixed and normalised; in plain blocks softmax maps
 
     @property
     def label(self) -> str:
-        """As it is printed: 'pre-mix'."""
+        """Return the name as it is printed: 'pre-mix'."""
         return self.value.replace("_", "-")
 
 
@@ -49,9 +49,9 @@ class CollapseConfig(Section):
 
     @property
     def legend(self) -> str:
-        """The definition of a similar block in one line, for figures."""
+        """Return the definition of a similar block in one line, for figures and reports."""
         cosine = f"{self.metric} {self.axis} cosine > {self.threshold:g}"
-        return f"{self.maps.label} maps, {cosine} to the {self.k} before"
+        return f"{self.maps.label} maps, mean {cosine} to the {self.k} blocks before"
 
 
 @dataclass(kw_only=True, slots=True)

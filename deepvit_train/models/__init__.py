@@ -1,4 +1,4 @@
-"""DeepViT and the plain ViT it is compared with."""
+"""DeepViT, the plain ViT that it is compared with, and what loads and records them."""
 
 from deepvit_train.models import registry
 from deepvit_train.models.attention import Attention, ReAttention, TalkingHeads

@@ -1,4 +1,4 @@
-"""Multi-head attention: plain, with re-attention, or with talking heads.
+"""Compute multi-head attention: plain, with re-attention, or with talking heads.
 
 Shapes: B batch, N tokens, D dim, H heads, K head_dim.
 """
@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 from deepvit_train.config.model import AttentionConfig, AttentionKind, ThetaInit, ThetaNorm
 from deepvit_train.config.preset import Architecture
-from deepvit_train.models.reattention import mix_heads, reattention, softmax_maps
+from deepvit_train.models.reattention import HeadMixer, mix_heads, reattention, softmax_maps
 
 
 class Attention(nn.Module):
-    """Plain multi-head softmax attention, through torch's fused kernels. (B, N, D) -> (B, N, D).
+    """Plain multi-head softmax attention, computed by torch's fused kernels. (B, N, D) -> (B, N, D).
 
     Args:
         architecture: gives every size.
-        index: the number of the block that this is a part of, from 0; it decides who has a shared Theta.
+        index: number of the block that this attention is a part of, from 0.
     """
 
     def __init__(self, architecture: Architecture, index: int) -> None:
@@ -38,8 +38,11 @@ class Attention(nn.Module):
         return self._output(self.attend(*self._heads(x)))
 
     def forward_with_maps(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As `forward`, and the maps (B, H, N, N) on the way, in float32 at least: softmax's, and those that
-        multiply V. They are the same where heads are not mixed."""
+        """Do the same as `forward`, and return two kinds of maps as well: (output, before, after).
+
+        `before` are the softmax maps and `after` the maps that multiply V, both (B, H, N, N) and in float32
+        at least. Where heads are not mixed they are the same.
+        """
         q, k, v = self._heads(x)
         with torch.autocast(x.device.type, enabled=False):
             full = torch.promote_types(v.dtype, torch.float32)
@@ -48,16 +51,16 @@ class Attention(nn.Module):
         return self._output(out), before, after
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """What the heads read: (B, H, N, K) three times -> (B, H, N, K)."""
+        """Return what each head reads of the values. (B, H, N, K) three times -> (B, H, N, K)."""
         return F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_dropout if self.training else 0.0)
 
     def maps(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """The maps by the formula: softmax's, and those that multiply V. (B, H, N, K) -> (B, H, N, N)."""
+        """Return the softmax maps and the maps that multiply V. (B, H, N, K) -> (B, H, N, N)."""
         maps = softmax_maps(q, k)
         return maps, self._drop(maps)
 
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        # Taken apart before heads and tokens change places: so the gradients are put together in one copy.
+        # unbind comes before heads and tokens change places, so that one copy puts the gradients together.
         qkv = rearrange(self.qkv(x), "b n (three h k) -> b n three h k", three=3, h=self.heads).unbind(dim=2)
         q, k, v = (rearrange(each, "b n h k -> b h n k") for each in qkv)
         return q, k, v
@@ -72,12 +75,12 @@ class Attention(nn.Module):
 class ReAttention(Attention):
     """Attention whose maps are mixed across heads by a learned matrix, then normalised.
 
-    Parameters besides those of Attention: `theta` (H, H), `theta_bias` (H,) in the paper's form, and `norm`.
-    With `sync_norm` a BatchNorm trains with the statistics of all ranks' batches.
-    Where blocks share one Theta (`attn.theta_shared`), the first that mixes has it, and `borrow` gives it to
-    the others.
-    Source: arXiv 2103.11886, section 4.2; the initialisations are those of the authors' 1x1 convolution and
-    of vit-pytorch.
+    It adds the parameters `theta` (H, H), `theta_bias` (H,) in the paper's form, and those of `norm`. With
+    `sync_norm` a BatchNorm trains with the statistics of all ranks' batches. Blocks may share one Theta
+    (`attn.theta_shared`): the first block that mixes owns it, and the others `borrow` it.
+
+    Source: arXiv 2103.11886, section 4.2. Theta starts as the authors' 1x1 convolution does, or as in
+    vit-pytorch.
     """
 
     theta: Tensor
@@ -113,32 +116,32 @@ class ReAttention(Attention):
 
     @property
     def mixer(self) -> ReAttention:
-        """The module whose Theta this one uses: itself, or its lender."""
+        """Return the module whose Theta this one uses: itself, or its lender."""
         return self._lender[0] if self._lender else self
+
+    @property
+    def head_mixer(self) -> HeadMixer:
+        """Return how this block mixes its softmax maps."""
+        mixer = self.mixer
+        return HeadMixer(mixer.theta, mixer.theta_bias, self.norm, self.output_scale)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         dropout = self.attn_dropout if self.training else 0.0
-        theta, bias = self.mixer.theta, self.mixer.theta_bias
         sync = self.sync_norm and self.training
-        return reattention(
-            q, k, v, theta, bias, self.norm, scale=self.output_scale, dropout=dropout, sync=sync
-        )
+        return reattention(q, k, v, self.head_mixer, dropout=dropout, sync=sync)
 
     def maps(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         before = softmax_maps(q, k)
-        return before, self.mix(self._drop(before))
-
-    def mix(self, maps: Tensor) -> Tensor:
-        """Softmax maps -> the maps that multiply V. (B, H, N, N) -> (B, H, N, N)."""
-        mixer = self.mixer
-        return mix_heads(maps, mixer.theta, mixer.theta_bias, self.norm, self.output_scale)
+        return before, mix_heads(self._drop(before), self.head_mixer)
 
 
 class TalkingHeads(ReAttention):
-    """CaiT's attention: heads mix before the softmax too, by `logit_theta` (H, H) and `logit_bias` (H,).
+    """CaiT's attention, which mixes heads before the softmax too.
 
-    Dropout acts on the mixed maps. Source: arXiv 2003.02436; arXiv 2103.17239, whose code draws the matrices
-    from trunc_normal(0.02).
+    It does so by `logit_theta` (H, H) and `logit_bias` (H,). Dropout acts on the mixed maps.
+
+    Source: arXiv 2003.02436 and 2103.17239; the code of the latter draws the matrices from
+    trunc_normal(0.02).
     """
 
     logit_theta: Tensor
@@ -163,12 +166,12 @@ class TalkingHeads(ReAttention):
         logits = q @ k.transpose(-2, -1) * self.head_dim**-0.5
         mixer = self.mixer
         assert isinstance(mixer, TalkingHeads)
-        before = mix_heads(logits, mixer.logit_theta, mixer.logit_bias, None, 1.0).softmax(dim=-1)
-        return before, self._drop(self.mix(before))
+        before = mix_heads(logits, HeadMixer(mixer.logit_theta, mixer.logit_bias)).softmax(dim=-1)
+        return before, self._drop(mix_heads(before, self.head_mixer))
 
 
 def build_attention(architecture: Architecture, index: int) -> Attention:
-    """Return a block's attention: plain before `attn.from_block`, then of the kind that `attn` names."""
+    """Return the attention of block `index`: plain before `attn.from_block`, then of the kind `attn.kind`."""
     if not architecture.attn.mixes(index):
         return Attention(architecture, index)
     if architecture.attn.kind == AttentionKind.talking_heads:

@@ -1,4 +1,4 @@
-"""One transformer block, and the row of them that an architecture asks for.
+"""Build a transformer block, or all the blocks of an architecture.
 
 Shapes: B batch, N tokens, D dim, H heads.
 """
@@ -13,15 +13,16 @@ from deepvit_train.models.attention import ReAttention, build_attention
 
 
 class Block(nn.Module):
-    """x + gamma * branch(norm(s x)) / s, first with attention, then with the MLP. (B, N, D) -> (B, N, D).
+    """A transformer block: x + gamma * branch(norm(s x)) / s, first with attention, then with the MLP.
 
-    s is `residual_scale`: 1 in a plain ViT, 0.5 in DeepViT-S and -L, where it doubles each branch. gamma is
-    LayerScale's (D,), starting at `layer_scale`, or 1 where that is None. Stochastic depth drops a branch
-    with a probability that rises linearly over the blocks, from 0 to `drop_path`.
+    s is `residual_scale`: 1 in a plain ViT, and 0.5 in DeepViT-S and -L, where it doubles each branch. gamma
+    (D,) is learned by LayerScale and starts at `layer_scale`; where that is None, gamma is 1. Stochastic
+    depth drops a branch with a probability that rises linearly over the blocks, from 0 to `drop_path`.
+    Input and output are (B, N, D).
 
     Args:
-        architecture: gives every size, and which blocks mix their heads.
-        index: the block's number, from 0.
+        architecture: gives every size, and says which blocks mix their heads.
+        index: number of the block, from 0.
     """
 
     def __init__(self, architecture: Architecture, index: int) -> None:
@@ -44,7 +45,7 @@ class Block(nn.Module):
         return self._add(x, self.ls2(self.mlp(self._scaled_norm(self.norm2, x))))
 
     def forward_with_maps(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As `forward`, and the attention maps (B, H, N, N) before and after mixing."""
+        """Do the same as `forward`, and return the maps (B, H, N, N) before and after mixing as well."""
         branch, before, after = self.attn.forward_with_maps(self._scaled_norm(self.norm1, x))
         x = self._add(x, self.ls1(branch))
         return self._add(x, self.ls2(self.mlp(self._scaled_norm(self.norm2, x)))), before, after

@@ -1,4 +1,4 @@
-"""DeepViT: a vision transformer whose blocks may mix their attention heads (arXiv 2103.11886).
+"""Build DeepViT, a vision transformer whose blocks may mix their attention heads (arXiv 2103.11886).
 
 Shapes: B batch, C colour channels, N tokens (class token and registers included), D dim, H heads.
 """
@@ -22,19 +22,18 @@ from deepvit_train.models.timm_interface import TimmInterface, pretrained_cfg_of
 class DeepViT(TimmInterface):
     """A vision transformer with plain attention, re-attention, or some blocks of each.
 
-    DeepViT(model_preset("deepvit_s"), 1000) builds an architecture. With vit-pytorch's keywords instead,
-    DeepViT(image_size=256, patch_size=32, num_classes=1000, dim=1024, depth=6, heads=16, mlp_dim=2048), it
-    builds vit-pytorch's DeepViT.
+    DeepViT(model_preset("deepvit_s"), 1000) builds an architecture. vit-pytorch's keywords build its DeepViT:
+    DeepViT(image_size=256, patch_size=32, num_classes=1000, dim=1024, depth=6, heads=16, mlp_dim=2048).
 
     Args:
-        architecture: the model's shape and its attention.
-        num_classes: width of the classifier; 0: none, the pooled features are returned.
+        architecture: shape of the model, and its attention.
+        num_classes: width of the classifier; 0: no classifier, the model returns the pooled features.
         channels: colour channels of the images.
-        keywords: in place of an architecture; `keyword.vit_pytorch_architecture` lists them.
+        keywords: what `keyword.vit_pytorch_architecture` takes, in place of an architecture.
 
     Raises:
-        ConfigError: (a ValueError) naming the keyword, its value and the nearest valid one.
-        TypeError: for keywords besides an architecture, or a size that is missing.
+        ConfigError: (a ValueError) a keyword is unknown or its value out of bounds; the nearest is named.
+        TypeError: there are keywords beside an architecture, or a size is missing.
     """
 
     def __init__(
@@ -67,7 +66,7 @@ class DeepViT(TimmInterface):
         self.pos_drop = nn.Dropout(model.emb_dropout)
         self.blocks = build_blocks(architecture)
         self.norm = nn.LayerNorm(model.dim, eps=model.norm_eps)
-        self.head_drop = nn.Dropout(0.0)  # set by timm's drop_rate
+        self.head_drop = nn.Dropout(0.0)  # timm's drop_rate sets it
         self.head = nn.Linear(model.dim, num_classes) if num_classes else nn.Identity()
         self._init_weights(model.init)
 
@@ -84,10 +83,10 @@ class DeepViT(TimmInterface):
                     nn.init.zeros_(module.bias)
 
     def forward(self, images: Tensor, map_blocks: int = 0) -> Any:
-        """(B, C, height, width), normalised -> logits (B, classes).
+        """Classify normalised images. (B, C, height, width) -> logits (B, classes).
 
-        With `map_blocks`, returns (logits, maps): for each of the first so many blocks the maps
-        (B, H, N, N) that multiply V, with gradients.
+        If `map_blocks` is not 0, returns (logits, maps) instead. The maps (B, H, N, N) are those that
+        multiply V in the first `map_blocks` blocks; gradients flow through them.
         """
         x = self.embed(images)
         maps: list[Tensor] = []
@@ -101,14 +100,17 @@ class DeepViT(TimmInterface):
         return (logits, maps) if map_blocks else logits
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """The tokens after the last block: (B, N, D). Normalised unless their mean is what the head reads."""
+        """Return the tokens after the last block, (B, N, D).
+
+        They have been through the final norm, except where the head reads their mean and normalises that.
+        """
         x = self.embed(images)
         for block in self.blocks:
             x = self.run_block(block, x)
         return self._normalised(x)
 
     def embed(self, images: Tensor) -> Tensor:
-        """The tokens before the first block (B, N, D): class token, registers, patches."""
+        """Return the tokens before the first block: class token, registers, patches. -> (B, N, D)."""
         patches = self.patch_embed(images)
         batch = patches.shape[0]  # len() would fix the batch size in an exported graph
         x = torch.cat([self.cls_token.expand(batch, -1, -1), patches], dim=1) + self.pos_embed
@@ -117,7 +119,7 @@ class DeepViT(TimmInterface):
         return self.pos_drop(x)
 
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
-        """Pool the tokens and classify them. (B, N, D) -> (B, classes), with `pre_logits` (B, D)."""
+        """Pool the tokens and classify them. (B, N, D) -> (B, classes), or (B, D) with `pre_logits`."""
         if self.pool == Pool.mean:
             tokens = self.norm(self._mean(tokens))
         elif self.pool == Pool.cls:

@@ -1,4 +1,4 @@
-"""The architecture that vit-pytorch's keywords describe, and what a model has where nobody says otherwise."""
+"""Turn vit-pytorch's keywords into an architecture, with defaults for what nobody gives."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from deepvit_train.config.model import AttentionConfig, ModelConfig, mlp_ratio_o
 from deepvit_train.config.preset import Architecture, attention_preset, section_from
 from deepvit_train.error import ConfigError, nearest
 
-# What neither sizes nor tensors show. No dropout and no scales; the preprocessing is the authors'.
+# The keys of `model` that neither sizes nor tensors show, with their defaults: no dropout, no scales, and the
+# preprocessing of the authors.
 UNSAID: dict[str, Any] = {
     "pool": "cls",
     "dropout": 0.0,
@@ -21,7 +22,7 @@ UNSAID: dict[str, Any] = {
     "interpolation": "bicubic",
     "weights": None,
 }
-# vit-pytorch's DeepViT, but for its sizes.
+# Every key of vit-pytorch's DeepViT except its sizes.
 VIT_PYTORCH: dict[str, Any] = UNSAID | {
     "stem": "rearrange",
     "head_dim": 64,
@@ -47,14 +48,14 @@ def vit_pytorch_architecture(
     """Return the architecture of vit-pytorch's DeepViT with these keywords.
 
     Args:
-        image_size, patch_size: pixels; square; the patch divides the image.
-        dim, depth, heads, mlp_dim: widths and counts; heads need not tile dim.
+        image_size, patch_size: sides of image and patch, pixels; the patch divides the image.
+        dim, depth, heads, mlp_dim: widths and counts; dim need not be a multiple of heads.
         attn: the name of a shipped attention (`attn=` on the command line), or an AttentionConfig.
         others: vit-pytorch's pool, dim_head, dropout and emb_dropout, or any key of `model`.
 
     Raises:
-        ConfigError: (a ValueError) for a keyword that does not exist, or a value out of bounds.
-        TypeError: for a size that is missing.
+        ConfigError: (a ValueError) a keyword does not exist, or a value is out of bounds.
+        TypeError: a size is missing.
     """
     values = {
         "image_size": image_size,
@@ -62,7 +63,7 @@ def vit_pytorch_architecture(
         "dim": dim,
         "depth": depth,
         "heads": heads,
-        "mlp_ratio": mlp_ratio_of(mlp_dim, max(1, dim)),  # the section's check says what a dim of 0 is
+        "mlp_ratio": mlp_ratio_of(mlp_dim, max(1, dim)),  # ModelConfig refuses a dim of 0 below
     }
     for name, value in others.items():
         key = "head_dim" if name == "dim_head" else name

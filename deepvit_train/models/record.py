@@ -1,7 +1,9 @@
-"""The attention maps and features of every block, one block at a time.
+"""Record the attention maps and features of every block, one block at a time.
 
-Works on this package's models and on timm's VisionTransformer, whose maps are computed here from its own
-queries and keys. Shapes: B batch, N tokens, D dim, H heads, K head_dim.
+This works on DeepViT and on timm's VisionTransformer. timm's fused attention gives no maps, so they are
+computed here from its queries and keys.
+
+Shapes: B batch, N tokens, D dim, H heads, K head_dim.
 """
 
 from __future__ import annotations
@@ -27,11 +29,12 @@ class BlockRecord:
     """What one block did with a batch of images.
 
     Args:
-        block: its index, from 0.
+        block: number of the block, from 0.
         mixes: whether it mixes its heads.
-        before: softmax maps (B, H, N, N): rows are queries, and sum to 1.
-        after: the maps that multiply V (B, H, N, N): mixed and normalised, or `before` again.
-        features: the tokens that leave the block (B, N, D); the first `prefix` are class token and registers.
+        before: softmax maps (B, H, N, N); rows are queries and sum to 1.
+        after: the maps that multiply V (B, H, N, N): mixed and normalised, or the same as `before`.
+        features: the tokens that leave the block (B, N, D).
+        prefix: how many of them, from the first, are class token and registers.
     """
 
     block: int
@@ -43,13 +46,14 @@ class BlockRecord:
 
 
 def record_maps(model: nn.Module, images: Tensor) -> Iterator[BlockRecord]:
-    """What each block of a model does with images (B, C, height, width), from the first block to the last.
+    """Record what each block of a model does with images (B, C, height, width), from first block to last.
 
-    An iterator, so only one block's maps need memory at a time. While it runs the model is in evaluation
-    mode and without gradients; after, in its own mode again. Maps come in float32 at least.
+    The records come from an iterator, so that only one block's maps need memory at a time. Meanwhile the
+    model is in evaluation mode and computes no gradients; afterwards it is in its own mode again. Maps are
+    in float32 at least.
 
     Raises:
-        ConfigError: naming what the model has that can't be recorded.
+        ConfigError: the model has something that can't be recorded, which is named.
     """
     if isinstance(model, DeepViT):
         steps = _steps(model, images)
@@ -69,7 +73,7 @@ def _in_evaluation_mode(model: nn.Module, steps: Iterator[BlockRecord]) -> Itera
     model.eval()
     try:
         while True:
-            # Gradients are off inside a step only: a generator must not change its caller's mode between two.
+            # no_grad ends with each step: between two steps a generator must leave its caller's mode alone.
             with torch.no_grad():
                 record = next(steps, None)
             if record is None:

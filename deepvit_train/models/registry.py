@@ -1,6 +1,6 @@
-"""The presets in timm's registry: after `import deepvit_train.models`, timm.create_model('deepvit_s') works.
+"""Register the presets with timm: after `import deepvit_train.models`, timm.create_model('deepvit_s') works.
 
-Shapes come from configs/model/*.yaml; timm's keywords and this project's may change them.
+The sizes come from configs/model/*.yaml. timm's keywords and this project's keys can change them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from deepvit_train.models.deepvit import DeepViT
 from deepvit_train.models.timm_interface import pool_named, pretrained_cfg_of
 
 PRESETS = [name for name in choices("model") if name.startswith(("deepvit_", "vit_"))]
-# timm's keywords, and what they are called here.
+# timm's keywords, and the keys of `model` that they stand for.
 KEYWORDS = {
     "img_size": "image_size",
     "embed_dim": "dim",
@@ -47,15 +47,20 @@ def _build(
     attn_drop_rate: float | None = None,
     **changes: Any,
 ) -> DeepViT:
-    """A preset's model with changes: timm's keywords, or keys of `model` and `attn` in the configuration.
+    """Build the model of a preset, with changes.
 
     Args:
+        preset: name of the preset: 'deepvit_s'.
+        num_classes: width of the classifier; 0: no classifier.
+        in_chans: colour channels of the images.
         global_pool: 'token', 'avg', or '' for all tokens; None: as the preset says.
         drop_rate: dropout before the classifier.
-        attn: the name of another attention: 'self', 'talking_heads'.
+        attn: name of another attention: 'self', 'talking_heads'.
+        attn_drop_rate: dropout on the softmax maps; None: as the preset says.
+        changes: timm's keywords, or keys of `model` and `attn` in the configuration.
 
     Raises:
-        ConfigError (a ValueError): naming a keyword that does not exist, or a value out of bounds.
+        ConfigError: (a ValueError) a keyword does not exist, or a value is out of bounds.
     """
     architecture = model_preset(preset)
     chosen = architecture.attn if attn is None else attention_preset(attn)

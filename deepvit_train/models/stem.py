@@ -1,6 +1,6 @@
-"""Stems: how an image becomes tokens. Each maps (B, C, height, width) to (B, patches, D).
+"""Turn images into tokens by one of three stems. Each maps (B, C, height, width) to (B, patches, D).
 
-Shapes: B batch, C colour channels, P patch size, D dim.
+Shapes: B batch, C colour channels, D dim.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from deepvit_train.config.model import ModelConfig, Stem
 
 
 class ConvStem(nn.Module):
-    """One convolution whose kernel and stride are the patch."""
+    """A convolution whose kernel and stride are the patch size."""
 
     def __init__(self, model: ModelConfig, channels: int) -> None:
         super().__init__()
@@ -24,7 +24,11 @@ class ConvStem(nn.Module):
 
 
 class CnnStem(nn.Module):
-    """conv7x7/2-BN-ReLU, conv3x3-BN-ReLU at 64 channels, then patches of half the size (DeepViT-S and -L)."""
+    """The stem of DeepViT-S and -L: conv7x7/2-BN-ReLU, conv3x3-BN-ReLU, and a convolution into patches.
+
+    The first two convolutions have 64 channels. The first halves the image, so the last one's kernel and
+    stride are half the patch size.
+    """
 
     def __init__(self, model: ModelConfig, channels: int) -> None:
         super().__init__()
@@ -42,7 +46,7 @@ class CnnStem(nn.Module):
 
 
 class RearrangeStem(nn.Module):
-    """Patches flattened, LayerNorm, Linear, LayerNorm (vit-pytorch)."""
+    """The stem of vit-pytorch: flattened patches, LayerNorm, Linear, LayerNorm."""
 
     def __init__(self, model: ModelConfig, channels: int) -> None:
         super().__init__()
@@ -58,7 +62,7 @@ class RearrangeStem(nn.Module):
 
 
 def build_stem(model: ModelConfig, channels: int) -> nn.Module:
-    """Return the stem that `model.stem` names, for images of so many colour channels."""
+    """Return the stem that `model.stem` names."""
     return {Stem.conv: ConvStem, Stem.cnn: CnnStem, Stem.rearrange: RearrangeStem}[model.stem](
         model, channels
     )

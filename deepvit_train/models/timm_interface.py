@@ -1,4 +1,4 @@
-"""What training scripts and feature extractors ask of a vision transformer, under timm's names.
+"""Offer what training scripts and feature extractors ask of a vision transformer, under timm's names.
 
 Shapes: B batch, C colour channels, N tokens, D dim.
 """
@@ -21,12 +21,12 @@ from deepvit_train.config.model import ModelConfig, Pool, Stem
 from deepvit_train.error import ConfigError, nearest
 from deepvit_train.models.attention import ReAttention
 
-# timm's names for what the head reads; '' is every token.
+# timm's names for what the head reads. '' stands for all tokens, without pooling.
 POOLS = {"token": Pool.cls, "avg": Pool.mean, "": None}
 
 
 def pool_named(name: str | Pool | None) -> Pool | None:
-    """What the head reads, from this project's name for it or timm's. Raises ConfigError."""
+    """Return the pooling that this project or timm calls so. Raises ConfigError for an unknown name."""
     if name is None or isinstance(name, Pool):
         return name
     known = {**POOLS, **{pool.value: pool for pool in Pool}}
@@ -38,7 +38,7 @@ def pool_named(name: str | Pool | None) -> Pool | None:
 
 
 def pretrained_cfg_of(model: ModelConfig, num_classes: int, channels: int = 3) -> dict[str, Any]:
-    """What timm's data pipeline reads of a model: its input and its preprocessing."""
+    """Return what timm's data pipeline reads of a model: its input and its preprocessing."""
     return {
         "url": "",
         "num_classes": num_classes,
@@ -71,19 +71,22 @@ class TimmInterface(nn.Module):
     num_prefix_tokens: int
     grad_checkpointing: bool = False
     frozen: tuple[nn.Module, ...] = ()
-    pretrained_cfg: dict[str, Any]  # for timm's data pipeline; also in models that timm did not build
+    pretrained_cfg: dict[str, Any]  # timm's data pipeline reads it, in models that timm did not build too
     default_cfg: dict[str, Any]
 
     def embed(self, images: Tensor) -> Tensor:
-        """The tokens before the first block."""
+        """Return the tokens before the first block. (B, C, height, width) -> (B, N, D)."""
         raise NotImplementedError
 
     def get_classifier(self) -> nn.Module:
-        """The classifier."""
+        """Return the classifier."""
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A fresh classifier for so many classes; 0: none. `global_pool`: 'token', 'avg', '' (all tokens)."""
+        """Replace the classifier by a fresh one, or by none if `num_classes` is 0.
+
+        `global_pool` is 'token', 'avg' or '' (all tokens); None leaves the pooling as it is.
+        """
         if global_pool is not None:
             self.pool = pool_named(global_pool)
         self.num_classes = num_classes
@@ -92,10 +95,13 @@ class TimmInterface(nn.Module):
         self.head = fresh.to(like.device, like.dtype).train(self.training)
 
     def set_input_size(self, img_size: int) -> None:
-        """Take images of so many pixels: position embeddings are resampled, the class token's is kept.
+        """Make the model take square images of `img_size` pixels a side.
 
-        The statistics of a BatchNorm over maps are those of the former number of tokens: calibrate them anew.
-        Raises ConfigError where the patch does not divide the size.
+        Position embeddings are resampled, except the class token's. The running statistics of a BatchNorm
+        over maps still belong to the former number of tokens, so calibrate them afterwards.
+
+        Raises:
+            ConfigError: the patch size does not divide the size.
         """
         patch = self.feature_info[0]["reduction"]
         if img_size % patch:
@@ -110,18 +116,18 @@ class TimmInterface(nn.Module):
             known["input_size"] = (known["input_size"][0], img_size, img_size)
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters of two or more dimensions that weight decay leaves out."""
+        """Return the parameters of two or more dimensions that weight decay leaves out."""
         return {"pos_embed", "cls_token", "reg_token"}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """The layers of layer-wise learning rate decay, as patterns of parameter names."""
+        """Return the layers of layer-wise learning rate decay, as patterns of parameter names."""
         return {
             "stem": r"^cls_token|reg_token|pos_embed|patch_embed",
             "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
         }
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass instead of keeping what it computed."""
+        """Recompute each block in the backward pass instead of keeping its activations."""
         self.grad_checkpointing = enable
 
     def set_sync_norm(self, enable: bool = True) -> None:
@@ -131,9 +137,10 @@ class TimmInterface(nn.Module):
                 module.sync_norm = enable
 
     def freeze(self, blocks: int = 0, head_only: bool = False) -> None:
-        """Leave stem, tokens and the first `blocks` blocks as they are; with `head_only` all but the head.
+        """Freeze the stem, the learned tokens and the first `blocks` blocks, or all but the head.
 
-        What is frozen gets no gradients and stays in evaluation mode: statistics and dropout rest too.
+        A frozen part gets no gradients and stays in evaluation mode, so that its running statistics stay the
+        same and nothing is dropped. Nothing is frozen if `blocks` is 0 and `head_only` is false.
         """
         tail = [self.norm] if head_only else []
         count = len(self.blocks) if head_only else blocks
@@ -146,24 +153,27 @@ class TimmInterface(nn.Module):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> TimmInterface:
-        """As nn.Module.train, but for what is frozen."""
+        """Set the mode as nn.Module.train does, and leave what is frozen in evaluation mode."""
         super().train(mode)
         for part in self.frozen:
             part.eval()
         return self
 
     def run_block(self, block: Any, x: Tensor, maps: bool = False) -> Any:
-        """A block's tokens, with `maps` also its attention maps; checkpointed where that is asked for."""
+        """Run a block, with gradient checkpointing if that is on.
+
+        Returns what block.forward returns, or with `maps` what block.forward_with_maps returns.
+        """
         call = block.forward_with_maps if maps else block
         if not (self.grad_checkpointing and self.training):
             return call(x)
-        if torch.compiler.is_compiling():  # the compiled graph takes care of buffers itself
+        if torch.compiler.is_compiling():  # a compiled graph updates buffers only once by itself
             return checkpoint(call, x, use_reentrant=False)
         return checkpoint(call, x, use_reentrant=False, context_fn=partial(_passes, block))
 
     @property
     def feature_info(self) -> list[dict[str, Any]]:
-        """Each block's features: name, channels, and pixels a token."""
+        """Return the name of each block's features, their channels, and the pixels that a token spans."""
         size = self.patch_embed.patch_size
         return [
             {"module": f"blocks.{index}", "num_chs": self.num_features, "reduction": size}
@@ -180,19 +190,23 @@ class TimmInterface(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> Any:
-        """The features of chosen blocks, and of the last.
+        """Return the features of chosen blocks, and the tokens after the last block.
 
         Args:
             x: images (B, C, height, width).
-            indices: block numbers; a single number: the last so many; None: all.
-            return_prefix_tokens: a pair for each block, the class token and registers (B, prefix, D) second.
-            norm: pass each through the final norm.
-            stop_early: leave out the blocks after the last one asked for.
-            output_fmt: 'NCHW' (B, D, height, width in patches) or 'NLC' (B, patches, D).
-            intermediates_only: return the list alone.
+            indices: numbers of the blocks; a single number n stands for the last n blocks, None for all.
+            return_prefix_tokens: whether to return pairs of features and prefix tokens (B, prefix, D), which
+                are class token and registers.
+            norm: whether features pass through the final norm.
+            stop_early: whether to leave out the blocks after the last chosen one.
+            output_fmt: 'NCHW' for (B, D, rows, columns of patches), or 'NLC' for (B, patches, D).
+            intermediates_only: whether to return the list of features alone.
 
         Returns:
-            (tokens after the last block, normalised (B, N, D); list of features), or the list.
+            The normalised tokens (B, N, D) and the list of features, or the list alone.
+
+        Raises:
+            ConfigError: output_fmt is neither of the two.
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise ConfigError(f"output_fmt={output_fmt}: must be NCHW or NLC")
@@ -212,7 +226,7 @@ class TimmInterface(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop what `forward_intermediates` doesn't need for these blocks. Returns their numbers."""
+        """Remove what `forward_intermediates` doesn't need for these blocks. Returns their numbers."""
         wanted, last = feature_take_indices(len(self.blocks), indices)  # pyright: ignore[reportArgumentType]
         self.blocks = self.blocks[: last + 1]
         if prune_norm:
@@ -223,7 +237,7 @@ class TimmInterface(nn.Module):
 
 
 def _passes(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Contexts of a checkpointed block's two passes: running statistics count the first alone."""
+    """Return contexts for a checkpointed block's two passes. Only the first may change running statistics."""
     return nullcontext(), _buffers_kept(block)
 
 
@@ -232,7 +246,7 @@ def _buffers_kept(block: nn.Module) -> Iterator[None]:
     before = [(buffer, buffer.clone()) for buffer in block.buffers()]
     try:
         yield
-    finally:  # the second pass ends with an exception, as soon as it has what the backward pass needs
+    finally:  # torch ends the second pass by an exception, once it has what the backward pass needs
         with torch.no_grad():
             for buffer, value in before:
                 buffer.copy_(value)

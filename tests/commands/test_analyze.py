@@ -235,4 +235,4 @@ def test_what_the_report_says() -> None:
     assert "cosine of 0.9 to the last block's at block 1" in collapsed
     assert "No block is similar." in sentences([], [])
     assert "does not show collapse" in sentences([1], [1, 2])
-    assert "Similar are blocks 1" in sentences([1], [])
+    assert "These blocks are similar, counted from 0: 1." in sentences([1], [])

@@ -89,7 +89,7 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
     [
         ([], 3, "give preset=deepvit_s"),
         (["preset=deepvit_x"], 2, "preset=deepvit_x: unknown"),
-        (["preset=deepvit_s", "heads=5"], 3, "heads=5, but blocks.1.attn.theta is of 3 heads"),
+        (["preset=deepvit_s", "heads=5"], 3, "heads=5, but blocks.1.attn.theta has 3 heads"),
         (["heads=0"], 2, "heads=0: must be at least 1"),
         (["preset=deepvit_s", "mean=[0.5]"], 3, "needs three numbers"),
     ],

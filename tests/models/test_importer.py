@@ -203,8 +203,8 @@ def changed(state: dict[str, Tensor], **changes: Tensor | None) -> dict[str, Ten
         ({"head_dist__weight": torch.zeros(5, 24)}, r"not read: head_dist\.weight"),
         ({"blocks__1__norm1__weight": torch.zeros(7)}, r"blocks\.1\.norm1\.weight is \(7,\), not \(24,\)"),
         ({"pos_embed": torch.zeros(1, 12, 24)}, "12 positions"),
-        ({"pos_embed": torch.zeros(1)}, r"pos_embed is of shape \(1,\)"),
-        ({"blocks__9__norm1__weight": torch.zeros(24)}, "not all there"),
+        ({"pos_embed": torch.zeros(1)}, r"pos_embed has shape \(1,\)"),
+        ({"blocks__9__norm1__weight": torch.zeros(24)}, "not all blocks from 0 on"),
         ({"blocks__0__attn__qkv__weight": torch.zeros(70, 24)}, "70 rows"),
         ({"patch_embed__proj__weight": torch.zeros(24, 3, 4, 8)}, "4 x 8"),
         ({"blocks__0__attn__reatten_matrix__weight": torch.zeros(3, 3)}, "not a 1x1"),
@@ -224,15 +224,15 @@ def test_a_state_dict_that_does_not_fit_is_explained(
 
 def test_what_one_says_is_checked(tmp_path: Path) -> None:
     file = saved(tmp_path, authors_state())
-    with pytest.raises(ConfigError, match="depth: not something one can say"):
+    with pytest.raises(ConfigError, match="depth: can't be chosen for a weights file"):
         load_model(file, depth=3)
     with pytest.raises(ConfigError, match="did you mean 'deepvit_s'"):
         load_model(file, preset="deepvit_ss")
-    with pytest.raises(CheckpointError, match=r"heads=4, but blocks\.0\.attn\.theta is of 3"):
+    with pytest.raises(CheckpointError, match=r"heads=4, but blocks\.0\.attn\.theta has 3"):
         load_model(file, heads=4)
     with pytest.raises(CheckpointError, match="no such file"):
         load_model(tmp_path / "nothing.pth")
-    with pytest.raises(CheckpointError, match="of no layout"):
+    with pytest.raises(CheckpointError, match="has no layout"):
         load_model(saved(tmp_path, {"conv1.weight": torch.zeros(3)}))
 
 

@@ -131,5 +131,5 @@ def test_a_file_of_another_architecture_changes_nothing(
 
 def test_theta_in_fewer_blocks_than_the_model_mixes_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path, authors_state(from_block=1))
-    with pytest.raises(CheckpointError, match=r"others than attn\.from_block says"):
+    with pytest.raises(CheckpointError, match=r"does not mix heads in the blocks that attn\.from_block says"):
         start_from(DeepViT(**SHAPE, **PAPER), path)

@@ -1,4 +1,4 @@
-"""Models out of weights files: this project's own, the authors', vit-pytorch's, timm's."""
+"""Build models from weights files of this project, of the authors, of vit-pytorch and of timm."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from deepvit_train.models.importer.layout import Tensors
 from deepvit_train.run.checkpoint import Found, find
 from deepvit_train.run.description import ModelDescription
 
-# The first whose mark a name bears.
+# A file has the first of these layouts that matches one of its names.
 LAYOUTS = (own.LAYOUT, older_vit_pytorch.LAYOUT, vit_pytorch.LAYOUT, authors.LAYOUT, timm_vit.LAYOUT)
 
 
@@ -28,9 +28,10 @@ class Imported:
 
     Args:
         weights: 'live' or 'ema'.
-        layout: the name of the layout of its tensors.
-        description: as the file says, with the caller's choices; of a file of another program, the
-            architecture alone is known.
+        layout: name of the layout of the file's tensors.
+        model: the model, in evaluation mode.
+        description: what the file says about the model, changed by the caller's choices. For a file of
+            another program it holds the architecture alone.
     """
 
     weights: str
@@ -42,23 +43,24 @@ class Imported:
 def load_model(
     path: str | Path, preset: str | None = None, weights: str = "auto", **overrides: Any
 ) -> DeepViT:
-    """The model of a weights file, a checkpoint or a run, in evaluation mode.
+    """Load the model of a weights file, a checkpoint or a run, in evaluation mode.
 
-    A file of this project says itself what its model is. In any other, the tensors show every size, the stem
-    and which blocks mix their heads; what they do not show comes from `overrides`, else from `preset`, else
-    it is the default of the program that the layout belongs to. A model of double precision stays one.
+    A file of this project describes its model. In a file of another program the tensors show every size, the
+    stem, and which blocks mix their heads. What they do not show comes from `overrides`, else from `preset`,
+    else from the defaults of that program. Double precision is kept. Nothing in a file is ever executed.
 
     Args:
-        path: safetensors or torch.save's, with the authors', vit-pytorch's, timm's or this project's names.
-        preset: the name of a model preset: 'deepvit_s'.
+        path: safetensors, or what torch.save wrote; with this project's names, the authors', vit-pytorch's
+            or timm's.
+        preset: name of a model preset: 'deepvit_s'.
         weights: 'live', 'ema', or 'auto' for the averaged weights where there are any.
         overrides: heads, transform_scale, residual_scale, pool, norm_eps, dropout, emb_dropout, drop_path,
             mean, std, crop_pct, interpolation.
 
     Raises:
-        CheckpointError: a file that is damaged, of no layout known, or that needs one of the overrides; names
-            missing and left over are listed. Nothing in a file is ever executed.
-        ConfigError: an override or preset that does not exist.
+        CheckpointError: the file is damaged, has no known layout, does not fit its model (the names are
+            listed), or needs one of the overrides.
+        ConfigError: an override or the preset does not exist.
     """
     found = find(str(path), weights)
     model = import_model(found, preset, weights, overrides).model
@@ -84,13 +86,17 @@ def import_model(found: Found, preset: str | None, weights: str, overrides: dict
 
 
 def build_from(architecture: Architecture, tensors: Tensors) -> DeepViT:
-    """The model of that architecture with these tensors, in evaluation mode. Raises CheckpointError.
+    """Build the model of an architecture with these tensors, in evaluation mode.
 
-    No memory is taken before every name and shape has been found right.
+    It allocates memory only after every name and shape has been found right, so that a file can't claim
+    more than it holds.
+
+    Raises:
+        CheckpointError: the tensors do not fit the architecture.
     """
     if architecture.model.depth != depth_of(tensors):
         raise CheckpointError(
-            f"described with {architecture.model.depth} blocks, but holds {depth_of(tensors)}"
+            f"is described with {architecture.model.depth} blocks, but holds {depth_of(tensors)}"
         )
     classes = tensors["head.weight"].shape[0] if "head.weight" in tensors else 0
     double = all(tensor.dtype == torch.float64 for tensor in tensors.values() if tensor.is_floating_point())
@@ -124,25 +130,30 @@ def check_fit(expected: Tensors, tensors: Tensors) -> None:
 
 
 def own_tensors(source: Source) -> tuple[str, Tensors, float | None]:
-    """A file's layout, its tensors under own names, the layout's epsilon. Raises CheckpointError."""
+    """Return a file's layout, its tensors under this project's names, and the layout's epsilon.
+
+    Raises CheckpointError for a file of no known layout, or with tensors that its layout does not know.
+    """
     if source.description is not None:
         return own.LAYOUT.name, source.tensors, None
     names = list(source.tensors)
     layout = next((layout for layout in LAYOUTS if layout.matches(names)), None)
     if layout is None:
         known = ", ".join(layout.name for layout in LAYOUTS)
-        raise CheckpointError(f"of no layout that can be read ({known}); {listed('it holds', names)}")
+        raise CheckpointError(
+            f"has no layout that can be read (these can: {known}); {listed('it holds', names)}"
+        )
     translated, unread = layout.translate(source.tensors)
     if unread:
-        raise CheckpointError(f"of {layout.name} layout, but {listed('not read', unread)}")
+        raise CheckpointError(f"has {layout.name} layout, but some tensors are {listed('not read', unread)}")
     return layout.name, translated, layout.norm_eps
 
 
 def _changed(description: ModelDescription, choices: dict[str, Any]) -> ModelDescription:
-    """Put the caller's choices in the place of what a description says."""
+    """Return the description with the caller's choices in it. Raises CheckpointError for other heads."""
     model, attn = description.architecture.model, description.architecture.attn
     if choices.get("heads", model.heads) != model.heads:
-        raise CheckpointError(f"heads={choices['heads']}, but it is described with {model.heads}")
+        raise CheckpointError(f"heads={choices['heads']}, but the file is described with {model.heads} heads")
     scale = choices.get("transform_scale", attn.transform_scale)
     said = {name: value for name, value in choices.items() if name not in ("heads", "transform_scale")}
     architecture = Architecture(replace(model, **said), replace(attn, transform_scale=scale))

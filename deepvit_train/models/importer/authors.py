@@ -1,6 +1,6 @@
-"""The authors' DeepViT (zhoudaquan/dvit_repo): timm's names, and these besides.
+"""Translate the tensor names of the authors' DeepViT (zhoudaquan/dvit_repo).
 
-patch_embed.{conv1, bn1, conv2, bn2}.*, and in blocks that mix
+They are timm's names, and these: patch_embed.{conv1, bn1, conv2, bn2}.*, and in blocks that mix their heads
 blocks.i.attn.reatten_matrix.{weight (H, H, 1, 1), bias (H,)}, blocks.i.attn.var_norm.*
 """
 
@@ -20,12 +20,12 @@ RULES = (
 
 
 def _with_theta(tensors: Tensors) -> Tensors:
-    """A 1x1 convolution's weight is (output heads, input heads, 1, 1), Theta (input, output)."""
+    """Turn the weights of 1x1 convolutions, (output heads, input heads, 1, 1), into Theta (input, output)."""
     thetas = {name: tensor for name, tensor in tensors.items() if name.endswith(".attn.theta")}
     for name, tensor in thetas.items():
         if tensor.shape[2:] != (1, 1):
             raise CheckpointError(
-                f"{name} is of shape {tuple(tensor.shape)}, not a 1x1 convolution's (H, H, 1, 1)"
+                f"{name} has shape {tuple(tensor.shape)}, not a 1x1 convolution's (H, H, 1, 1)"
             )
     return tensors | {name: tensor[:, :, 0, 0].t() for name, tensor in thetas.items()}
 

@@ -1,4 +1,4 @@
-"""Reads the tensors of anybody's weights file. Nothing in a file is executed, and no size in it is believed.
+"""Read the tensors of any weights file. Nothing in a file is executed, and no size in it is believed.
 
 The file may be safetensors, or what torch.save wrote: its zip format, or its format before torch 1.6.
 """
@@ -22,19 +22,19 @@ from deepvit_train.error import CheckpointError
 from deepvit_train.run.checkpoint import Found, read_tensors
 from deepvit_train.run.description import ModelDescription, read_description
 
-# Where training programs keep the tensors inside what they save, averaged weights first.
+# The keys under which training programs save their tensors, averaged weights first.
 WRAPPERS = {"ema": ("state_dict_ema", "model_ema"), "live": ("state_dict", "model")}
-# What wrappers of modules put before every name: data parallel, torch.compile.
+# What data parallel training and torch.compile put before every name.
 PREFIXES = ("module.", "_orig_mod.")
 
 
 @dataclass(frozen=True)
 class Source:
-    """The tensors of a file under the names they have there.
+    """The tensors of a file under the names that they have there.
 
     Args:
-        weights: 'live' or 'ema', as read.
-        tensors: by name, on the CPU.
+        weights: 'live' or 'ema', whichever was read.
+        tensors: the tensors on the CPU, by name.
         description: what a file of this project says about its model; None for a file of another program.
     """
 
@@ -47,7 +47,7 @@ def read_source(found: Found, weights: str = "auto") -> Source:
     """Read a weights file. Raises CheckpointError.
 
     Args:
-        found: the file, and which weights its name speaks of.
+        found: the file, and which weights its name stands for.
         weights: which weights to take from a file of torch.save that holds both: 'live', 'ema', or 'auto' for
             the averaged ones.
     """
@@ -83,7 +83,7 @@ def _load_zip(file: Path) -> Any:
     with zipfile.ZipFile(file) as archive:
         claimed = sum(entry.file_size for entry in archive.infolist())
     if claimed > file.stat().st_size:
-        raise CheckpointError(f"{file}: claims {claimed:,} bytes of content in {file.stat().st_size:,}")
+        raise CheckpointError(f"{file}: claims {claimed:,} bytes of content, but has {file.stat().st_size:,}")
     return _load(file, mmap=True)
 
 
@@ -97,7 +97,7 @@ def _load_legacy(file: Path) -> Any:
     with FakeTensorMode():
         claimed = sum(tensor.nbytes for tensor in _tensors_in(_load(file)))
     if claimed > 2 * file.stat().st_size:  # tied tensors are counted twice
-        raise CheckpointError(f"{file}: claims {claimed:,} bytes of tensors in {file.stat().st_size:,}")
+        raise CheckpointError(f"{file}: claims {claimed:,} bytes of tensors, but has {file.stat().st_size:,}")
     return _load(file)
 
 

@@ -1,6 +1,6 @@
-"""The architecture that tensors show, with what no tensor shows from a preset or from the caller.
+"""Infer an architecture from tensors under this project's names.
 
-Works on own names. Shapes: D dim, H heads, K head_dim, C colour channels, P patch size.
+What no tensor shows comes from a preset or from the caller.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from deepvit_train.error import CheckpointError, ConfigError, nearest
 from deepvit_train.models.importer.layout import Tensors
 from deepvit_train.models.keyword import UNSAID
 
-# What a caller may say, because no tensor shows it; heads only where there is no Theta.
+# What a caller may say, because no tensor shows it. Theta shows the heads; without one the caller may.
 CHOICES = {
     "heads": int,
     "transform_scale": bool,
@@ -44,11 +44,14 @@ CHOICES = {
 
 
 def checked_choices(overrides: dict[str, Any]) -> dict[str, Any]:
-    """The overrides as the schema holds them, without those that are None. Raises ConfigError."""
+    """Return the overrides as the schema holds them, without those that are None.
+
+    Raises ConfigError for a key that nobody can choose.
+    """
     for name in overrides:
         if name not in CHOICES:
             raise ConfigError(
-                f"{name}: not something one can say of a weights file{nearest(name, list(CHOICES))} "
+                f"{name}: can't be chosen for a weights file{nearest(name, list(CHOICES))} "
                 f"(choices: {', '.join(CHOICES)}; the tensors show the rest)"
             )
     return {name: CHOICES[name](value) for name, value in overrides.items() if value is not None}
@@ -57,16 +60,19 @@ def checked_choices(overrides: dict[str, Any]) -> dict[str, Any]:
 def infer_architecture(
     tensors: Tensors, norm_eps: float | None, preset: Architecture | None, choices: dict[str, Any]
 ) -> Architecture:
-    """The architecture of tensors with own names.
+    """Infer the architecture of a model from its tensors.
 
     Args:
-        norm_eps: of the LayerNorms, where neither preset nor choices say; None: what is usual for the stem.
-        preset: the architecture that gives what no tensor shows; sizes always come from the tensors.
-        choices: what the caller says, checked; before the preset.
+        tensors: all tensors of the model, under this project's names.
+        norm_eps: epsilon of the LayerNorms if neither preset nor choices give it; None: what is usual for the
+            stem.
+        preset: gives what no tensor shows, if the choices do not; sizes always come from the tensors.
+        choices: what the caller chose, from `checked_choices`.
 
     Raises:
-        CheckpointError: what is missing, of a shape that fits no architecture, or needs a word of the caller.
-        ConfigError: values out of bounds.
+        CheckpointError: a tensor is missing or has a shape that fits no architecture, or the caller has to
+            choose something.
+        ConfigError: a value is out of bounds.
     """
     attn = _attention(tensors, preset, choices)
     stem = _stem(tensors)
@@ -111,7 +117,7 @@ def _sizes(
         "head_dim": None if heads * head_dim == dim else head_dim,
         "mlp_ratio": mlp_ratio_of(hidden, dim),
         "qkv_bias": "blocks.0.attn.qkv.bias" in tensors,
-        # Its learned factors are loaded; the value says only that there are some.
+        # The learned factors are loaded, so this value only says that there are some.
         "layer_scale": None if gamma is None else 1.0,
         "registers": _shape(tensors, "reg_token", 3)[1] if "reg_token" in tensors else 0,
         "init": Init.vit_pytorch if stem == Stem.rearrange else Init.vit,
@@ -127,7 +133,7 @@ def _attention(tensors: Tensors, preset: Architecture | None, choices: dict[str,
     first = mixing[0]
     if mixing != list(range(first, depth)):
         raise CheckpointError(
-            f"blocks {mixing} mix their heads; those built here mix from one block on to the last"
+            f"mixes heads in the blocks {mixing}; here all blocks from the first one that mixes must do so"
         )
     if f"blocks.{first}.attn.logit_theta" in tensors:
         kind = AttentionKind.talking_heads
@@ -170,7 +176,7 @@ def _heads(tensors: Tensors, preset: Architecture | None, choices: dict[str, Any
     if thetas:
         heads = _shape(tensors, thetas[0], 2)[0]
         if choices.get("heads", heads) != heads:
-            raise CheckpointError(f"heads={choices['heads']}, but {thetas[0]} is of {heads} heads")
+            raise CheckpointError(f"heads={choices['heads']}, but {thetas[0]} has {heads} heads")
         return heads
     if "heads" in choices:
         return choices["heads"]
@@ -180,10 +186,10 @@ def _heads(tensors: Tensors, preset: Architecture | None, choices: dict[str, Any
 
 
 def depth_of(tensors: Tensors) -> int:
-    """The number of blocks. Raises CheckpointError where some are missing."""
+    """Return the number of blocks. Raises CheckpointError if some are missing."""
     found = {int(match[1]) for name in tensors if (match := re.match(r"blocks\.(\d{1,9})\.", name))}
     if found != set(range(len(found))) or not found:
-        raise CheckpointError(f"the blocks {sorted(found)[:8]} are not all there from 0 on")
+        raise CheckpointError(f"holds the blocks {sorted(found)[:8]}, which are not all blocks from 0 on")
     return len(found)
 
 
@@ -206,7 +212,11 @@ def _patch_size(tensors: Tensors, stem: Stem) -> int:
 
 
 def channels_of(tensors: Tensors) -> int:
-    """C: the colour channels of images; where patches are flattened, 3, or 1 if 3 don't fit."""
+    """Return the colour channels of a model's images.
+
+    Flattened patches do not show them: then it is 3 if patches of 3 channels are square, else 1. Raises
+    CheckpointError if neither fits.
+    """
     stem = _stem(tensors)
     if stem != Stem.rearrange:
         return _shape(
@@ -217,7 +227,7 @@ def channels_of(tensors: Tensors) -> int:
         if channels * math.isqrt(pixels // channels) ** 2 == pixels:
             return channels
     raise CheckpointError(
-        f"patch_embed.norm1.weight is of {pixels} values, which is no square of 3 or 1 channels"
+        f"patch_embed.norm1.weight has {pixels} values, which make no square patch of 3 or 1 channels"
     )
 
 
@@ -226,5 +236,5 @@ def _shape(tensors: Tensors, name: str, dimensions: int) -> tuple[int, ...]:
         raise CheckpointError(f"lacks {name}")
     shape = tuple(tensors[name].shape)
     if len(shape) != dimensions or not all(shape):
-        raise CheckpointError(f"{name} is of shape {shape}, not of {dimensions} dimensions")
+        raise CheckpointError(f"{name} has shape {shape}, not {dimensions} dimensions")
     return shape

@@ -1,4 +1,4 @@
-"""What a layout of tensor names is, and the way from it to this project's own names."""
+"""Describe how another program names its tensors, and translate them to this project's names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Tensors = dict[str, Tensor]
 
 
 def unchanged(tensors: Tensors) -> Tensors:
-    """The default of Layout.finish."""
+    """Return the tensors as they are: the default of Layout.finish."""
     return tensors
 
 
@@ -21,11 +21,11 @@ class Layout:
     """How another program names the tensors of a vision transformer.
 
     Args:
-        name: for messages.
-        mark: a regular expression; a file where some name matches is of this layout.
-        rules: (regular expression of a whole name, its own name with \\1, \\2, ...).
-        norm_eps: epsilon of that program's LayerNorms, which no tensor shows; None: as usual for the stem.
-        finish: turns tensors that have their own names already into the shapes of this project.
+        name: the layout's name in messages.
+        mark: regular expression; a file has this layout if one of its names matches.
+        rules: pairs of a regular expression for a whole name, and this project's name with \\1, \\2, ...
+        norm_eps: epsilon of the LayerNorms, which no tensor shows; None: what is usual for the stem.
+        finish: gives the renamed tensors the shapes of this project.
     """
 
     name: str
@@ -35,11 +35,11 @@ class Layout:
     finish: Callable[[Tensors], Tensors] = unchanged
 
     def matches(self, names: list[str]) -> bool:
-        """Whether these are names of this layout."""
+        """Return whether any of a file's names bears the mark of this layout."""
         return any(re.search(self.mark, name) for name in names)
 
     def translate(self, tensors: Tensors) -> tuple[Tensors, list[str]]:
-        """The tensors under their own names, and the names that no rule knows."""
+        """Return the tensors under this project's names, and the names that no rule matches."""
         known: Tensors = {}
         unread: list[str] = []
         for name, tensor in tensors.items():

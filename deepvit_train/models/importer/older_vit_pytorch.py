@@ -1,8 +1,8 @@
-"""vit-pytorch's DeepViT in its older layout, where Residual(PreNorm(...)) wrapped each branch of a block.
+"""Translate the older tensor names of vit-pytorch's DeepViT, when Residual(PreNorm(...)) wrapped each branch.
 
-transformer.layers.i.0.fn.norm.*, transformer.layers.i.0.fn.fn.{to_qkv, reattn_weights, reattn_norm.1,
-to_out.0}.*, transformer.layers.i.1.fn.norm.*, transformer.layers.i.1.fn.fn.net.{0, 3}.*, the rest as today;
-the earliest versions have one Linear, to_patch_embedding.1, for a stem.
+They are transformer.layers.i.0.fn.norm.*, transformer.layers.i.0.fn.fn.{to_qkv, reattn_weights,
+reattn_norm.1, to_out.0}.*, transformer.layers.i.1.fn.norm.*, transformer.layers.i.1.fn.fn.net.{0, 3}.*; the
+rest is as today. In the earliest versions the stem is one Linear, to_patch_embedding.1.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RULES = (
 
 
 def _with_conv_stem(tensors: Tensors) -> Tensors:
-    """A Linear on flattened patches (P1 P2 C) of colour images is a convolution whose stride is the patch."""
+    """Turn the stem of the earliest versions, a Linear on patches (p1 p2 c), into the same convolution."""
     weight = tensors.get("patch_embed.norm1.weight")
     if weight is None or weight.ndim != 2 or weight.shape[1] % 3 or "patch_embed.proj.weight" in tensors:
         return tensors

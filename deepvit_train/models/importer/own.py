@@ -1,4 +1,4 @@
-"""This project's own tensor names, in a file without the description that its checkpoints carry."""
+"""Recognise this project's tensor names in a file without the description that its checkpoints carry."""
 
 from __future__ import annotations
 

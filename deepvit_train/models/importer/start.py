@@ -1,4 +1,4 @@
-"""Initial weights for a model: resampled where of another size, with a fresh head or Theta where needed."""
+"""Give a model initial weights: resample those of another size, and keep a fresh head or Theta if needed."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from deepvit_train.models.importer.layout import Tensors
 from deepvit_train.run.checkpoint import find
 from deepvit_train.run.description import ModelDescription
 
-# What a block has only where it mixes its heads.
+# The tensors that only a block that mixes its heads has.
 OF_THETA = re.compile(r"(blocks\.\d+\.)attn\.(?:theta|theta_bias|logit_theta|logit_bias|norm\..+)")
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where a model's initial weights came from, and what they did not hold."""
+    """Where a model's initial weights came from, and notes on what was resampled or stayed fresh."""
 
     file: Path
     layout: str
@@ -34,15 +34,15 @@ class Start:
 
 
 def start_from(model: DeepViT, path: str) -> Start:
-    """Load a model's weights from a file of any known layout, a checkpoint or a run; averaged ones if any.
+    """Load initial weights into a model, from a file of any known layout, a checkpoint or a run.
 
-    Position embeddings and patch kernels of another size are resampled. The classifier stays fresh where the
-    number of classes differs, and Theta with its norm where the file's attention is plain. All else must be
-    there, in the model's shape.
+    Averaged weights are preferred. Position embeddings and patch kernels of another size are resampled. The
+    classifier stays fresh if the number of classes differs, and Theta with its norm if the file's attention
+    is plain. Everything else must be there, in the model's shapes.
 
     Raises:
-        CheckpointError: as `load_model`; where heads are known to differ; where something else is missing,
-            left over or of another shape, naming it. The model is then as it was.
+        CheckpointError: the file can't be read (see `load_model`), its number of heads is known to differ, or
+            a tensor is missing, left over or of another shape. The model is then unchanged.
     """
     found = find(path)
     source = read_source(found)
@@ -64,7 +64,7 @@ def start_from(model: DeepViT, path: str) -> Start:
 def _check_heads(model: DeepViT, description: ModelDescription | None) -> None:
     heads = model.heads if description is None else description.architecture.model.heads
     if heads != model.heads:
-        raise CheckpointError(f"is of {heads} heads, not model.heads={model.heads}")
+        raise CheckpointError(f"has {heads} heads, not model.heads={model.heads}")
 
 
 def _head(expected: Tensors, tensors: Tensors, notes: list[str]) -> Tensors:
@@ -105,7 +105,7 @@ def _theta(expected: Tensors, tensors: Tensors, notes: list[str]) -> Tensors:
     blocks = {name[: name.index(".", 7) + 1] for name in tensors if name.startswith("blocks.")}
     plain = {name: expected[name] for name, block in own.items() if block in blocks - set(given.values())}
     if plain and given:
-        raise CheckpointError("its blocks that mix their heads are others than attn.from_block says")
+        raise CheckpointError("does not mix heads in the blocks that attn.from_block says")
     if plain:
         notes.append(f"fresh Theta in {len(set(own.values()))} blocks")
     return tensors | plain

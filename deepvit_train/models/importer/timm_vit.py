@@ -1,7 +1,7 @@
-"""timm's VisionTransformer, and DeiT, which has the same names.
+"""Translate the tensor names of timm's VisionTransformer, which DeiT shares.
 
-cls_token, reg_token, pos_embed, patch_embed.proj.*, blocks.i.{norm1, norm2}.*, blocks.i.attn.{qkv, proj}.*,
-blocks.i.{ls1, ls2}.gamma, blocks.i.mlp.{fc1, fc2}.*, norm.*, head.*
+They are cls_token, reg_token, pos_embed, patch_embed.proj.*, blocks.i.{norm1, norm2}.*,
+blocks.i.attn.{qkv, proj}.*, blocks.i.{ls1, ls2}.gamma, blocks.i.mlp.{fc1, fc2}.*, norm.*, head.*
 """
 
 from __future__ import annotations
@@ -22,7 +22,11 @@ RULES = (
 
 
 def _with_own_positions(tensors: Tensors) -> Tensors:
-    """Positions of class token and patches: timm also has them for patches alone, or for registers too."""
+    """Give the position embeddings this project's form: one for the class token, then those of the patches.
+
+    In timm they may also be for patches alone, or for registers too. The position of a register is added to
+    the register.
+    """
     positions, registers = tensors.get("pos_embed"), tensors.get("reg_token")
     if positions is None or positions.ndim != 3:
         return tensors

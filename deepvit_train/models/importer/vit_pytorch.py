@@ -1,6 +1,6 @@
-"""vit-pytorch's DeepViT as it is today.
+"""Translate the tensor names of vit-pytorch's DeepViT as it is today.
 
-pos_embedding, cls_token, to_patch_embedding.{1, 2, 3}.*, transformer.layers.i.0.{norm, to_qkv,
+They are pos_embedding, cls_token, to_patch_embedding.{1, 2, 3}.*, transformer.layers.i.0.{norm, to_qkv,
 reattn_weights, reattn_norm.1, to_out.0}.*, transformer.layers.i.1.net.{0, 1, 4}.*, mlp_head.{0, 1}.*
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from deepvit_train.models.importer.layout import Layout
 
-# What the layouts of all its versions have in common.
+# The rules that all versions of vit-pytorch share.
 COMMON = (
     (r"pos_embedding", r"pos_embed"),
     (r"cls_token", r"cls_token"),

@@ -1,4 +1,4 @@
-"""The arithmetic of re-attention: one function, exact and straightforward.
+"""Compute re-attention: the formula as it reads, and a function that gives the same without keeping a map.
 
     ReAttention(Q, K, V) = scale * Norm(Theta^T softmax(Q K^T / sqrt(K))) V        (arXiv 2103.11886, Eq. 3)
 
@@ -6,6 +6,8 @@ Shapes: B batch, N tokens, H heads, K head_dim.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,28 +17,35 @@ from torch import Tensor, distributed, nn
 from deepvit_train.models.reattention.operator import operator
 
 
+class HeadMixer(NamedTuple):
+    """What turns the softmax maps of a block into the maps that multiply V.
+
+    Args:
+        theta: (H, H), rows are input heads and columns output heads.
+        bias: (H,) or None.
+        norm: BatchNorm2d(H), whose mode decides between batch and running statistics; LayerNorm(H), which
+            normalises across heads at each (query, key); or None.
+        scale: the factor on the normalised maps.
+    """
+
+    theta: Tensor
+    bias: Tensor | None = None
+    norm: nn.Module | None = None
+    scale: float = 1.0
+
+
 def softmax_maps(q: Tensor, k: Tensor) -> Tensor:
-    """The maps before mixing: softmax(q k^T / sqrt(K)) over keys. (B, H, N, K) twice -> (B, H, N, N)."""
+    """Return the maps before mixing, softmax(q k^T / sqrt(K)). (B, H, N, K) twice -> (B, H, N, N)."""
     logits = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
     return logits.softmax(dim=-1)
 
 
-def mix_heads(
-    maps: Tensor, theta: Tensor, theta_bias: Tensor | None, norm: nn.Module | None, scale: float
-) -> Tensor:
-    """The maps after mixing: mixed[g] = scale * Norm(sum_h maps[h] * theta[h, g] + theta_bias[g]).
-
-    Args:
-        maps: (B, H, N, N), softmax maps.
-        theta: (H, H), rows are input heads and columns output heads.
-        theta_bias: (H,) or None.
-        norm: BatchNorm2d(H), whose mode decides between batch and running statistics; LayerNorm(H), which
-            normalises across heads at each (query, key); or None.
-        scale: what the normalised maps are multiplied by.
-    """
+def mix_heads(maps: Tensor, mixer: HeadMixer) -> Tensor:
+    """Return scale * Norm(sum_h maps[h] * theta[h, g] + bias[g]) for each head g. (B, H, N, N)."""
+    theta, bias, norm, scale = mixer
     mixed = torch.einsum("bhij,hg->bgij", maps, theta)
-    if theta_bias is not None:
-        mixed = mixed + rearrange(theta_bias, "h -> h 1 1")
+    if bias is not None:
+        mixed = mixed + rearrange(bias, "h -> h 1 1")
     if isinstance(norm, nn.LayerNorm):
         mixed = rearrange(norm(rearrange(mixed, "b h i j -> b i j h")), "b i j h -> b h i j")
     elif norm is not None:
@@ -44,69 +53,73 @@ def mix_heads(
     return mixed if scale == 1.0 else mixed * scale
 
 
-def plain_reattention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    theta: Tensor,
-    theta_bias: Tensor | None = None,
-    norm: nn.Module | None = None,
-    *,
-    scale: float = 1.0,
-    dropout: float = 0.0,
-) -> Tensor:
-    """What `reattention` computes, written as the formula reads; every map is kept for the backward pass."""
+def plain_reattention(q: Tensor, k: Tensor, v: Tensor, mixer: HeadMixer, *, dropout: float = 0.0) -> Tensor:
+    """Compute the same as `reattention`, as the formula reads. Keeps every map for the backward pass."""
     with torch.autocast(q.device.type, enabled=False):
         full = torch.promote_types(v.dtype, torch.float32)
         maps = F.dropout(softmax_maps(q.to(full), k.to(full)), dropout)
-        mixed = mix_heads(maps, theta, theta_bias, norm, scale)
-        return (mixed @ v.to(full)).to(v.dtype)
+        return (mix_heads(maps, mixer) @ v.to(full)).to(v.dtype)
 
 
 def reattention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    theta: Tensor,
-    theta_bias: Tensor | None = None,
-    norm: nn.Module | None = None,
+    mixer: HeadMixer,
     *,
-    scale: float = 1.0,
     dropout: float = 0.0,
     chunk: int = 0,
     sync: bool = False,
 ) -> Tensor:
-    """Re-attention's output for queries, keys and values of shape (B, H, N, K).
+    """Compute re-attention. (B, H, N, K) three times -> (B, H, N, K), in the type of v.
 
-    Exact in function, gradient and running statistics, but for rounding and for the dropout masks drawn;
-    keeps q, k, v and the output for the backward pass, and no map. Differentiable once.
+    Output, gradients and running statistics are those of the formula up to rounding; only the dropout masks
+    are drawn in another order. The backward pass needs q, k, v and the output, and no map. The function can
+    be differentiated once.
 
-    Works in float32 at least, whatever autocast says: the maps hug 1/N, and the norm would amplify the
+    It computes in float32 at least, whatever autocast says: the maps hug 1/N, and the norm would amplify the
     rounding of half precision (docs/decisions/0004-half-precision.md).
 
     Args:
         q, k, v: (B, H, N, K).
-        theta, theta_bias, norm, scale: as in `mix_heads`. A norm that is neither BatchNorm2d nor LayerNorm is
-            called as a module on maps that are kept.
+        mixer: how heads are mixed. A norm that is neither BatchNorm2d nor LayerNorm is called as a module, on
+            maps that are kept.
         dropout: probability of dropping an entry of the softmax maps, before mixing; 0 outside training.
         chunk: rows of maps (queries, counted over images) worked on at a time; 0: chosen from the sizes.
-        sync: whether BatchNorm's batch statistics are those of all ranks' batches, which must be of one size.
+        sync: whether BatchNorm takes its statistics from the batches of all ranks, which must be of one size.
 
-    Returns:
-        (B, H, N, K), in the type of v.
+    Raises:
+        ValueError: BatchNorm in training has a single value per head.
+        RuntimeError: a second derivative is asked for.
     """
+    norm = mixer.norm
     if norm is not None and type(norm) not in (nn.BatchNorm2d, nn.LayerNorm):
-        return plain_reattention(q, k, v, theta, theta_bias, norm, scale=scale, dropout=dropout)
-    full = torch.promote_types(v.dtype, torch.float32)
-    theta, bias = theta.to(full), None if theta_bias is None else theta_bias.to(full)
-    weight, shift = _affine(norm, theta)
-    if scale != 1.0:
-        weight, shift = scale * weight, scale * shift
+        return plain_reattention(q, k, v, mixer, dropout=dropout)
     mode = _mode(norm, sync)
     count = q.shape[0] * q.shape[2] ** 2 * (distributed.get_world_size() if mode == "ranks" else 1)
     if mode in ("batch", "ranks") and count <= 1:
         raise ValueError(f"BatchNorm needs more than one value per head to train, got q {tuple(q.shape)}")
-    if mode == "none":  # nothing is left to do on maps but to mix them
+    theta, bias, weight, shift = _folded(mixer, mode, torch.promote_types(v.dtype, torch.float32))
+    eps = 0.0 if norm is None else norm.eps
+    seed = torch.randint(2**62, (), device="cpu") if dropout else None
+    out, _, mean, var = operator(q, k, v, theta, bias, weight, shift, seed, mode, eps, dropout, chunk)
+    if mode in ("batch", "ranks") and isinstance(norm, nn.BatchNorm2d) and norm.training:
+        _update_running_statistics(norm, mean if bias is None else mean + bias, var, count)
+    return out
+
+
+def _folded(mixer: HeadMixer, mode: str, full: torch.dtype) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """Return theta (H, H), bias, weight and shift (H,) of the operator, in the type to compute in.
+
+    The scale becomes part of weight and shift. Where the statistics of a norm are known beforehand, they and
+    the bias do as well, so that the maps need only be mixed.
+    """
+    norm, scale = mixer.norm, mixer.scale
+    theta, bias = mixer.theta.to(full), None if mixer.bias is None else mixer.bias.to(full)
+    weight, shift = _affine(norm, theta)
+    if scale != 1.0:
+        weight, shift = scale * weight, scale * shift
+    if mode == "none":
         if (
             isinstance(norm, nn.BatchNorm2d)
             and norm.running_mean is not None
@@ -116,16 +129,15 @@ def reattention(
             shift = shift - weight * norm.running_mean.to(full)
         if bias is not None:
             shift, bias = shift + weight * bias, None
-    eps = 0.0 if norm is None else norm.eps
-    seed = torch.randint(2**62, (), device="cpu") if dropout else None
-    out, _, mean, var = operator(q, k, v, theta, bias, weight, shift, seed, mode, eps, dropout, chunk)
-    if mode in ("batch", "ranks") and isinstance(norm, nn.BatchNorm2d) and norm.training:
-        _update_running_statistics(norm, mean if bias is None else mean + bias, var, count)
-    return out
+    return theta, bias, weight, shift
 
 
 def _mode(norm: nn.Module | None, sync: bool) -> str:
-    """What M is normalised over: the 'batch', those of all 'ranks', each 'layer' of heads, or 'none'."""
+    """Return what the maps are normalised over, a key of `norm.NORMS`.
+
+    'batch' is this process's batch, 'ranks' the batches of all ranks, 'layer' the heads at each query and
+    key. 'none' is also BatchNorm with running statistics, which are known before the maps.
+    """
     if isinstance(norm, nn.LayerNorm):
         return "layer"
     has_running = norm is not None and norm.running_mean is not None and norm.running_var is not None
@@ -135,7 +147,7 @@ def _mode(norm: nn.Module | None, sync: bool) -> str:
 
 
 def _affine(norm: nn.Module | None, like: Tensor) -> tuple[Tensor, Tensor]:
-    """The norm's weight and bias, (H,) each; 1 and 0 where it has none."""
+    """Return the norm's weight and bias, (H,) each. They are 1 and 0 where it has none."""
     weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
     return (
         like.new_ones(len(like)) if weight is None else weight.to(like.dtype),
@@ -145,7 +157,10 @@ def _affine(norm: nn.Module | None, like: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def _update_running_statistics(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None:
-    """As nn.BatchNorm2d does: the unbiased variance, by momentum, or the mean of all batches without one."""
+    """Update the running mean and unbiased variance as nn.BatchNorm2d does.
+
+    Without a momentum they are the means over all batches so far.
+    """
     if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked is None:
         return
     norm.num_batches_tracked.add_(1)

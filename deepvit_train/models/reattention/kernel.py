@@ -1,9 +1,9 @@
-"""Re-attention without its maps in memory: forward and backward as loops over chunks of maps.
+"""Compute re-attention and its gradient in loops over chunks of maps, so that memory holds one chunk.
 
     A = drop(softmax(q k^T / sqrt(K))),  M = Theta^T A + bias,  X = norm(M),  out = (weight X + shift) v
 
-Only q, k, v, out and the sums of the softmax's rows are kept for the backward pass, which makes each chunk's
-maps again. `shift` never meets the maps: the sum of v over tokens stands for (map of ones) v.
+The backward pass makes each chunk's maps again, from q, k and the sums of the softmax's rows. `shift` is not
+added to the maps: the sum of v over tokens is what a map of ones would give.
 
 Shapes: B batch, N tokens, P padded tokens, H heads, K head_dim; in a chunk C images and R rows (queries).
 """
@@ -20,10 +20,10 @@ from deepvit_train.models.reattention.norm import NORMS, Mixing, per_head
 def forward(
     q: Tensor, k: Tensor, v: Tensor, mixing: Mixing, chunks: Chunks
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """out (B, H, N, K), and what the backward pass wants to know besides.
+    """Return out (B, H, N, K), log_sums, mean and var. The backward pass needs them all.
 
-    That is, for each query the log2 of its softmax's sum, (B, H, N); and with 'batch' the mean and variance
-    of M less its bias, (H,) each, else two empty tensors.
+    log_sums (B, H, N) is the log2 of the sum under each query's softmax. mean and var (H,) are those of
+    M - bias for the norms 'batch' and 'ranks'; else they are empty tensors.
     """
     norm = NORMS[mixing.norm](mixing, chunks)
     mixer = norm.theta.T.contiguous()
@@ -44,24 +44,26 @@ def forward(
 
 def backward(
     dout: Tensor,
-    out: Tensor,
-    log_sums: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    results: tuple[Tensor, Tensor, Tensor, Tensor],
+    inputs: tuple[Tensor, Tensor, Tensor],
     mixing: Mixing,
     chunks: Chunks,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of q, k, v, theta, bias, weight and shift from that of out.
+    """Return the gradients of q, k, v, theta, bias, weight and shift.
 
-    out, log_sums, mean and var are what `forward` returned. A bias without effect has a gradient of 0.
+    A bias that has no effect gets a gradient of 0.
+
+    Args:
+        dout: (B, H, N, K), the gradient of out.
+        results: what `forward` returned.
+        inputs: q, k and v, as `forward` had them.
+        mixing, chunks: as `forward` had them; `chunks` is a new object with the same seed.
     """
+    (out, log_sums, mean, var), (q, k, v) = results, inputs
     norm = NORMS[mixing.norm](mixing, chunks)
     queries, keys = chunks.queries(q, log_sums), chunks.keys(k)
     q_, k_, v_, dout_ = (chunks.cast(each) for each in (q, k, v, dout))
-    values = chunks.pad(norm.remember((mean, var), dout_, out, v_)).mT
+    values = chunks.pad(norm.prepare_backward((mean, var), dout_, out, v_)).mT
     weighted = dout_ * per_head(mixing.weight)
     mixer, theta = norm.theta.T.contiguous(), norm.theta.contiguous()
     dq, dk, dv = torch.empty_like(q_), torch.zeros_like(k_), torch.zeros_like(v_)
@@ -90,13 +92,16 @@ def backward(
 
 
 def token_major(like: Tensor) -> Tensor:
-    """Uninitialised (B, H, N, K) in the memory order (B, N, H, K), as the next projection reads it."""
+    """Return an uninitialised tensor (B, H, N, K) that lies in memory as (B, N, H, K).
+
+    The projection after attention reads it in that order without a copy.
+    """
     b, h, n, k = like.shape
     return like.new_empty((b, n, h, k)).transpose(1, 2)
 
 
 def _mix(theta: Tensor, maps: Tensor, out: Tensor) -> Tensor:
-    """out[g] = sum_h theta[g, h] maps[h]."""
+    """Compute out[g] = sum_h theta[g, h] maps[h]."""
     torch.bmm(theta.expand(len(maps), -1, -1), maps.flatten(2), out=out.flatten(2))
     return out
 

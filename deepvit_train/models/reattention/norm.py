@@ -1,6 +1,7 @@
-"""What stands between mixed maps M and values, chunk by chunk: X = norm(M), and dM from dX.
+"""Normalise mixed maps chunk by chunk: X = norm(M) in the forward pass, dM from dX in the backward pass.
 
-out = (weight X + shift) v, and dX is the gradient of X, that is weight times that of (weight X + shift).
+The output is out = (weight X + shift) v. dX is the gradient of X, and dM that of M.
+
 Shapes: B batch, N tokens, P padded tokens, H heads, K head_dim; in a chunk C images and R rows (queries).
 """
 
@@ -16,9 +17,14 @@ from deepvit_train.models.reattention.chunk import Chunks
 
 @dataclass(frozen=True)
 class Mixing:
-    """What happens to the maps; tensors are of the type to compute in.
+    """How the operator mixes and normalises maps. All tensors are of the type to compute in.
 
-    theta: (H, H), rows are input heads; bias (or None), weight, shift: (H,); norm: a key of NORMS.
+    Args:
+        theta: (H, H), rows are input heads and columns output heads.
+        bias: (H,), added to the mixed maps; or None.
+        weight, shift: (H,), the affine part of the norm.
+        norm: a key of NORMS.
+        eps: what is added to the variance.
     """
 
     theta: Tensor
@@ -30,7 +36,10 @@ class Mixing:
 
 
 class NoNorm:
-    """X = M. BatchNorm by its running statistics is this too, with its own weight and shift."""
+    """X = M: nothing is normalised.
+
+    BatchNorm with running statistics is such a case, because they are part of weight and shift.
+    """
 
     def __init__(self, mixing: Mixing, chunks: Chunks) -> None:
         self.mixing, self.chunks = mixing, chunks
@@ -39,49 +48,61 @@ class NoNorm:
         self.dbiases: list[Tensor] = []
 
     def observe(self, m: Tensor, spare: Tensor) -> None:
-        """In the forward pass, once a chunk: M -> X in place, but for what `finish` tells to put right."""
+        """Normalise one chunk of the forward pass in place, as far as that is possible before the last chunk.
+
+        `finish` gives the rest. `spare` is memory of the size of m.
+        """
         self.normalise(m, spare)
 
     def finish(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Slope and shift so that out = slope (what observe left) v + shift (sum of v); two statistics."""
+        """Return slope, shift, mean and variance, after the last chunk of the forward pass.
+
+        With slope and shift (H,), out = slope * (observed maps @ v) + shift * (sum of v over tokens). The
+        backward pass needs the mean and the variance (H,); they are empty where it needs none.
+        """
         empty = self.theta.new_empty
         return self.mixing.weight, self.mixing.shift, empty(0), empty(0)
 
-    def remember(self, statistics: tuple[Tensor, Tensor], dout: Tensor, out: Tensor, v: Tensor) -> Tensor:
-        """Before the backward pass. Returns what stands in for v in dX = weight dout v^T."""
+    def prepare_backward(
+        self, statistics: tuple[Tensor, Tensor], dout: Tensor, out: Tensor, v: Tensor
+    ) -> Tensor:
+        """Take the statistics from `finish` before the first chunk of the backward pass.
+
+        Returns the values (B, H, N, K) to use for v in dX = weight dout v^T.
+        """
         return v
 
     def normalise(self, m: Tensor, spare: Tensor) -> None:
-        """In the backward pass: M -> X in place."""
+        """Turn M into X in place, for one chunk of the backward pass."""
         if self.bias is not None:
             m.add_(self.chunks.over_keys(self.bias))
 
     def differentiate(self, dx: Tensor, x: Tensor, spare: Tensor) -> None:
-        """dX -> dM in place, for the X that `normalise` made last."""
+        """Turn dX into dM in place. x is what `normalise` made last."""
 
     def collect(self, dm: Tensor, maps: Tensor) -> None:
-        """Take this chunk's share of the gradients of Theta and bias."""
+        """Add this chunk's part to the gradients of Theta and bias."""
         self.dthetas.append(torch.bmm(maps.flatten(2), dm.flatten(2).mT))
         if self.bias is not None:
             self.dbiases.append(dm.sum((2, 3)))
 
     def gradients(self) -> tuple[Tensor, Tensor]:
-        """Of Theta and bias; 0 for a bias that has no effect."""
+        """Return the gradients of Theta (H, H) and bias (H,). That of a bias without effect is 0."""
         return _total(self.dthetas, self.theta), _total(self.dbiases, self.mixing.weight)
 
 
 class OverHeads(NoNorm):
     """LayerNorm across heads at each query and key.
 
-    With Theta and bias centred over the heads they make, M's mean over heads is 0 and only the variance is
-    left; the gradient of the mean falls out with the centring of the gradients of Theta and maps.
+    Theta and bias are centred over output heads first. So the mean of M over heads is 0, and only the
+    variance has to be computed. The gradients of Theta and bias are centred in the same way.
     """
 
     def __init__(self, mixing: Mixing, chunks: Chunks) -> None:
         super().__init__(mixing, chunks)
         self.theta = mixing.theta - mixing.theta.mean(dim=1, keepdim=True)
         self.bias = None if mixing.bias is None else mixing.bias - mixing.bias.mean()
-        self.inverse = self.theta  # of the deviation over heads, (C, 1, R, P), in the chunk at hand
+        self.inverse = self.theta  # set by normalise: 1 / standard deviation over heads, (C, 1, R, P)
 
     def normalise(self, m: Tensor, spare: Tensor) -> None:
         super().normalise(m, spare)
@@ -99,11 +120,12 @@ class OverHeads(NoNorm):
 
 
 class OverBatch(NoNorm):
-    """BatchNorm by the batch's own statistics: over images, queries and keys. bias cancels.
+    """BatchNorm with the batch's own statistics, over images, queries and keys. The bias cancels.
 
-    The maps' mean is 1/N, so M is centred as it is made. Its deviation is known after the last chunk only,
-    but scales a whole head, and so divides out at the end. The backward pass needs mean(dX X) before its
-    first chunk, and has it from out: sum_ij dX_ij X_ij = weight sum_i dout_i (X v)_i.
+    The mean of a softmax map is 1/N, so each chunk of M can be centred at once. The standard deviation is
+    known only after the last chunk, but it is one factor for a whole head, so `finish` puts it into the
+    slope. The backward pass needs mean(dX X) before its first chunk and takes it from the output:
+    sum_ij dX_ij X_ij = weight sum_i dout_i (X v)_i.
     """
 
     def __init__(self, mixing: Mixing, chunks: Chunks) -> None:
@@ -128,7 +150,9 @@ class OverBatch(NoNorm):
         slope = self.mixing.weight * (var + self.mixing.eps).rsqrt()
         return slope, self.mixing.shift - slope * rest, self.center + rest, var
 
-    def remember(self, statistics: tuple[Tensor, Tensor], dout: Tensor, out: Tensor, v: Tensor) -> Tensor:
+    def prepare_backward(
+        self, statistics: tuple[Tensor, Tensor], dout: Tensor, out: Tensor, v: Tensor
+    ) -> Tensor:
         mean, var = statistics
         self.deviation = (var + self.mixing.eps).sqrt()
         self.theta = self.mixing.theta / self.deviation
@@ -138,15 +162,16 @@ class OverBatch(NoNorm):
         both, along = self.over_ranks(torch.stack([both, along]))
         self.along = per_head(along / self.count)
         self.dx_mean = self.chunks.over_keys(self.mixing.weight * both / self.count)
-        # Rows of maps sum to 1 unless dropped: then v less its mean makes dX less what its mean would be.
+        # Without dropout the rows of maps sum to 1, so centring v over tokens centres dX: nothing is left to
+        # subtract in `differentiate`.
         return v if self.chunks.generator else v - v.mean(2, keepdim=True)
 
     def ranks(self) -> int:
-        """How many processes' batches the statistics are over."""
+        """Return the number of processes whose batches the statistics cover."""
         return 1
 
     def over_ranks(self, sums: Tensor) -> Tensor:
-        """Sums over this process's batch -> over the batches of all `ranks`."""
+        """Add up the sums of those processes."""
         return sums
 
     def normalise(self, m: Tensor, spare: Tensor) -> None:
@@ -163,7 +188,7 @@ class OverBatch(NoNorm):
 
 
 class OverRanks(OverBatch):
-    """BatchNorm by the statistics of all ranks' batches, which are of one size."""
+    """BatchNorm with the statistics of all ranks' batches, which are of one size."""
 
     def ranks(self) -> int:
         return distributed.get_world_size()
@@ -177,10 +202,10 @@ NORMS: dict[str, type[NoNorm]] = {"none": NoNorm, "layer": OverHeads, "batch": O
 
 
 def per_head(value: Tensor) -> Tensor:
-    """(H,) -> (H, 1, 1)."""
+    """Reshape (H,) to (H, 1, 1)."""
     return value[:, None, None]
 
 
 def _total(parts: list[Tensor], like: Tensor) -> Tensor:
-    """The sum over chunks and images of (C, ...) tensors; 0 where there are none."""
+    """Return the sum of (C, ...) tensors over chunks and images, 0 if there are none."""
     return torch.cat(parts).sum(0) if parts else torch.zeros_like(like)

@@ -89,7 +89,7 @@ def _backward(
         return gpu.backward(dout, out, log_sums, (mean, var), (q, k, v), mixing, (seed, dropout), chunk)
     with full_precision(q.device):
         chunks = Chunks(q, theta.dtype, seed, dropout, chunk)
-        return kernel.backward(dout, out, log_sums, mean, var, q, k, v, mixing, chunks)
+        return kernel.backward(dout, (out, log_sums, mean, var), (q, k, v), mixing, chunks)
 
 
 _library.impl("reattention", _forward, "CompositeExplicitAutograd")

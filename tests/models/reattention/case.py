@@ -1,4 +1,4 @@
-"""Inputs for re-attention's operator, and all that it returns, for its tests."""
+"""Make inputs for re-attention's operator, and collect all that it computes, for its tests."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from deepvit_train.models.reattention import HeadMixer
 
 NORMS = ["batch", "running", "layer", "none"]
 
@@ -40,14 +42,25 @@ def build_inputs(
     return [torch.randn(shape, dtype=dtype).requires_grad_() for shape in shapes]
 
 
+def arguments(
+    inputs: list[Tensor], norm: nn.Module | None = None, scale: float = 1.0
+) -> tuple[Tensor, Tensor, Tensor, HeadMixer]:
+    """Return the positional arguments of `reattention` for the tensors of `build_inputs`."""
+    q, k, v, theta, *bias = inputs
+    return q, k, v, HeadMixer(theta, *(bias or [None]), norm, scale)
+
+
 def everything(
-    function: Callable[..., Tensor], inputs: list[Tensor], norm: nn.Module | None, **options: Any
+    function: Callable[..., Tensor],
+    inputs: list[Tensor],
+    norm: nn.Module | None,
+    scale: float = 1.0,
+    **options: Any,
 ) -> list[Tensor]:
-    """Output, all gradients, and the norm's buffers after the call."""
+    """Return the output, all gradients, and the norm's buffers after the call."""
     norm = copy.deepcopy(norm)
     parameters = [] if norm is None else list(norm.parameters())
-    bias = inputs[4] if len(inputs) == 5 else None
-    out = function(*inputs[:4], bias, norm, **options)
+    out = function(*arguments(inputs, norm, scale), **options)
     direction = torch.linspace(-1.0, 2.0, out.numel(), dtype=out.dtype).view_as(out).cos()
     # In the layout in which it comes from the projection.
     direction = direction.transpose(1, 2).contiguous().transpose(1, 2)

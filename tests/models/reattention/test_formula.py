@@ -1,4 +1,4 @@
-"""Re-attention's operator against the formula, written as a loop and as plain differentiable tensor code."""
+"""Compare re-attention's operator with the formula, written as a loop and as differentiable tensor code."""
 
 from __future__ import annotations
 
@@ -13,8 +13,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from deepvit_train.models.reattention import mix_heads, plain_reattention, reattention, softmax_maps
-from tests.models.reattention.case import NORMS, assert_all_close, build_inputs, build_norm, everything
+from deepvit_train.models.reattention import (
+    HeadMixer,
+    mix_heads,
+    plain_reattention,
+    reattention,
+    softmax_maps,
+)
+from tests.models.reattention.case import (
+    NORMS,
+    arguments,
+    assert_all_close,
+    build_inputs,
+    build_norm,
+    everything,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +70,7 @@ def test_equals_a_loop_over_the_formula(kind: str, function: Callable[..., Tenso
     inputs, norm = build_inputs(2, 3, 4, 5), build_norm(kind, 3)
     expected = looped(inputs, copy.deepcopy(norm), 0.7)
     with torch.no_grad():
-        out = function(*inputs, norm, scale=0.7)
+        out = function(*arguments(inputs, norm, 0.7))
     torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
 
 
@@ -88,8 +101,8 @@ def test_gradcheck(kind: str, bias: bool) -> None:
 
     def function(*tensors: Tensor) -> Tensor:
         torch.manual_seed(1)
-        mixing = tensors[: 5 if bias else 4]
-        return reattention(*mixing, *[None] * (5 - len(mixing)), norm, scale=0.7, dropout=0.3, chunk=2)
+        inputs = list(tensors[: 5 if bias else 4])
+        return reattention(*arguments(inputs, norm, 0.7), dropout=0.3, chunk=2)
 
     assert torch.autograd.gradcheck(function, (*build_inputs(2, 2, 3, 2, bias=bias), *parameters))
 
@@ -103,19 +116,20 @@ def test_dropout_is_dropout_of_the_softmax_maps(kind: str, chunk: int) -> None:
     eye = torch.eye(6, dtype=torch.float64).expand(3, 2, 6, 6)
     torch.manual_seed(5)
     with torch.no_grad():
-        dropped = reattention(*inputs[:2], eye, torch.eye(2, dtype=torch.float64), dropout=0.4, chunk=chunk)
+        mixer = HeadMixer(torch.eye(2, dtype=torch.float64))
+        dropped = reattention(*inputs[:2], eye, mixer, dropout=0.4, chunk=chunk)
     maps = softmax_maps(*inputs[:2])
     mask = dropped / maps.detach()
     is_kept = mask > 0
     torch.testing.assert_close(mask, is_kept.double() / 0.6, rtol=1e-12, atol=1e-12)
     assert 0.45 < is_kept.double().mean() < 0.75
 
-    def formula(q: Tensor, k: Tensor, v: Tensor, *mixing: Any, **_: Any) -> Tensor:
-        return mix_heads(softmax_maps(q, k) * mask, *mixing, 0.7) @ v
+    def formula(q: Tensor, k: Tensor, v: Tensor, mixer: HeadMixer) -> Tensor:
+        return mix_heads(softmax_maps(q, k) * mask, mixer) @ v
 
     torch.manual_seed(5)
     found = everything(reattention, inputs, norm, **options)
-    assert_all_close(found, everything(formula, inputs, norm))
+    assert_all_close(found, everything(formula, inputs, norm, scale=0.7))
 
 
 def test_dropout_follows_the_global_seed_and_differs_between_chunks() -> None:
@@ -124,7 +138,7 @@ def test_dropout_follows_the_global_seed_and_differs_between_chunks() -> None:
 
     def draw(seed: int) -> Tensor:
         torch.manual_seed(seed)
-        return reattention(q, q, eye, theta, dropout=0.5, chunk=8)
+        return reattention(q, q, eye, HeadMixer(theta), dropout=0.5, chunk=8)
 
     one = draw(1)
     assert torch.equal(one, draw(1))
@@ -150,8 +164,9 @@ def test_batchnorm_in_all_its_modes(options: dict[str, Any]) -> None:
             norm.train(step != 3)
         inputs = build_inputs(2, 3, 5, 4)
         with torch.no_grad():
-            out = reattention(*inputs, ours)
-            torch.testing.assert_close(out, plain_reattention(*inputs, theirs), rtol=1e-10, atol=1e-10)
+            out = reattention(*arguments(inputs, ours))
+            expected = plain_reattention(*arguments(inputs, theirs))
+            torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=1e-10, atol=1e-10)
 
 
@@ -168,21 +183,22 @@ def test_another_norm_is_called_as_it_is() -> None:
 
 def test_batchnorm_refuses_one_value_per_head() -> None:
     with pytest.raises(ValueError, match="more than 1 value per channel"):
-        plain_reattention(*build_inputs(1, 2, 1, 3), build_norm("batch", 2))
+        plain_reattention(*arguments(build_inputs(1, 2, 1, 3), build_norm("batch", 2)))
     with pytest.raises(ValueError, match="more than one value per head"):
-        reattention(*build_inputs(1, 2, 1, 3), build_norm("batch", 2))
+        reattention(*arguments(build_inputs(1, 2, 1, 3), build_norm("batch", 2)))
 
 
 def test_logits_beyond_half_precision() -> None:
     """Products of 60,000 overflow fp16, and their exponentials everything."""
     q = torch.full((1, 2, 3, 16), 60.0, dtype=torch.float16)
     q[..., 0, :] *= -1
-    out = reattention(q, q, q, torch.eye(2))
+    out = reattention(q, q, q, HeadMixer(torch.eye(2)))
     assert torch.equal(out, q)
 
 
 def test_an_empty_batch_gives_an_empty_output() -> None:
-    assert reattention(*build_inputs(0, 2, 3, 4), build_norm("layer", 2)).shape == (0, 2, 3, 4)
+    out = reattention(*arguments(build_inputs(0, 2, 3, 4), build_norm("layer", 2)))
+    assert out.shape == (0, 2, 3, 4)
 
 
 @pytest.mark.parametrize("kind", NORMS)

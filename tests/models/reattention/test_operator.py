@@ -1,4 +1,4 @@
-"""Re-attention's operator among torch's own: autograd, memory, compilation, several processes and threads."""
+"""Use re-attention's operator as one of torch's own: autograd, memory, compiler, processes and threads."""
 
 from __future__ import annotations
 
@@ -15,10 +15,17 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from deepvit_train.commands.bench_cost import peak_bytes
-from deepvit_train.models.reattention import plain_reattention, reattention
+from deepvit_train.models.reattention import HeadMixer, plain_reattention, reattention
 from deepvit_train.models.reattention.chunk import CPU_CHUNK_BYTES, Chunks
 from deepvit_train.models.reattention.operator import operator
-from tests.models.reattention.case import NORMS, assert_all_close, build_inputs, build_norm, everything
+from tests.models.reattention.case import (
+    NORMS,
+    arguments,
+    assert_all_close,
+    build_inputs,
+    build_norm,
+    everything,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -30,8 +37,8 @@ def _seed() -> None:
 def test_gradient_checkpointing_recomputes_the_same(kind: str) -> None:
     inputs, norm = build_inputs(2, 3, 5, 4), build_norm(kind, 3)
 
-    def checkpointed(*arguments: Any, **options: Any) -> Tensor:
-        return checkpoint(reattention, *arguments, use_reentrant=False, **options)
+    def checkpointed(*inputs: Any, **options: Any) -> Tensor:
+        return checkpoint(reattention, *inputs, use_reentrant=False, **options)
 
     results = []
     for function in (reattention, checkpointed):
@@ -59,7 +66,7 @@ def test_inputs_of_any_layout(layout: str, kind: str) -> None:
 
 
 def test_output_is_laid_out_for_the_projection() -> None:
-    out = reattention(*build_inputs(2, 3, 5, 4))
+    out = reattention(*arguments(build_inputs(2, 3, 5, 4)))
     assert out.transpose(1, 2).is_contiguous()
 
 
@@ -70,7 +77,7 @@ def test_gradients_of_some_inputs_only(kind: str) -> None:
     for number in range(5):
         alone = [each.detach() for each in inputs]
         alone[number].requires_grad_()
-        out = reattention(*alone, copy.deepcopy(norm))
+        out = reattention(*arguments(alone, copy.deepcopy(norm)))
         direction = torch.linspace(-1.0, 2.0, out.numel(), dtype=out.dtype).view_as(out).cos()
         (gradient,) = torch.autograd.grad(out, alone[number], direction)
         torch.testing.assert_close(gradient, full[number])
@@ -82,8 +89,8 @@ def test_twice_in_one_graph(kind: str) -> None:
     inputs, norm = build_inputs(2, 3, 5, 5), build_norm(kind, 3)
 
     def twice(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def inner(q: Tensor, k: Tensor, v: Tensor, *mixing: Any) -> Tensor:
-            return function(function(q, k, v, *mixing), k, q, *mixing) + function(k, v, q, *mixing)
+        def inner(q: Tensor, k: Tensor, v: Tensor, mixer: HeadMixer) -> Tensor:
+            return function(function(q, k, v, mixer), k, q, mixer) + function(k, v, q, mixer)
 
         return inner
 
@@ -101,7 +108,8 @@ def test_inputs_are_left_as_they_were() -> None:
 
 def test_second_derivatives_are_refused_by_name() -> None:
     inputs = build_inputs(2, 3, 5, 4)
-    (gradient,) = torch.autograd.grad(reattention(*inputs).square().sum(), inputs[0], create_graph=True)
+    loss = reattention(*arguments(inputs)).square().sum()
+    (gradient,) = torch.autograd.grad(loss, inputs[0], create_graph=True)
     with pytest.raises(RuntimeError, match="differentiable once"):
         gradient.sum().backward()
 
@@ -119,7 +127,7 @@ def test_no_map_is_saved(kind: str) -> None:
 
         inputs, norm = build_inputs(2, 3, tokens, 4, dtype=torch.float32), build_norm(kind, 3, torch.float32)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            out = reattention(*inputs, norm, dropout=0.1)
+            out = reattention(*arguments(inputs, norm), dropout=0.1)
         assert out.requires_grad
         return sum(sizes.values())
 
@@ -138,7 +146,7 @@ class Mixed(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         dropout = self.dropout if self.training else 0.0
-        return reattention(q, k, v, self.theta, self.bias, self.norm, dropout=dropout)
+        return reattention(q, k, v, HeadMixer(self.theta, self.bias, self.norm), dropout=dropout)
 
 
 @pytest.fixture
@@ -193,7 +201,7 @@ def test_counts_the_operations_of_the_formula() -> None:
     counts = []
     for function in (reattention, plain_reattention):
         with FlopCounterMode(display=False) as counter:
-            function(*inputs)
+            function(*arguments(inputs))
         counts.append(counter.get_total_flops())
     assert counts[0] == counts[1] == 2 * 2 * 3 * 25 * (4 + 3 + 4)
 
@@ -202,8 +210,8 @@ def test_training_after_inference_mode() -> None:
     """What inference mode leaves behind is no hindrance to training."""
     inputs = build_inputs(2, 3, 33, 4)
     with torch.inference_mode():
-        expected = reattention(*inputs)
-    assert torch.equal(reattention(*inputs), expected)
+        expected = reattention(*arguments(inputs))
+    assert torch.equal(reattention(*arguments(inputs)), expected)
 
 
 def test_threads_do_not_share_memory() -> None:
@@ -228,7 +236,8 @@ def test_memory_grows_with_the_tokens_not_with_their_square() -> None:
     def peak(tokens: int) -> int:
         inputs = build_inputs(1, 12, tokens, 8, dtype=torch.float32)
         norm = build_norm("batch", 12, torch.float32)
-        return peak_bytes(lambda: reattention(*inputs, norm).sum().backward(), torch.device("cpu"))
+        call = lambda: reattention(*arguments(inputs, norm)).sum().backward()  # noqa: E731
+        return peak_bytes(call, torch.device("cpu"))
 
     peaks = {tokens: peak(tokens) for tokens in (512, 1024)}
     assert peaks[1024] < 2 * peaks[512]

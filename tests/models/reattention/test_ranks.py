@@ -1,4 +1,4 @@
-"""BatchNorm over the batches of two processes is BatchNorm over both batches in one."""
+"""Show that BatchNorm over the batches of two processes is BatchNorm over both batches in one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed, nn
 
-from deepvit_train.models.reattention import reattention
+from deepvit_train.models.reattention import HeadMixer, reattention
 from tests.conftest import forked
 
 HEADS, TOKENS, HEAD_DIM = 3, 7, 5
@@ -24,7 +24,8 @@ def gradients(images: Tensor, dout: Tensor, dropout: float = 0.0, sync: bool = F
     nn.init.normal_(norm.bias)
     theta = torch.randn(HEADS, HEADS, dtype=torch.float64, requires_grad=True)
     images = images.clone().requires_grad_()
-    out = reattention(*images.chunk(3, dim=-1), theta, None, norm, dropout=dropout, sync=sync)
+    mixer = HeadMixer(theta, norm=norm)
+    out = reattention(*images.chunk(3, dim=-1), mixer, dropout=dropout, sync=sync)
     out.backward(dout)
     found = {"out": out, "images": images.grad, "theta": theta.grad, "weight": norm.weight.grad}
     found |= {"bias": norm.bias.grad, "mean": norm.running_mean, "var": norm.running_var}
