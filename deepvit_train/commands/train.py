@@ -16,7 +16,8 @@ from deepvit_train.config.train import TrainConfig
 from deepvit_train.console import console
 from deepvit_train.data.bad_files import BadFiles
 from deepvit_train.data.dataset import Batch, TrainOrder
-from deepvit_train.data.index import ImageIndex, check_classes, open_split
+from deepvit_train.data.index import ImageIndex, open_split
+from deepvit_train.data.label import Labels, labelled
 from deepvit_train.data.loaders import Loaders
 from deepvit_train.distributed import world as distributed
 from deepvit_train.distributed.parallel import gathered
@@ -30,7 +31,7 @@ from deepvit_train.run.saving import CheckpointWriter
 from deepvit_train.run.tracking import Tracker
 from deepvit_train.training.interruption import StopSignals
 from deepvit_train.training.loop import Run, Trainer, phrase
-from deepvit_train.training.origin import Origin, find_origin, resume
+from deepvit_train.training.origin import Origin, classes_of, find_origin, resume
 from deepvit_train.training.plan import build_plan
 from deepvit_train.training.recipe import describe_groups, is_partial
 from deepvit_train.training.state import build_state, is_to_be_sharded
@@ -48,6 +49,7 @@ class _Job:
     folder: RunFolder
     origin: Origin
     initial: str | None  # a line on the initial weights that were loaded
+    labels: Labels  # of val
 
     @property
     def calibrate_images(self) -> int:
@@ -88,9 +90,12 @@ def _build(config: TrainConfig, stack: ExitStack) -> _Job:
     folder = RunFolder(config.run_dir, writes=world.is_main)
     origin = find_origin(config, folder)
     train, val = (open_split(config.data, split) for split in ("train", config.data.split))
-    check_classes(val, train.classes)
+    names = classes_of(origin, folder, train.classes)
+    owner = "those of train" if names == train.classes else "those of the run's checkpoint"
+    train, train_labels = labelled(train, names, config.data, owner)
+    val, labels = labelled(val, names, config.data, owner)
     plan = build_plan(config.trainer, config.schedule, len(train), world.size)
-    model, initial = _build_model(config, len(train.classes), origin, world)
+    model, initial = _build_model(config, names, origin, world)
 
     stack.enter_context(folder)
     say(f"run folder: {folder.path}")
@@ -98,15 +103,19 @@ def _build(config: TrainConfig, stack: ExitStack) -> _Job:
     world.barrier()
     state = build_state(model, config, plan, world)
     run = Run(config=config, world=world, plan=plan, state=state, signals=signals, say=say)
-    return _Job(run=run, train=train, val=val, folder=folder, origin=origin, initial=initial)
+    for note in [*train_labels.notes, labels.restriction and f"validation: {labels.restriction}"]:
+        say(note)
+    return _Job(run=run, train=train, val=val, folder=folder, origin=origin, initial=initial, labels=labels)
 
 
 def _build_model(
-    config: TrainConfig, classes: int, origin: Origin, world: World
+    config: TrainConfig, classes: list[str], origin: Origin, world: World
 ) -> tuple[DeepViT, str | None]:
     """Build the model, with the initial weights that the origin names and a line that tells of them."""
-    model = DeepViT(Architecture(config.model, config.attn), classes)
-    initial = None if origin.weights is None else str(start_from(model, origin.weights))
+    model = DeepViT(Architecture(config.model, config.attn), len(classes))
+    initial = None
+    if origin.weights is not None:
+        initial = str(start_from(model, origin.weights, classes, config.classes))
     model.freeze(config.optim.freeze_blocks, config.optim.head_only)
     model.set_grad_checkpointing(config.trainer.grad_checkpointing)
     model.set_sync_norm(config.trainer.sync_norm)
@@ -118,7 +127,7 @@ def _build_model(
 def _resume(job: _Job) -> None:
     """Go on from a checkpoint, if there is one."""
     state, say = job.run.state, job.run.say
-    checkpoint = resume(state, job.origin, job.folder, job.train, job.run.world, say)
+    checkpoint = resume(state, job.origin, job.folder, job.run.world, say)
     if checkpoint is not None:
         say(f"resumed from {checkpoint} at step {state.step} of {job.run.plan.total_steps}")
     elif job.initial is not None:
@@ -193,6 +202,7 @@ def _training_batches(job: _Job, loaders: Loaders) -> Iterator[Batch]:
         seed=config.seed,
         repeats=config.augment.repeats,
         world=job.run.world,
+        mirrored=bool(config.augment.mixup or config.augment.cutmix),
     )
     return iter(loaders.train(job.train, config.augment, order))
 
@@ -212,6 +222,7 @@ def _validation(job: _Job, loaders: Loaders, bad: BadFiles) -> Validation:
         precision=config.trainer.precision,
         classes=len(job.train.classes),
         world=world,
+        absent=job.labels.absent,
     )
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from deepvit_train.classes import TORCHVISION
+
 Tensors = dict[str, Tensor]
 
 
@@ -26,6 +28,7 @@ class Layout:
         rules: (regular expression of a whole name, its own name with \\1, \\2, ...).
         norm_eps: epsilon of that program's LayerNorms, which no tensor shows; None: as usual for the stem.
         finish: turns tensors that have their own names already into the shapes of this project.
+        class_order: the order of names in which that program numbers classes: torchvision's or timm's.
     """
 
     name: str
@@ -33,6 +36,7 @@ class Layout:
     rules: tuple[tuple[str, str], ...]
     norm_eps: float | None
     finish: Callable[[Tensors], Tensors] = unchanged
+    class_order: str = TORCHVISION
 
     def matches(self, names: list[str]) -> bool:
         """Whether these are names of this layout."""
