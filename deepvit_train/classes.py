@@ -1,7 +1,7 @@
 """Class names: the orders in which programs number them, and how one list of them differs from another.
 
-A class is a number to a model: the place of one of its outputs. So the names of its outputs, in order, are part
-of a model, and a data set is matched to them by name.
+A class is a number to a model: the place of one of its outputs. So the names of its outputs, in order, are
+part of a model, and a data set is matched to them by name.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _natural_key(name: str) -> list[str | int]:
 
 
 def read_names(file: str, outputs: int) -> list[str]:
-    """Read the names of a model's outputs, one a line. Raises DataError if their number is not that of outputs."""
+    """Read the names of a model's outputs, one a line. Raises DataError if they are not that many."""
     names = _lines(f"classes={file}", file)
     if len(names) != outputs:
         raise DataError(f"classes={file}: holds {len(names)} names, but the model has {outputs} outputs")

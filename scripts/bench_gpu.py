@@ -26,6 +26,7 @@ from torch.profiler import ProfilerActivity, profile
 from deepvit_train.models.reattention import gpu, plain_reattention, reattention
 from deepvit_train.models.reattention.gpu_plan import Plan, plan_for
 from deepvit_train.models.reattention.norm import Mixing
+from deepvit_train.models.reattention.operator import operator as operator_of
 
 DEVICE = torch.device("cuda")
 FOUND: dict[str, Any] = {}
@@ -179,8 +180,8 @@ def host() -> None:
     both = lambda: reattention(*leaves, theta, None, norm).backward(dout)  # noqa: E731
     say("host us, both", 1e3 * host_ms(both, 30))
     timed(gpu, "forward"), timed(gpu, "backward"), timed(gpu, "launch")
-    import deepvit_train.models.reattention.formula as formula
     import deepvit_train.models.reattention.operator as module
+    import deepvit_train.models.reattention.formula as formula
 
     (
         timed(module, "operator_backward"),

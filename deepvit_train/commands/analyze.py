@@ -176,8 +176,8 @@ def _accuracy(subject: Subject, config: AnalyzeConfig, loaders: Loaders) -> dict
     data, world = loaders.data, loaders.world
     index = open_split(data, data.split)
     index, labels = loaded.labelled(index, data)
-    for note in filter(None, [*labels.notes, labels.restriction]):
-        console.print(note)
+    for line in labels.lines:
+        console.print(line)
     model, batch_size = loaded.model.to(world.device), config.eval_batch_size
     statistics = {"calibrated": loaded.statistics, "running": None}
     if loaded.needs_calibration:
@@ -193,4 +193,4 @@ def _accuracy(subject: Subject, config: AnalyzeConfig, loaders: Loaders) -> dict
         with using(model, values):
             result = evaluate(model, batches, world, Precision.fp32, len(labels.names), labels.absent)
         found[name] = {"top1": result.top1, "loss": result.loss, "images": result.images}
-    return {**found, "labels": {**labels.summary(), "class_map": data.class_map}}
+    return {**found, "labels": labels.summary()}

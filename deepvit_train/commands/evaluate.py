@@ -50,8 +50,8 @@ def run(config: EvalConfig) -> dict[str, Any]:
     data = loaded.data_for(config.data)
     index = open_split(data, data.split)
     index, labels = loaded.labelled(index, data)
-    for note in filter(None, [*labels.notes, labels.restriction]):
-        say(note)
+    for line in labels.lines:
+        say(line)
 
     # Calibrate if there are no statistics for these weights at this size, then evaluate.
     loaders, statistics = Loaders(preprocessing, data, world), loaded.statistics
@@ -65,9 +65,7 @@ def run(config: EvalConfig) -> dict[str, Any]:
     with using(model, statistics):
         result = evaluate(model, batches, world, config.precision, len(labels.names), labels.absent)
 
-    report = _report(loaded, data, config, result) | {
-        "labels": {**labels.summary(), "class_map": data.class_map}
-    }
+    report = _report(loaded, data, config, result) | {"labels": labels.summary()}
     if world.is_main:
         kind = data.split if config.image_size is None else f"{data.split}.{config.image_size}px"
         _tell(loaded, kind, labels, result, report)
@@ -109,13 +107,8 @@ def _report(loaded: LoadedModel, data: DataConfig, config: EvalConfig, result: E
 def _tell(loaded: LoadedModel, kind: str, labels: Labels, result: EvalResult, report: dict[str, Any]) -> None:
     table = Table("class", "top-1", "images", title=f"{kind}: {result.images} images")
     absent = set(labels.absent)
-    per_class = sorted(
-        each
-        for place, each in enumerate(
-            zip(result.class_accuracy, labels.names, result.class_images, strict=True)
-        )
-        if place not in absent
-    )
+    every = zip(result.class_accuracy, labels.names, result.class_images, strict=True)
+    per_class = sorted(each for place, each in enumerate(every) if place not in absent)
     for accuracy, name, images in per_class[:WORST_CLASSES]:
         table.add_row(readable(name), f"{accuracy:.4f}", str(images))
     if len(per_class) > WORST_CLASSES:

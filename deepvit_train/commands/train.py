@@ -16,8 +16,8 @@ from deepvit_train.config.train import TrainConfig
 from deepvit_train.console import console
 from deepvit_train.data.bad_files import BadFiles
 from deepvit_train.data.dataset import Batch, TrainOrder
-from deepvit_train.data.index import ImageIndex, open_split
-from deepvit_train.data.label import Labels, labelled
+from deepvit_train.data.index import ImageIndex
+from deepvit_train.data.label import Labels
 from deepvit_train.data.loaders import Loaders
 from deepvit_train.distributed import world as distributed
 from deepvit_train.distributed.parallel import gathered
@@ -25,13 +25,15 @@ from deepvit_train.distributed.world import World
 from deepvit_train.evaluation.calibration import reattention_norms
 from deepvit_train.models import DeepViT, start_from
 from deepvit_train.models.summary import count_flops, count_parameters
+from deepvit_train.run.checkpoint import read_state
 from deepvit_train.run.description import ModelDescription
 from deepvit_train.run.folder import RunFolder, describe_environment, flatten
 from deepvit_train.run.saving import CheckpointWriter
 from deepvit_train.run.tracking import Tracker
+from deepvit_train.training import images
 from deepvit_train.training.interruption import StopSignals
 from deepvit_train.training.loop import Run, Trainer, phrase
-from deepvit_train.training.origin import Origin, classes_of, find_origin, resume
+from deepvit_train.training.origin import Origin, find_origin, open_splits, resume
 from deepvit_train.training.plan import build_plan
 from deepvit_train.training.recipe import describe_groups, is_partial
 from deepvit_train.training.state import build_state, is_to_be_sharded
@@ -50,6 +52,11 @@ class _Job:
     origin: Origin
     initial: str | None  # a line on the initial weights that were loaded
     labels: Labels  # of val
+
+    @property
+    def splits(self) -> dict[str, ImageIndex]:
+        """The images by the names of their splits."""
+        return {"train": self.train, self.run.config.data.split: self.val}
 
     @property
     def calibrate_images(self) -> int:
@@ -89,22 +96,24 @@ def _build(config: TrainConfig, stack: ExitStack) -> _Job:
     # checkpoint comes first, because without it nobody needs the data.
     folder = RunFolder(config.run_dir, writes=world.is_main)
     origin = find_origin(config, folder)
-    train, val = (open_split(config.data, split) for split in ("train", config.data.split))
-    names = classes_of(origin, folder, train.classes)
-    owner = "those of train" if names == train.classes else "those of the run's checkpoint"
-    train, train_labels = labelled(train, names, config.data, owner)
-    val, labels = labelled(val, names, config.data, owner)
+    train, val, labels = open_splits(config, origin, folder, say)
     plan = build_plan(config.trainer, config.schedule, len(train), world.size)
-    model, initial = _build_model(config, names, origin, world)
+    model, initial = _build_model(config, labels.names, origin, world)
 
     stack.enter_context(folder)
     say(f"run folder: {folder.path}")
     folder.adopt(plain(config), config.resume, say)
     world.barrier()
     state = build_state(model, config, plan, world)
-    run = Run(config=config, world=world, plan=plan, state=state, signals=signals, say=say)
-    for note in [*train_labels.notes, labels.restriction and f"validation: {labels.restriction}"]:
-        say(note)
+    run = Run(
+        config=config,
+        world=world,
+        plan=plan,
+        state=state,
+        signals=signals,
+        say=say,
+        images=images.summary({"train": train, config.data.split: val}),
+    )
     return _Job(run=run, train=train, val=val, folder=folder, origin=origin, initial=initial, labels=labels)
 
 
@@ -130,8 +139,14 @@ def _resume(job: _Job) -> None:
     checkpoint = resume(state, job.origin, job.folder, job.run.world, say)
     if checkpoint is not None:
         say(f"resumed from {checkpoint} at step {state.step} of {job.run.plan.total_steps}")
+        if job.run.world.is_main:
+            before = read_state(checkpoint).get("images", {})
+            for line in images.changes(checkpoint.resolve().parent.parent, before, job.splits):
+                say(line)
     elif job.initial is not None:
         say(job.initial)
+    if job.run.world.is_main:
+        images.keep(job.folder.path, job.splits)
 
 
 def _fit(job: _Job, stack: ExitStack) -> Trainer:
@@ -211,13 +226,13 @@ def _validation(job: _Job, loaders: Loaders, bad: BadFiles) -> Validation:
     """Build the evaluation of a state, with the training images to calibrate on."""
     config, world = job.run.config, job.run.world
     batch_size = config.trainer.eval_batch_size
-    images = loaders.evaluation(job.val, batch_size, config.trainer.limit_batches)
+    batches = loaders.evaluation(job.val, batch_size, config.trainer.limit_batches)
     calibration = None
     if job.calibrate_images:
         chosen = loaders.calibration(job.train, job.calibrate_images, batch_size, config.seed)
         calibration = job.run.signals.watch(bad.watch(chosen), world)
     return Validation(
-        images=job.run.signals.watch(images, world),
+        images=job.run.signals.watch(batches, world),
         calibration_images=calibration,
         precision=config.trainer.precision,
         classes=len(job.train.classes),

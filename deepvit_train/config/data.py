@@ -26,7 +26,7 @@ class DataConfig(Section):
         "null: each folder is named as its class"
     )
     allow_subset: bool = option(
-        "whether a data set may lack classes that the model knows; an evaluation then leaves out their outputs"
+        "whether a data set may lack classes of the model; an evaluation then leaves out their outputs"
     )
     workers: int | None = option(
         "processes of each rank that load images; null: one for each core, at most 16", low=0, high=1024

@@ -80,7 +80,11 @@ def _images(walk: Walk, class_name: str, errors: list[str]) -> list[str]:
 
 
 def compare_classes(train: Split, other: Split, subset: bool) -> list[str]:
-    """An error for each class that one split has and the other has not; with `subset` the other may lack some."""
+    """An error for each class that one split has and the other has not.
+
+    Args:
+        subset: whether `other` may lack classes of train.
+    """
     if not (train.index.classes and other.index.classes):
         return []
     return [

@@ -30,7 +30,8 @@ class ImageIndex:
     """The images of one split, sorted by class and path.
 
     All paths, relative to `folder`, are one array of bytes, and `ends` says where each ends: loader processes
-    share such arrays instead of copying them, as they would copy a list of str by counting references. `digest` is of the paths and classes as they were listed; '' if it is not known.
+    share such arrays instead of copying them, as they would copy a list of str by counting references.
+    `digest` is of paths and classes as they were listed; it is '' where nobody needs it.
     """
 
     folder: Path

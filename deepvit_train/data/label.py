@@ -21,12 +21,14 @@ class Labels:
         names: of all outputs, in order.
         absent: the outputs whose classes the data set lacks. An evaluation leaves them out.
         by: what they were matched by: 'name', or an order of names where the model's are not known.
+        class_map: the file that said which class a folder is, or None.
         notes: lines that the user must see.
     """
 
     names: list[str]
     absent: list[int] = field(default_factory=list)
     by: str = "name"
+    class_map: str | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -37,6 +39,11 @@ class Labels:
         present = len(self.names) - len(self.absent)
         return f"outputs restricted to the {present} classes present, of {len(self.names)}"
 
+    @property
+    def lines(self) -> list[str]:
+        """What the user must see: the notes, and the restriction if there is one."""
+        return [*self.notes, *([self.restriction] if self.absent else [])]
+
     def summary(self) -> dict[str, Any]:
         """Return the matching as plain data, for JSON."""
         return {
@@ -44,6 +51,7 @@ class Labels:
             "outputs": len(self.names),
             "classes": len(self.names) - len(self.absent),
             "restricted_to_present": bool(self.absent),
+            "class_map": self.class_map,
         }
 
 
@@ -64,7 +72,8 @@ def labelled(
             hints = ["data.allow_subset=true takes a data set that lacks classes"]
         raise DataError(f"{index.folder}: other classes than {owner} ({problem})\n{'; '.join(hints)}")
     present = set(index.classes)
-    labels = Labels(names, [place for place, name in enumerate(names) if name not in present])
+    absent = [place for place, name in enumerate(names) if name not in present]
+    labels = Labels(names, absent, class_map=data.class_map)
     if index.classes == names:
         return index, labels
     numbers = {name: place for place, name in enumerate(names)}

@@ -66,7 +66,14 @@ class LoadedModel:
             raise ConfigError(
                 f"data is not given, and {self.found.file} does not say: add data=imagefolder data.root="
             )
-        return replace(given, name=self.description.data, root=given.root or self.found.data_root())
+        if given.root is not None:
+            return replace(given, name=self.description.data)
+        return replace(
+            given,
+            name=self.description.data,
+            root=self.found.data_path("data_root"),
+            class_map=given.class_map or self.found.data_path("class_map"),
+        )
 
     def calibrating_on(self, images: int) -> LoadedModel:
         """Return the model without its statistics, to be calibrated on this number of training images."""
@@ -108,12 +115,12 @@ class LoadedModel:
             )
         index, labels = labelled(index, names, data)
         (other,) = set(ORDERS) - {order}
-        notes = []
-        if by != "ImageNet-1k's order" and (otherwise := ordered(names, other)) != names:
+        otherwise, notes = ordered(names, other), []
+        if names is not imagenet and otherwise != names:
             notes = [
-                f"warning: {self.found.file} names no classes, so its outputs are taken in {order}'s order of "
-                f"the folders ({shortened(names)}); classes={other} takes {other}'s ({shortened(otherwise)}), "
-                "and classes=FILE names them"
+                f"warning: {self.found.file} names no classes, so its outputs are taken in {order}'s order "
+                f"of the folders ({shortened(names)})\nclasses={other} takes {other}'s order "
+                f"({shortened(otherwise)}), and classes=FILE names them"
             ]
         return index, replace(labels, by=by, notes=notes)
 

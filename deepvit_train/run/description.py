@@ -28,8 +28,8 @@ class ModelDescription:
     Args:
         architecture: what to build.
         classes: the class names by number, or None if they are not known.
-        class_order: of a file that names no classes, the order that its outputs are taken in: torchvision's or
-            timm's, of the names of a data set.
+        class_order: where classes is None, the order of a data set's names that the outputs are taken to be
+            in: 'torchvision' or 'timm'.
         data: the kind of the data set, or None if it is not known.
         seed: the run's seed.
         calibrate_images: how many training images the BatchNorm statistics are measured on; 0 for a model

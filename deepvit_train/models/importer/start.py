@@ -39,8 +39,8 @@ def start_from(model: DeepViT, path: str, classes: list[str] | None = None, said
     """Load a model's weights from a file of any known layout, a checkpoint or a run; averaged ones if any.
 
     Position embeddings and patch kernels of another size are resampled. The classifier stays fresh where the
-    classes are others, and Theta with its norm where the file's attention is plain. All else must be there, in
-    the model's shape.
+    classes are others, and Theta with its norm where the file's attention is plain. All else must be there,
+    in the model's shape.
 
     Args:
         classes: the names of the model's outputs, in order. The rows of the classifier are matched to them.
