@@ -116,7 +116,7 @@ def _check_one(name: str, dtype: torch.dtype, shape: Shape) -> None:
         if own is not None and norm is not None:
             own.load_state_dict(norm.state_dict())
             own = own.to(full or torch.float32)
-        out = function(*leaves[:3], HeadMixer(*leaves[3:], own))
+        out = function(*leaves[:3], HeadMixer(leaves[3], leaves[4], own))
         wanted = leaves[:4] if name == "batch" else leaves  # BatchNorm cancels the bias
         parameters = [] if own is None else list(own.parameters())
         return [out.detach(), *torch.autograd.grad(out, [*wanted, *parameters], dout.to(out.dtype))]

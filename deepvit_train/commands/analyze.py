@@ -179,7 +179,9 @@ def _accuracy(subject: Subject, config: AnalyzeConfig, loaders: Loaders) -> dict
     assert loaded is not None
     data, world = loaders.data, loaders.world
     index = open_split(data, data.split)
-    classes = loaded.check_data(index)
+    index, labels = loaded.labelled(index, data)
+    for line in labels.lines:
+        console.print(line)
     model, batch_size = loaded.model.to(world.device), config.eval_batch_size
     statistics = {"calibrated": loaded.statistics, "running": None}
     if loaded.needs_calibration:
@@ -193,6 +195,6 @@ def _accuracy(subject: Subject, config: AnalyzeConfig, loaders: Loaders) -> dict
             continue
         batches = loaders.evaluation(index, batch_size)
         with using(model, values):
-            result = evaluate(model, batches, world, Precision.fp32, len(classes))
+            result = evaluate(model, batches, world, Precision.fp32, len(labels.names), labels.absent)
         found[name] = {"top1": result.top1, "loss": result.loss, "images": result.images}
-    return found
+    return {**found, "labels": labels.summary()}

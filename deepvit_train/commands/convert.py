@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from deepvit_train.atomic import new_folder
+from deepvit_train.classes import shortened
 from deepvit_train.config.convert import ConvertConfig
 from deepvit_train.config.preset import Architecture
 from deepvit_train.console import console
@@ -35,7 +36,7 @@ def run(config: ConvertConfig) -> dict[str, Any]:
     console.print(
         f"{found.file}: {imported.layout} layout, {imported.weights} weights, {parameters:,} parameters"
     )
-    for line in _told(imported.description.architecture):
+    for line in [*_told(imported.description.architecture), _told_of_classes(imported)]:
         console.print(line)
     console.print(f"written: {written}")
     report = {
@@ -78,3 +79,11 @@ def _told(architecture: Architecture) -> list[str]:
         f"residual_scale={model.residual_scale:g} norm_eps={model.norm_eps:g} mean={model.mean} "
         f"std={model.std} crop_pct={model.crop_pct:g} interpolation={model.interpolation}",
     ]
+
+
+def _told_of_classes(imported: Imported) -> str:
+    """Say by what the outputs will be matched to a data set's classes."""
+    names, order = imported.description.classes, imported.description.class_order
+    if names is not None:
+        return f"classes: {shortened(names)}"
+    return f"classes: not named; {order}'s order of a data set's folders is assumed (classes=FILE names them)"

@@ -66,7 +66,8 @@ def run(config: DataCheckConfig) -> dict[str, Any]:
             check.examine_split(split, limits(config.data), workers, advance)
     errors = [error for split in splits for error in split.errors]
     for other in splits[1:]:
-        errors += check.compare_classes(splits[0], other) + check.duplicates(splits[0], other)
+        errors += check.compare_classes(splits[0], other, config.data.allow_subset)
+        errors += check.duplicates(splits[0], other)
 
     report = {
         "root": str(root),

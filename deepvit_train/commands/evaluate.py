@@ -16,6 +16,7 @@ from deepvit_train.config.data import DataConfig
 from deepvit_train.config.evaluate import EvalConfig
 from deepvit_train.console import console
 from deepvit_train.data.index import open_split
+from deepvit_train.data.label import Labels
 from deepvit_train.data.loaders import Loaders
 from deepvit_train.distributed import world as distributed
 from deepvit_train.error import ConfigError, OutputError
@@ -48,7 +49,9 @@ def run(config: EvalConfig) -> dict[str, Any]:
     # The data of the run, unless other data was given.
     data = loaded.data_for(config.data)
     index = open_split(data, data.split)
-    classes = loaded.check_data(index)
+    index, labels = loaded.labelled(index, data)
+    for line in labels.lines:
+        say(line)
 
     # Calibrate if there are no statistics for these weights at this size, then evaluate.
     loaders, statistics = Loaders(preprocessing, data, world), loaded.statistics
@@ -60,12 +63,12 @@ def run(config: EvalConfig) -> dict[str, Any]:
         statistics = measure_statistics(loaded, loaders, config.batch_size, config.precision, say)
     batches = loaders.evaluation(index, config.batch_size, config.limit_batches)
     with using(model, statistics):
-        result = evaluate(model, batches, world, config.precision, len(classes))
+        result = evaluate(model, batches, world, config.precision, len(labels.names), labels.absent)
 
-    report = _report(loaded, data, config, result)
+    report = _report(loaded, data, config, result) | {"labels": labels.summary()}
     if world.is_main:
         kind = data.split if config.image_size is None else f"{data.split}.{config.image_size}px"
-        _tell(loaded, kind, classes, result, report)
+        _tell(loaded, kind, labels, result, report)
     distributed.stop()
     return report
 
@@ -101,11 +104,11 @@ def _report(loaded: LoadedModel, data: DataConfig, config: EvalConfig, result: E
     }
 
 
-def _tell(
-    loaded: LoadedModel, kind: str, classes: list[str], result: EvalResult, report: dict[str, Any]
-) -> None:
+def _tell(loaded: LoadedModel, kind: str, labels: Labels, result: EvalResult, report: dict[str, Any]) -> None:
     table = Table("class", "top-1", "images", title=f"{kind}: {result.images} images")
-    per_class = sorted(zip(result.class_accuracy, classes, result.class_images, strict=True))
+    absent = set(labels.absent)
+    every = zip(result.class_accuracy, labels.names, result.class_images, strict=True)
+    per_class = sorted(each for place, each in enumerate(every) if place not in absent)
     for accuracy, name, images in per_class[:WORST_CLASSES]:
         table.add_row(readable(name), f"{accuracy:.4f}", str(images))
     if len(per_class) > WORST_CLASSES:
@@ -114,6 +117,9 @@ def _tell(
     table.add_row("top-1", f"{result.top1:.4f}", str(result.images))
     table.add_row("top-5", f"{result.top5:.4f}", "")
     table.add_row("loss", f"{result.loss:.4f}", "")
+    if labels.absent:
+        present = len(labels.names) - len(labels.absent)
+        table.add_row("outputs", f"{present} of {len(labels.names)}", "")
     table.add_row("images/s", f"{result.images_per_s:.0f}", "")
     console.print(table)
     by_class = {

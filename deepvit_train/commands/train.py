@@ -16,7 +16,8 @@ from deepvit_train.config.train import TrainConfig
 from deepvit_train.console import console
 from deepvit_train.data.bad_files import BadFiles
 from deepvit_train.data.dataset import Batch, TrainOrder
-from deepvit_train.data.index import ImageIndex, check_classes, open_split
+from deepvit_train.data.index import ImageIndex
+from deepvit_train.data.label import Labels
 from deepvit_train.data.loaders import Loaders
 from deepvit_train.distributed import world as distributed
 from deepvit_train.distributed.parallel import gathered
@@ -24,14 +25,16 @@ from deepvit_train.distributed.world import World
 from deepvit_train.evaluation.calibration import reattention_norms
 from deepvit_train.models import DeepViT, start_from
 from deepvit_train.models.summary import count_flops, count_parameters
+from deepvit_train.run.checkpoint import read_state
 from deepvit_train.run.description import ModelDescription
 from deepvit_train.run.environment import describe_environment
 from deepvit_train.run.folder import RunFolder, flatten
 from deepvit_train.run.saving import CheckpointWriter
 from deepvit_train.run.tracking import Tracker
+from deepvit_train.training import images
 from deepvit_train.training.interruption import StopSignals
 from deepvit_train.training.loop import Run, Trainer, phrase
-from deepvit_train.training.origin import Origin, find_origin, resume
+from deepvit_train.training.origin import Origin, find_origin, open_splits, resume
 from deepvit_train.training.plan import build_plan
 from deepvit_train.training.recipe import describe_groups, is_partial
 from deepvit_train.training.state import build_state, is_to_be_sharded
@@ -49,6 +52,12 @@ class _Job:
     folder: RunFolder
     origin: Origin
     initial: str | None  # a line on the initial weights that were loaded
+    labels: Labels  # of val
+
+    @property
+    def splits(self) -> dict[str, ImageIndex]:
+        """The images by the names of their splits."""
+        return {"train": self.train, self.run.config.data.split: self.val}
 
     @property
     def calibrate_images(self) -> int:
@@ -88,26 +97,35 @@ def _build(config: TrainConfig, stack: ExitStack) -> _Job:
     # checkpoint comes first, because without it nobody needs the data.
     folder = RunFolder(config.run_dir, writes=world.is_main)
     origin = find_origin(config, folder)
-    train, val = (open_split(config.data, split) for split in ("train", config.data.split))
-    check_classes(val, train.classes)
+    train, val, labels = open_splits(config, origin, folder, say)
     plan = build_plan(config.trainer, config.schedule, len(train), world.size)
-    model, initial = _build_model(config, len(train.classes), origin, world)
+    model, initial = _build_model(config, labels.names, origin, world)
 
     stack.enter_context(folder)
     say(f"run folder: {folder.path}")
     folder.adopt(plain(config), config.resume, say)
     world.barrier()
     state = build_state(model, config, plan, world)
-    run = Run(config=config, world=world, plan=plan, state=state, signals=signals, say=say)
-    return _Job(run=run, train=train, val=val, folder=folder, origin=origin, initial=initial)
+    run = Run(
+        config=config,
+        world=world,
+        plan=plan,
+        state=state,
+        signals=signals,
+        say=say,
+        images=images.summary({"train": train, config.data.split: val}),
+    )
+    return _Job(run=run, train=train, val=val, folder=folder, origin=origin, initial=initial, labels=labels)
 
 
 def _build_model(
-    config: TrainConfig, classes: int, origin: Origin, world: World
+    config: TrainConfig, classes: list[str], origin: Origin, world: World
 ) -> tuple[DeepViT, str | None]:
     """Build the model, with the initial weights that the origin names and a line that tells of them."""
-    model = DeepViT(Architecture(config.model, config.attn), classes)
-    initial = None if origin.weights is None else str(start_from(model, origin.weights))
+    model = DeepViT(Architecture(config.model, config.attn), len(classes))
+    initial = None
+    if origin.weights is not None:
+        initial = str(start_from(model, origin.weights, classes, config.classes))
     model.freeze(config.optim.freeze_blocks, config.optim.head_only)
     model.set_grad_checkpointing(config.trainer.grad_checkpointing)
     model.set_sync_norm(config.trainer.sync_norm)
@@ -119,11 +137,17 @@ def _build_model(
 def _resume(job: _Job) -> None:
     """Go on from a checkpoint, if there is one."""
     state, say = job.run.state, job.run.say
-    checkpoint = resume(state, job.origin, job.folder, job.train, job.run.world, say)
+    checkpoint = resume(state, job.origin, job.folder, job.run.world, say)
     if checkpoint is not None:
         say(f"resumed from {checkpoint} at step {state.step} of {job.run.plan.total_steps}")
+        if job.run.world.is_main:
+            before = read_state(checkpoint).get("images", {})
+            for line in images.changes(checkpoint.resolve().parent.parent, before, job.splits):
+                say(line)
     elif job.initial is not None:
         say(job.initial)
+    if job.run.world.is_main:
+        images.keep(job.folder.path, job.splits)
 
 
 def _fit(job: _Job, stack: ExitStack) -> Trainer:
@@ -194,6 +218,7 @@ def _training_batches(job: _Job, loaders: Loaders) -> Iterator[Batch]:
         seed=config.seed,
         repeats=config.augment.repeats,
         world=job.run.world,
+        mirrored=bool(config.augment.mixup or config.augment.cutmix),
     )
     return iter(loaders.train(job.train, config.augment, order))
 
@@ -202,17 +227,18 @@ def _validation(job: _Job, loaders: Loaders, bad: BadFiles) -> Validation:
     """Build the evaluation of a state, with the training images to calibrate on."""
     config, world = job.run.config, job.run.world
     batch_size = config.trainer.eval_batch_size
-    images = loaders.evaluation(job.val, batch_size, config.trainer.limit_batches)
+    batches = loaders.evaluation(job.val, batch_size, config.trainer.limit_batches)
     calibration = None
     if job.calibrate_images:
         chosen = loaders.calibration(job.train, job.calibrate_images, batch_size, config.seed)
         calibration = job.run.signals.watch(bad.watch(chosen), world)
     return Validation(
-        images=job.run.signals.watch(images, world),
+        images=job.run.signals.watch(batches, world),
         calibration_images=calibration,
         precision=config.trainer.precision,
         classes=len(job.train.classes),
         world=world,
+        absent=job.labels.absent,
     )
 
 

@@ -24,6 +24,9 @@ RENAMED = {
     "compile": COMPILE,
 }
 
+# Keys that may be typed without their section.
+SHORT = {"class_map": "data.class_map"}
+
 
 def current(key: str, value: Any) -> Any:
     """Return today's name of a key's value: current("model.init", "seed") is "vit_pytorch".
@@ -37,6 +40,8 @@ def current(key: str, value: Any) -> Any:
 def current_override(override: str) -> str:
     """Return KEY=VALUE, as it is typed on a command line, with today's name of the value."""
     key, equals, value = override.partition("=")
+    key = SHORT.get(key, key)
+    override = f"{key}{equals}{value}"
     text = value.strip("'\"")  # Hydra takes a text in quotes too
     renamed = current(key.lstrip("+"), text)
     return override if renamed == text else f"{key}{equals}{renamed}"

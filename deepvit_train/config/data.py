@@ -21,6 +21,13 @@ class DataConfig(Section):
         "folder of the data set, with train/ and val/ in it; null, for digits alone: the cache folder"
     )
     split: str = option("name of the split that is evaluated: a folder in root, or its tar files")
+    class_map: str | None = option(
+        "text file with lines 'folder: class', for folders that are named otherwise than their class; "
+        "null: each folder is named as its class"
+    )
+    allow_subset: bool = option(
+        "whether a data set may lack classes of the model; an evaluation then leaves out their outputs"
+    )
     workers: int | None = option(
         "processes of each rank that load images; null: one for each core, at most 16", low=0, high=1024
     )

@@ -10,6 +10,11 @@ from deepvit_train.config.option import Choice, Section, option
 from deepvit_train.config.preset import choices
 from deepvit_train.error import ConfigError, nearest
 
+CLASSES = (
+    "text file with the class names of the outputs, in order, one a line; or torchvision or timm, for that "
+    "program's order of the folders; null: as the weights file says, else the order of the program it is from"
+)
+
 
 class Weights(Choice):
     auto = "auto"  # the averaged weights where there are any
@@ -36,6 +41,7 @@ class ForeignKeys(Section):
     interpolation: Interpolation | None = option(
         "value for model.interpolation; null: as preset says, else bicubic"
     )
+    classes: str | None = option(CLASSES)
 
     def said(self) -> dict[str, Any]:
         """What is given, besides the preset."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from deepvit_train.config.collapse import WatchConfig
 from deepvit_train.config.data import AugmentConfig, DataConfig
+from deepvit_train.config.foreign import CLASSES
 from deepvit_train.config.model import AttentionConfig, ModelConfig, check_architecture
 from deepvit_train.config.option import Section, option
 from deepvit_train.config.preset import choices
@@ -31,6 +32,7 @@ class TrainConfig(Section):
     )
     name: str = option("name of the run; a part of run_dir unless that is given")
     run_dir: str = option("folder that the run is written to")
+    classes: str | None = option(f"of model.weights: {CLASSES}")
     resume: str = option(
         "auto: continue the run in run_dir, or begin one if there is none; never: begin one, and fail if "
         "there is one; or a path to continue from: a checkpoint, or a run, whose newest checkpoint is taken. "

@@ -15,7 +15,7 @@ import numpy as np
 
 from deepvit_train.error import DataError
 
-VERSION = 2
+VERSION = 3
 # Clocks of file systems tick as rarely as every two seconds: a folder younger than that may change unseen.
 COARSEST_TICK_S = 2.0
 

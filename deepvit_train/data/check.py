@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from deepvit_train.config.data import DataConfig, DataName
 from deepvit_train.data.decode import BadImageError, Limits, parse_picture, printable
 from deepvit_train.data.folder import Walk
-from deepvit_train.data.index import ImageIndex, index_images, scan_tars
+from deepvit_train.data.index import ImageIndex, index_images, renamed, scan_tars
 from deepvit_train.error import DataError
 
 CHUNK = 64  # files handed to a process at a time
@@ -62,6 +62,7 @@ def list_split(root: Path, data: DataConfig, name: str) -> Split:
             walk = Walk(root, name, data.follow_links)
             images = {class_name: _images(walk, class_name, split.errors) for class_name in walk.classes()}
             split.index = index_images(root / name, images)
+        split.index = renamed(split.index, data)
     except DataError as error:
         split.errors.append(str(error))
     return split
@@ -78,13 +79,17 @@ def _images(walk: Walk, class_name: str, errors: list[str]) -> list[str]:
     return found
 
 
-def compare_classes(train: Split, other: Split) -> list[str]:
-    """An error for each class that one split has and the other has not."""
+def compare_classes(train: Split, other: Split, subset: bool) -> list[str]:
+    """An error for each class that one split has and the other has not.
+
+    Args:
+        subset: whether `other` may lack classes of train.
+    """
     if not (train.index.classes and other.index.classes):
         return []
     return [
         f"class {name}: in {here.name}, not in {there.name}"
-        for here, there in ((train, other), (other, train))
+        for here, there in ([] if subset else [(train, other)]) + [(other, train)]
         for name in sorted(set(here.index.classes) - set(there.index.classes))
     ]
 

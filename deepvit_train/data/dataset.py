@@ -126,6 +126,10 @@ class TrainOrder(Sampler[list[Key]]):
     number of ranks and micro-batches; the rest of an epoch that fills no batch is left out. The order is a
     permutation of the images; with repeats each image follows itself so many times, and the epoch ends after
     as many samples as without (repeated augmentation: Hoffer et al., arXiv 1901.09335).
+
+    timm's mixup pairs the first image of a batch with its last, the second with the last but one. With
+    `mirrored` every micro-batch holds whole pairs of the step's batch, so the pairs are the same whatever the
+    number of ranks and micro-batches.
     """
 
     def __init__(
@@ -139,6 +143,7 @@ class TrainOrder(Sampler[list[Key]]):
         seed: int,
         repeats: int = 1,
         world: World = ALONE,
+        mirrored: bool = False,
     ) -> None:
         self.images = images
         self.batch_size = batch_size
@@ -148,6 +153,7 @@ class TrainOrder(Sampler[list[Key]]):
         self.seed = seed
         self.repeats = repeats
         self.world = world
+        self.mirrored = mirrored
 
     @property
     def largest_batch(self) -> int:
@@ -165,12 +171,19 @@ class TrainOrder(Sampler[list[Key]]):
                 epoch_of_order = epoch
                 order = permutation(self.images, derive_seed("order", self.seed, epoch))
             places = np.arange(place * self.batch_size, (place + 1) * self.batch_size)
-            for micro in places.reshape(self.accumulate, self.world.size, -1):
+            for micro in self._dealt(places):
                 images, repeats = np.divmod(micro[self.world.rank], self.repeats)
                 yield [
                     Key(epoch, image, repeat)
                     for image, repeat in zip(order[images].tolist(), repeats.tolist(), strict=True)
                 ]
+
+    def _dealt(self, places: np.ndarray) -> np.ndarray:
+        """The places of a batch by micro-batch and rank: (accumulate, ranks, images of a micro-batch)."""
+        parts = self.accumulate * self.world.size
+        half = len(places) // parts // 2 * parts if self.mirrored else len(places)
+        first, last = places[:half].reshape(parts, -1), places[half:].reshape(parts, -1)[::-1]
+        return np.concatenate([first, last], axis=1).reshape(self.accumulate, self.world.size, -1)
 
 
 class EvalOrder(Sampler[list[Key]]):

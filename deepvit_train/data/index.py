@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from deepvit_train.classes import TORCHVISION, ordered, read_map
 from deepvit_train.config.data import DataConfig, DataName
 from deepvit_train.data import cache
 from deepvit_train.data.cache import Arrays, Listing, Names
@@ -19,7 +22,7 @@ from deepvit_train.data.decode import read_file
 from deepvit_train.data.digits import digits_root
 from deepvit_train.data.folder import Walk
 from deepvit_train.data.tar import TarFiles, list_tars
-from deepvit_train.error import DataError
+from deepvit_train.error import DataError, nearest
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class ImageIndex:
 
     All paths, relative to `folder`, are one array of bytes, and `ends` says where each ends: loader processes
     share such arrays instead of copying them, as they would copy a list of str by counting references.
+    `digest` is of paths and classes as they were listed; it is '' where nobody needs it.
     """
 
     folder: Path
@@ -36,6 +40,7 @@ class ImageIndex:
     ends: np.ndarray
     targets: np.ndarray
     tars: TarFiles | None = None
+    digest: str = ""
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -72,24 +77,49 @@ def data_root(data: DataConfig) -> Path:
 
 
 def open_split(data: DataConfig, split: str) -> ImageIndex:
-    """The index of a split of a data set. Raises DataError."""
+    """The index of a split of a data set, its folders named as data.class_map says. Raises DataError."""
     if data.name == DataName.tar:
-        return scan_tars(data_root(data), split)
-    return scan_split(data_root(data), split, data.follow_links)
+        index = scan_tars(data_root(data), split)
+    else:
+        index = scan_split(data_root(data), split, data.follow_links)
+    return renamed(index, data)
+
+
+def renamed(index: ImageIndex, data: DataConfig) -> ImageIndex:
+    """The index with the classes that data.class_map gives to folders; several folders may be one class.
+
+    Raises DataError for a folder that is not there, unless the data set may lack classes.
+    """
+    if data.class_map is None:
+        return index
+    names = read_map(data.class_map)
+    if strangers := sorted(set(names) - set(index.classes)):
+        guess = nearest(strangers[0], index.classes)
+        if not data.allow_subset:
+            raise DataError(
+                f"data.class_map={data.class_map}: {index.folder} has no folder {strangers[0]}{guess}"
+            )
+    given = [names.get(folder, folder) for folder in index.classes]
+    classes = ordered(set(given), TORCHVISION)
+    numbers = {name: number for number, name in enumerate(classes)}
+    targets = np.array([numbers[name] for name in given], np.int32)[index.targets]
+    return replace(index, classes=classes, targets=targets)
 
 
 def scan_split(root: Path, split: str, follow_links: bool) -> ImageIndex:
     """Index root/split/CLASS/**/*.{jpg,png,...}. Raises DataError naming what is missing or empty."""
     walk = Walk(root.absolute(), split, follow_links)
     kept, names = _kept(("folder", root.absolute(), split, follow_links), partial(_list, walk))
-    return ImageIndex(root / split, names["classes"], kept["paths"], kept["ends"], kept["targets"])
+    arrays = kept["paths"], kept["ends"], kept["targets"]
+    return ImageIndex(root / split, names["classes"], *arrays, digest=names["digest"][0])
 
 
 def scan_tars(root: Path, split: str) -> ImageIndex:
     """Index the tar files of a split. Raises DataError."""
     kept, names = _kept(("tar", root.absolute(), split), partial(list_tars, root.absolute(), split))
     tars, folder = TarFiles(names["tars"], kept["places"]), Path(names["tars"][0]).parent
-    return ImageIndex(folder, names["classes"], kept["paths"], kept["ends"], kept["targets"], tars)
+    arrays = kept["paths"], kept["ends"], kept["targets"]
+    return ImageIndex(folder, names["classes"], *arrays, tars, names["digest"][0])
 
 
 def _kept(key: tuple[object, ...], make: Callable[[], Listing]) -> tuple[Arrays, Names]:
@@ -99,9 +129,18 @@ def _kept(key: tuple[object, ...], make: Callable[[], Listing]) -> tuple[Arrays,
     if kept is None:
         started = time.time()
         arrays, names, stamps = make()
+        names["digest"] = [_digest(arrays, names["classes"])]
         cache.write(file, arrays, names, stamps, started)
         kept = arrays, names
     return kept
+
+
+def _digest(arrays: Arrays, classes: list[str]) -> str:
+    """A digest of which images there are, and of the class of each."""
+    digest = hashlib.blake2b(json.dumps(classes).encode(), digest_size=16)
+    for name in ("targets", "ends", "paths"):
+        digest.update(arrays[name])
+    return digest.hexdigest()
 
 
 def _list(walk: Walk) -> Listing:
@@ -135,21 +174,3 @@ def _arrays(images_by_class: Iterable[list[str]]) -> Arrays:
         "ends": np.concatenate([np.empty(0, np.int64), *lengths]).cumsum(),
         "targets": np.repeat(np.arange(len(lengths), dtype=np.int32), [len(found) for found in lengths]),
     }
-
-
-def check_classes(index: ImageIndex, expected: list[str]) -> None:
-    """Raise DataError if a split's classes are not those the model knows, in the model's order.
-
-    A class is a number to the model: classes in another order would make every prediction wrong.
-    """
-    missing = sorted(set(expected) - set(index.classes))
-    unknown = sorted(set(index.classes) - set(expected))
-    if missing or unknown:
-        parts = [f"unknown to the model: {', '.join(unknown[:5])}"] if unknown else []
-        parts += [f"missing: {', '.join(missing[:5])}"] if missing else []
-        raise DataError(f"{index.folder}: other classes than the model's ({'; '.join(parts)})")
-    if index.classes != expected:
-        mine, other = next(pair for pair in zip(expected, index.classes, strict=True) if pair[0] != pair[1])
-        raise DataError(
-            f"{index.folder}: the model's classes in another order ({other}, where the model has {mine})"
-        )

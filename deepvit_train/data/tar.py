@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from deepvit_train.classes import TORCHVISION, ordered
 from deepvit_train.data.cache import Listing, Stamp, stamp_of
 from deepvit_train.data.decode import BadImageError, printable
 from deepvit_train.error import DataError
@@ -89,7 +90,7 @@ def list_tars(root: Path, split: str) -> Listing:
         (_class_of(member, shared, files), f"{files[member.number].name}/{member.path}", member)
         for member in members
     ]
-    classes = sorted({label for label, *_ in found}, key=_numbers_by_value)
+    classes = ordered({label for label, *_ in found}, TORCHVISION)
     order = {label: number for number, label in enumerate(classes)}
     found.sort(key=lambda image: (order[image[0]], image[1]))
     names = [os.fsencode(name) for _, name, _ in found]
@@ -156,7 +157,3 @@ def _class_of(member: Member, shared: int, files: list[Path]) -> str:
     if printable(label) != label:
         raise DataError(f"{file}: the class {printable(label)!r} has a name that can't be shown")
     return label
-
-
-def _numbers_by_value(label: str) -> tuple[int, str]:
-    return (int(label) if label.isdecimal() else 0, label)

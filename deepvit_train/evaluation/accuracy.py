@@ -6,7 +6,7 @@ Shapes: B batch, C classes.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,17 +39,27 @@ class EvalResult:
 
 @torch.no_grad()
 def evaluate(
-    model: torch.nn.Module, batches: Iterable[Batch], world: World, precision: Precision, classes: int
+    model: torch.nn.Module,
+    batches: Iterable[Batch],
+    world: World,
+    precision: Precision,
+    classes: int,
+    absent: Sequence[int] = (),
 ) -> EvalResult:
     """Measure top-1 and top-5 accuracy and mean cross-entropy over the batches of all ranks.
 
     Raises DataError for an image that can't be read, because an evaluation never replaces one. The model's
     mode is put back afterwards.
+
+    Args:
+        classes: how many outputs the model has.
+        absent: outputs that are left out, as if the model had none for these classes.
     """
     was_training = model.training
     model.eval()
     counts = torch.zeros(3, classes, dtype=torch.int64, device=world.device)
     loss = torch.zeros((), dtype=torch.float64, device=world.device)
+    left_out = torch.tensor(absent, device=world.device) if absent else None
     bad: list[str] = []
     start = time.perf_counter()
     for batch in batches:
@@ -61,6 +71,8 @@ def evaluate(
         with autocast(world.device, precision):
             logits = model(batch.images)
         logits = logits.float()
+        if left_out is not None:
+            logits = logits.index_fill(1, left_out, -torch.inf)
         loss += F.cross_entropy(logits, batch.targets, reduction="sum").double()
         _count(logits, batch.targets, counts)
     model.train(was_training)

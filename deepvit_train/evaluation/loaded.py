@@ -6,11 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from timm.data import ImageNetInfo
+
+from deepvit_train.classes import ORDERS, TORCHVISION, ordered, shortened
 from deepvit_train.config.data import DataConfig
 from deepvit_train.config.preset import Architecture
 from deepvit_train.config.recipe import Precision
 from deepvit_train.data.bad_files import BadFiles
-from deepvit_train.data.index import ImageIndex, check_classes, open_split
+from deepvit_train.data.index import ImageIndex, open_split
+from deepvit_train.data.label import Labels, labelled
 from deepvit_train.data.loaders import Loaders
 from deepvit_train.error import CheckpointError, ConfigError, DataError
 from deepvit_train.evaluation.calibration import Statistics, calibrate, reattention_norms
@@ -18,6 +22,8 @@ from deepvit_train.models import DeepViT
 from deepvit_train.models.importer import import_model
 from deepvit_train.run.checkpoint import Found, find
 from deepvit_train.run.description import ModelDescription
+
+IMAGENET_CLASSES = 1000
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,14 @@ class LoadedModel:
             raise ConfigError(
                 f"data is not given, and {self.found.file} does not say: add data=imagefolder data.root="
             )
-        return replace(given, name=self.description.data, root=given.root or self.found.data_root())
+        if given.root is not None:
+            return replace(given, name=self.description.data)
+        return replace(
+            given,
+            name=self.description.data,
+            root=self.found.data_path("data_root"),
+            class_map=given.class_map or self.found.data_path("class_map"),
+        )
 
     def calibrating_on(self, images: int) -> LoadedModel:
         """Return the model without its statistics, to be calibrated on this number of training images."""
@@ -81,19 +94,43 @@ class LoadedModel:
         description = replace(self.description, architecture=architecture)
         return replace(self, description=description, statistics=None)
 
-    def check_data(self, index: ImageIndex) -> list[str]:
-        """Return the class names of a split. Raises DataError if they are not the model's classes.
+    def labelled(self, index: ImageIndex, data: DataConfig) -> tuple[ImageIndex, Labels]:
+        """Return a split with the model's numbers for its classes, and how they were matched.
 
-        Of a model whose class names are not known, the number of classes is compared.
+        They are matched by name. Where the model's names are not known, they are taken to be the data set's,
+        in the order of the program that wrote the file; a note says so where the usual orders differ.
+
+        Raises DataError if they can't be matched.
         """
-        if self.description.classes is not None:
-            check_classes(index, self.description.classes)
-        elif len(index.classes) != self.model.num_classes:
+        known, order = self.description.classes, self.description.class_order or TORCHVISION
+        if known is not None:
+            return labelled(index, known, data, f"those of {self.found.file}")
+        names, by = ordered(index.classes, order), f"{order}'s order"
+        if (imagenet := _imagenet_names(self.model.num_classes, names)) is not None:
+            names, by = imagenet, "ImageNet-1k's order"
+        elif len(names) != self.model.num_classes:
             raise DataError(
-                f"{index.folder}: {len(index.classes)} classes, but the model of {self.found.file} has "
-                f"{self.model.num_classes}"
+                f"{index.folder}: {len(names)} classes, but the model of {self.found.file} has "
+                f"{self.model.num_classes}, and the file names none\nclasses=FILE names them"
             )
-        return index.classes
+        index, labels = labelled(index, names, data)
+        (other,) = set(ORDERS) - {order}
+        otherwise, notes = ordered(names, other), []
+        if names is not imagenet and otherwise != names:
+            notes = [
+                f"warning: {self.found.file} names no classes, so its outputs are taken in {order}'s order "
+                f"of the folders ({shortened(names)})\nclasses={other} takes {other}'s order "
+                f"({shortened(otherwise)}), and classes=FILE names them"
+            ]
+        return index, replace(labels, by=by, notes=notes)
+
+
+def _imagenet_names(outputs: int, names: list[str]) -> list[str] | None:
+    """Return ImageNet-1k's class names, if a model of 1,000 outputs meets folders that are named so."""
+    if outputs != IMAGENET_CLASSES:
+        return None
+    known = ImageNetInfo("imagenet-1k").label_names()
+    return known if set(names) <= set(known) else None
 
 
 def load(path: str, weights: str, preset: str | None = None, **said: Any) -> LoadedModel:
@@ -126,7 +163,7 @@ def measure_statistics(
     data, world = loaders.data, loaders.world
     try:
         index = open_split(data, "train")
-        check_classes(index, loaded.description.classes or index.classes)
+        labelled(index, loaded.description.classes or index.classes, data)
     except DataError as error:
         raise CheckpointError(
             f"{loaded.found.file}: holds no calibrated statistics, and there are no training images to "

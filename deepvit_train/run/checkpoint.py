@@ -50,10 +50,14 @@ class Found:
         """Return the calibrated statistics of these weights, or None if there are none."""
         return None if self.folder is None else read_calibrated(self.folder).get(self.kind)
 
-    def data_root(self) -> str | None:
-        """Return the folder that the run read its images from, or None if that is not known."""
-        root = None if self.folder is None else read_state(self.folder).get("data_root")
-        return None if root is None else str(root)
+    def data_path(self, key: str) -> str | None:
+        """Return the path that the run's data had for a key, or None if that is not known.
+
+        Args:
+            key: 'data_root' for the folder of its images, 'class_map' for the file of their classes.
+        """
+        path = None if self.folder is None else read_state(self.folder).get(key)
+        return None if path is None else str(path)
 
     def beside(self, ending: str) -> Path:
         """Return the path for a result: beside the checkpoint's folder, or beside a weights file."""

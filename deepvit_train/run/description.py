@@ -9,6 +9,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from deepvit_train.classes import ORDERS
 from deepvit_train.config.data import DataName
 from deepvit_train.config.model import AttentionConfig, ModelConfig
 from deepvit_train.config.preset import Architecture, plain_from, section_from
@@ -27,6 +28,8 @@ class ModelDescription:
     Args:
         architecture: what to build.
         classes: the class names by number, or None if they are not known.
+        class_order: where classes is None, the order of a data set's names that the outputs are taken to be
+            in: 'torchvision' or 'timm'.
         data: the kind of the data set, or None if it is not known.
         seed: the run's seed.
         calibrate_images: how many training images the BatchNorm statistics are measured on; 0 for a model
@@ -35,6 +38,7 @@ class ModelDescription:
 
     architecture: Architecture
     classes: list[str] | None = None
+    class_order: str | None = None
     data: DataName | None = None
     seed: int = 0
     calibrate_images: int = 0
@@ -50,6 +54,8 @@ class ModelDescription:
             "seed": self.seed,
             "calibrate_images": self.calibrate_images,
         }
+        if self.class_order is not None:  # of a converted file alone
+            content["class_order"] = self.class_order
         return {DESCRIPTION: json.dumps(content, sort_keys=True)}
 
 
@@ -79,7 +85,14 @@ def _parsed(content: dict[str, Any]) -> ModelDescription:
     return ModelDescription(
         architecture=Architecture(model, attn),
         classes=[str(name) for name in content.get("classes") or []] or None,
+        class_order=_order(content.get("class_order")),
         data=DataName(content["data"]) if content.get("data") else None,
         seed=int(content.get("seed", 0)),
         calibrate_images=int(content.get("calibrate_images", 0)),
     )
+
+
+def _order(order: Any) -> str | None:
+    if order not in (None, *ORDERS):
+        raise ValueError(f"class_order {order!r}; this version reads {', '.join(ORDERS)}")
+    return order

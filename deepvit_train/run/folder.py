@@ -20,6 +20,8 @@ from deepvit_train.run.checkpoint import checkpoints_in, newest_valid
 # These may change when a run goes on. They say where it runs and what it tells, not what it computes.
 FREE_KEYS = {
     "data.root",
+    "data.class_map",
+    "data.allow_subset",
     "data.workers",
     "data.max_bad",
     "trainer.device",
@@ -172,13 +174,14 @@ class RunFolder:
 def differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, str]:
     """Return the keys in which two configurations differ, with a line for each: `model.depth=6 (now 8)`.
 
-    A key that only `before` has is left out: this version does not know it any more.
+    A key that only `before` has is left out: this version does not know it any more. So is a key that only
+    `after` has and that asks for nothing: the version before did not know it.
     """
     old, new = flatten(before), flatten(after)
     return {
         key: f"{key}={old.get(key, 'not set')} (now {value})"
         for key, value in sorted(new.items())
-        if old.get(key) != value
+        if old.get(key) != value and (key in old or value not in (None, False))
     }
 
 

@@ -58,6 +58,7 @@ class Run:
     state: TrainState
     signals: StopSignals
     say: Callable[[str], None]  # does nothing on ranks other than the first
+    images: dict[str, Any] = field(default_factory=dict)  # what a checkpoint says of them (images.py)
 
     @property
     def finished(self) -> bool:
@@ -232,8 +233,12 @@ class Trainer:
                 for tensor in file.tensors.values():
                     whole(tensor)  # the first rank needs this rank's part of it
             return
-        root = self.run.config.data.root
-        plain = state.plain() | {"data_root": root and str(Path(root).expanduser().resolve())}
+        data = self.run.config.data
+        plain = state.plain() | {
+            "data_root": _absolute(data.root),
+            "class_map": _absolute(data.class_map),
+            "images": self.run.images,
+        }
         self.writer.save(state.step, files, plain, best)
 
     def _interrupted(self) -> Interrupted:
@@ -245,6 +250,10 @@ class Trainer:
     def _saved(self) -> Path | str:
         """Name the newest checkpoint in a message, once it is on the disk."""
         return "the checkpoint of the first rank" if self.writer is None else self.writer.newest()
+
+
+def _absolute(path: str | None) -> str | None:
+    return path and str(Path(path).expanduser().resolve())
 
 
 def _wrapped(model: DeepViT, config: TrainConfig, world: World) -> Callable[[Tensor], Tensor]:

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deepvit_train.config.train import TrainConfig
-from deepvit_train.data.index import ImageIndex, check_classes
+from deepvit_train.data.index import ImageIndex, open_split
+from deepvit_train.data.label import Labels, labelled
 from deepvit_train.distributed.world import World
 from deepvit_train.error import CheckpointError
-from deepvit_train.run.checkpoint import WEIGHT_FILES, find
+from deepvit_train.run.checkpoint import WEIGHT_FILES, checkpoints_in, find, verify
 from deepvit_train.run.description import read_description
 from deepvit_train.run.folder import RunFolder
 from deepvit_train.training.state import TrainState
@@ -53,26 +54,57 @@ def find_origin(config: TrainConfig, folder: RunFolder) -> Origin:
     return Origin(weights=config.model.weights)
 
 
+def open_splits(
+    config: TrainConfig, origin: Origin, folder: RunFolder, say: Callable[[str], None]
+) -> tuple[ImageIndex, ImageIndex, Labels]:
+    """Open the training and the validation images, with the numbers that the model has for their classes.
+
+    The model is the one that the run goes on with, or a new one, which numbers the classes of train. Returns
+    also how the validation images were labelled. Raises DataError if classes do not match.
+    """
+    train, val = (open_split(config.data, split) for split in ("train", config.data.split))
+    names = _classes_of(origin, folder, train.classes)
+    owner = "those of train" if names == train.classes else "those of the run's checkpoint"
+    train, of_train = labelled(train, names, config.data, owner)
+    val, of_val = labelled(val, names, config.data, owner)
+    if of_train.absent:
+        say(f"{train.folder}: lacks {len(of_train.absent)} of the model's {len(names)} classes")
+    for line in [*of_train.notes, *of_val.lines]:
+        say(line)
+    return train, val, of_val
+
+
+def _classes_of(origin: Origin, folder: RunFolder, expected: list[str]) -> list[str]:
+    """Return the names of the outputs of the model that a run goes on with, or those expected of a new one.
+
+    A checkpoint that names others than expected is verified before it is believed.
+    """
+    candidates = reversed(checkpoints_in(folder.checkpoints))
+    for checkpoint in [origin.checkpoint] if origin.checkpoint is not None else candidates:
+        try:
+            description = read_description(checkpoint / f"{WEIGHT_FILES['live']}.safetensors")
+            if description is None or description.classes is None:
+                return expected
+            if description.classes != expected:
+                verify(checkpoint)
+        except CheckpointError:
+            continue  # what is done about a damaged checkpoint is decided where it is restored
+        return description.classes
+    return expected
+
+
 def resume(
-    state: TrainState,
-    origin: Origin,
-    folder: RunFolder,
-    index: ImageIndex,
-    world: World,
-    say: Callable[[str], None],
+    state: TrainState, origin: Origin, folder: RunFolder, world: World, say: Callable[[str], None]
 ) -> Path | None:
     """Restore the state from the checkpoint that applies and return it, or None if there is none.
 
     The first rank chooses for all, because it alone has locked the folder.
 
-    Raises CheckpointError for a checkpoint that does not fit, DataError if it was trained on other classes.
+    Raises CheckpointError for a checkpoint that does not fit.
     """
     chosen = world.first(str(folder.newest(say) or origin.checkpoint or ""))
     if not chosen:
         return None
     checkpoint = Path(chosen)
-    description = read_description(checkpoint / f"{WEIGHT_FILES['live']}.safetensors")
-    if description is not None and description.classes is not None:
-        check_classes(index, description.classes)
     state.restore(checkpoint)
     return checkpoint

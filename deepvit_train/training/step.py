@@ -65,8 +65,9 @@ def train_step(
     torch.manual_seed(derive_seed("step", options.seed, state.step, world.rank))
     state.schedule.step_update(state.step)
     loss, penalty = torch.zeros(2, device=world.device)
+    # All micro-batches of all ranks draw the same: a step mixes its images as one batch would (TrainOrder).
+    seed = derive_seed("mixup", options.seed, state.step, 0, 0)
     for number, batch in enumerate(batches):
-        seed = derive_seed("mixup", options.seed, state.step, number, world.rank)
         images, targets, smoothing = _mixed(batch, options, seed)
         # Replicas exchange gradients once a step, after its last micro-batch; sharded ranks after each.
         local: Any = getattr(forward, "no_sync", nullcontext) if number + 1 < len(batches) else nullcontext

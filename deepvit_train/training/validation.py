@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from deepvit_train.config.recipe import Precision
@@ -20,7 +20,8 @@ SELECT_BY = "top1"
 class Validation:
     """What an evaluation during training reads.
 
-    Without calibration images, the BatchNorms use their running statistics.
+    Without calibration images, the BatchNorms use their running statistics. `absent` holds the outputs whose
+    classes the images lack: they are left out.
     """
 
     images: Iterable[Batch]
@@ -28,6 +29,7 @@ class Validation:
     precision: Precision
     classes: int
     world: World
+    absent: Sequence[int] = ()
 
     def __call__(self, state: TrainState) -> bool:
         """Evaluate the state and note metrics and statistics in it. Returns whether it is the best so far.
@@ -43,7 +45,9 @@ class Validation:
                 if self.calibration_images is not None:
                     calibrated[name] = calibrate(plain, self.calibration_images, self.precision, self.world)
                 with using(plain, calibrated.get(name)):
-                    result = evaluate(plain, self.images, self.world, self.precision, self.classes)
+                    result = evaluate(
+                        plain, self.images, self.world, self.precision, self.classes, self.absent
+                    )
             prefix = "val" if name == "live" else f"val_{name}"
             metrics |= {f"{prefix}/{key}": value for key, value in result.scalars().items()}
         state.metrics, state.calibrated, state.evaluated_step = metrics, calibrated, state.step

@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
+from deepvit_train.classes import ORDERS, read_names
 from deepvit_train.config.preset import Architecture, model_preset
 from deepvit_train.error import CheckpointError, ConfigError
 from deepvit_train.models.deepvit import DeepViT
 from deepvit_train.models.importer import authors, older_vit_pytorch, own, timm_vit, vit_pytorch
 from deepvit_train.models.importer.file import Source, listed, read_source
 from deepvit_train.models.importer.infer import channels_of, checked_choices, depth_of, infer_architecture
-from deepvit_train.models.importer.layout import Tensors
+from deepvit_train.models.importer.layout import Layout, Tensors
 from deepvit_train.run.checkpoint import Found, find
 from deepvit_train.run.description import ModelDescription
 
@@ -31,7 +32,7 @@ class Imported:
         layout: name of the layout of the file's tensors.
         model: the model, in evaluation mode.
         description: what the file says about the model, changed by the caller's choices. For a file of
-            another program it holds the architecture alone.
+            another program it holds the architecture and the order of classes alone.
     """
 
     weights: str
@@ -69,20 +70,50 @@ def load_model(
 
 
 def import_model(found: Found, preset: str | None, weights: str, overrides: dict[str, Any]) -> Imported:
-    """Build the model of a weights file that was found. Arguments and errors are those of `load_model`."""
-    choices = checked_choices(overrides)
+    """Build the model of a weights file that was found. Arguments and errors are those of `load_model`.
+
+    `overrides` may also hold 'classes': a file of their names, or an order. Raises DataError for that file.
+    """
+    said = overrides.get("classes")
+    choices = checked_choices({name: value for name, value in overrides.items() if name != "classes"})
     base = None if preset is None else model_preset(preset)
     source = read_source(found, weights)
     try:
-        layout, tensors, norm_eps = own_tensors(source)
+        layout, tensors = own_tensors(source)
         if source.description is not None:
             description = _changed(source.description, choices)
         else:
-            description = ModelDescription(infer_architecture(tensors, norm_eps, base, choices))
+            description = ModelDescription(infer_architecture(tensors, layout.norm_eps, base, choices))
         model = build_from(description.architecture, tensors)
     except (CheckpointError, ConfigError) as error:
         raise CheckpointError(f"{found.file}: {error}") from None
-    return Imported(source.weights, layout, model, description)
+    names, order = class_names(source, layout, said, model.num_classes)
+    description = replace(description, classes=names, class_order=order)
+    return Imported(source.weights, layout.name, model, description)
+
+
+def class_names(
+    source: Source, layout: Layout, said: str | None, outputs: int
+) -> tuple[list[str] | None, str | None]:
+    """What is known of a file's classes: their names by output; else the order of names they are taken in.
+
+    Args:
+        said: what the caller says, before the file: a file of names, or an order.
+
+    Raises DataError where the names are not as many as the outputs.
+    """
+    if said in ORDERS:
+        return None, said
+    if said is not None:
+        return read_names(said, outputs), None
+    description = source.description
+    if description is not None and description.classes is not None:
+        if outputs and len(description.classes) != outputs:
+            raise CheckpointError(
+                f"describes {len(description.classes)} classes, but the model has {outputs} outputs"
+            )
+        return description.classes, None
+    return None, (description and description.class_order) or layout.class_order
 
 
 def build_from(architecture: Architecture, tensors: Tensors) -> DeepViT:
@@ -129,13 +160,13 @@ def check_fit(expected: Tensors, tensors: Tensors) -> None:
         )
 
 
-def own_tensors(source: Source) -> tuple[str, Tensors, float | None]:
-    """Return a file's layout, its tensors under this project's names, and the layout's epsilon.
+def own_tensors(source: Source) -> tuple[Layout, Tensors]:
+    """Return a file's layout, and its tensors under this project's names.
 
     Raises CheckpointError for a file of no known layout, or with tensors that its layout does not know.
     """
     if source.description is not None:
-        return own.LAYOUT.name, source.tensors, None
+        return own.LAYOUT, source.tensors
     names = list(source.tensors)
     layout = next((layout for layout in LAYOUTS if layout.matches(names)), None)
     if layout is None:
@@ -146,7 +177,7 @@ def own_tensors(source: Source) -> tuple[str, Tensors, float | None]:
     translated, unread = layout.translate(source.tensors)
     if unread:
         raise CheckpointError(f"has {layout.name} layout, but some tensors are {listed('not read', unread)}")
-    return layout.name, translated, layout.norm_eps
+    return layout, translated
 
 
 def _changed(description: ModelDescription, choices: dict[str, Any]) -> ModelDescription:

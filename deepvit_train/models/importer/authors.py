@@ -6,6 +6,7 @@ blocks.i.attn.reatten_matrix.{weight (H, H, 1, 1), bias (H,)}, blocks.i.attn.var
 
 from __future__ import annotations
 
+from deepvit_train.classes import TIMM
 from deepvit_train.error import CheckpointError
 from deepvit_train.models.importer import timm_vit
 from deepvit_train.models.importer.layout import Layout, Tensors
@@ -30,4 +31,5 @@ def _with_theta(tensors: Tensors) -> Tensors:
     return tensors | {name: tensor[:, :, 0, 0].t() for name, tensor in thetas.items()}
 
 
-LAYOUT = Layout("the authors'", r"\.reatten_matrix\.|^patch_embed\.conv1\.", RULES, 1e-6, _with_theta)
+# They train with timm's reader of folders.
+LAYOUT = Layout("the authors'", r"\.reatten_matrix\.|^patch_embed\.conv1\.", RULES, 1e-6, _with_theta, TIMM)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from deepvit_train.classes import TORCHVISION
+
 Tensors = dict[str, Tensor]
 
 
@@ -26,6 +28,7 @@ class Layout:
         rules: pairs of a regular expression for a whole name, and this project's name with \\1, \\2, ...
         norm_eps: epsilon of the LayerNorms, which no tensor shows; None: what is usual for the stem.
         finish: gives the renamed tensors the shapes of this project.
+        class_order: the order of names in which the program numbers classes: torchvision's or timm's.
     """
 
     name: str
@@ -33,6 +36,7 @@ class Layout:
     rules: tuple[tuple[str, str], ...]
     norm_eps: float | None
     finish: Callable[[Tensors], Tensors] = unchanged
+    class_order: str = TORCHVISION
 
     def matches(self, names: list[str]) -> bool:
         """Return whether any of a file's names bears the mark of this layout."""

@@ -7,11 +7,13 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 
+from deepvit_train.classes import TORCHVISION, difference, ordered, shortened
 from deepvit_train.error import CheckpointError
 from deepvit_train.models.deepvit import DeepViT
-from deepvit_train.models.importer import check_fit, own_tensors
+from deepvit_train.models.importer import check_fit, class_names, own_tensors
 from deepvit_train.models.importer.file import read_source
 from deepvit_train.models.importer.layout import Tensors
 from deepvit_train.run.checkpoint import find
@@ -33,14 +35,20 @@ class Start:
         return "; ".join([f"initial weights: {self.file} ({self.layout} layout)", *self.notes])
 
 
-def start_from(model: DeepViT, path: str) -> Start:
+def start_from(model: DeepViT, path: str, classes: list[str] | None = None, said: str | None = None) -> Start:
     """Load initial weights into a model, from a file of any known layout, a checkpoint or a run.
 
     Averaged weights are preferred. Position embeddings and patch kernels of another size are resampled. The
-    classifier stays fresh if the number of classes differs, and Theta with its norm if the file's attention
-    is plain. Everything else must be there, in the model's shapes.
+    classifier stays fresh if the classes are others, and Theta with its norm if the file's attention is
+    plain. Everything else must be there, in the model's shapes.
+
+    Args:
+        classes: the names of the model's outputs, in order. The rows of the classifier are matched to them.
+            None: they are not known, and the rows are taken as they are.
+        said: what the caller says of the file's classes: a file of their names, or an order.
 
     Raises:
+        DataError: a file of names can't be used.
         CheckpointError: the file can't be read (see `load_model`), its number of heads is known to differ, or
             a tensor is missing, left over or of another shape. The model is then unchanged.
     """
@@ -48,8 +56,11 @@ def start_from(model: DeepViT, path: str) -> Start:
     source = read_source(found)
     notes: list[str] = []
     try:
-        layout, tensors, _ = own_tensors(source)
+        layout, tensors = own_tensors(source)
         tensors = tensors | (found.calibrated() or {})
+        if classes is not None:
+            names, order = class_names(source, layout, said, _outputs(tensors))
+            tensors = _rows_by_name(model, tensors, classes, names, order or TORCHVISION, notes)
         _check_heads(model, source.description)
         expected = model.state_dict()
         for adapt in (_head, _positions, _patches, _theta):
@@ -58,7 +69,7 @@ def start_from(model: DeepViT, path: str) -> Start:
     except CheckpointError as error:
         raise CheckpointError(f"model.weights={path}: {error}") from None
     model.load_state_dict(tensors)
-    return Start(found.file, layout, notes)
+    return Start(found.file, layout.name, notes)
 
 
 def _check_heads(model: DeepViT, description: ModelDescription | None) -> None:
@@ -68,12 +79,53 @@ def _check_heads(model: DeepViT, description: ModelDescription | None) -> None:
 
 
 def _head(expected: Tensors, tensors: Tensors, notes: list[str]) -> Tensors:
-    own, given = (len(each["head.weight"]) if "head.weight" in each else 0 for each in (expected, tensors))
+    own, given = _outputs(expected), _outputs(tensors)
     if own == given:
         return tensors
     notes.append(f"fresh head of {own} classes, not {given}")
+    return _with_head_of(expected, tensors)
+
+
+def _outputs(tensors: Tensors) -> int:
+    return len(tensors["head.weight"]) if "head.weight" in tensors else 0
+
+
+def _with_head_of(expected: Tensors, tensors: Tensors) -> Tensors:
     kept = {name: value for name, value in tensors.items() if not name.startswith("head.")}
     return kept | {name: value for name, value in expected.items() if name.startswith("head.")}
+
+
+def _rows_by_name(
+    model: DeepViT,
+    tensors: Tensors,
+    classes: list[str],
+    names: list[str] | None,
+    order: str,
+    notes: list[str],
+) -> Tensors:
+    """Give each class its row of the classifier, of a file with as many classes.
+
+    Args:
+        classes: the names of the model's outputs.
+        names: those of the file's outputs, or None where they are not known and taken in `order`.
+    """
+    if len(classes) != _outputs(tensors):
+        return tensors
+    if names is not None and (problem := difference(classes, names)):
+        notes.append(f"fresh head: other classes than the file's ({problem})")
+        return _with_head_of(model.state_dict(), tensors)
+    rows = ordered(classes, order) if names is None else names
+    if rows == classes:
+        return tensors
+    how = f"by name, of which the file's order is {shortened(rows)}"
+    if names is None:
+        how = (
+            f"in {order}'s order of classes ({shortened(rows)}), because the file names none; "
+            f"classes={TORCHVISION} takes them as {shortened(classes)}, classes=FILE names them"
+        )
+    notes.append(f"rows of the head taken {how}")
+    places = torch.tensor([rows.index(name) for name in classes])
+    return {name: value[places] if name.startswith("head.") else value for name, value in tensors.items()}
 
 
 def _positions(expected: Tensors, tensors: Tensors, notes: list[str]) -> Tensors:

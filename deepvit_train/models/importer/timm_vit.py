@@ -10,6 +10,7 @@ import math
 
 import torch
 
+from deepvit_train.classes import TIMM
 from deepvit_train.models.importer.layout import Layout, Tensors
 
 RULES = (
@@ -46,4 +47,4 @@ def _is_square(number: int) -> bool:
     return number > 0 and math.isqrt(number) ** 2 == number
 
 
-LAYOUT = Layout("timm", r"^blocks\.\d+\.attn\.qkv\.weight$", RULES, 1e-6, _with_own_positions)
+LAYOUT = Layout("timm", r"^blocks\.\d+\.attn\.qkv\.weight$", RULES, 1e-6, _with_own_positions, TIMM)

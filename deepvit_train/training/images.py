@@ -1,0 +1,91 @@
+"""Which images a run reads, and which were added or removed since its checkpoint.
+
+A checkpoint keeps a digest of the index of each split: of the paths below its folder and their classes. The
+run's folder keeps the paths themselves, once for each digest, so that a later start can tell the difference.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deepvit_train.data.decode import printable
+from deepvit_train.data.index import ImageIndex
+from deepvit_train.error import OutputError
+
+FOLDER = "images"  # in the run's folder
+SHOWN = 3  # paths in a line
+
+
+def summary(splits: dict[str, ImageIndex]) -> dict[str, dict[str, Any]]:
+    """Return the number of images of each split and the digest of its index, for a checkpoint."""
+    return {name: {"images": len(index), "digest": index.digest} for name, index in splits.items()}
+
+
+def keep(run: Path, splits: dict[str, ImageIndex]) -> None:
+    """Write the paths of each split into the run's folder, unless they are there. Raises OutputError."""
+    for index in splits.values():
+        file = _file(run, index.digest)
+        partial = file.with_name(f".{file.name}.partial")
+        try:
+            if not file.exists():
+                file.parent.mkdir(exist_ok=True)
+                with partial.open("wb") as opened:
+                    np.savez(opened, paths=index.paths, ends=index.ends)
+                partial.replace(file)
+        except OSError as error:
+            with suppress(OSError):
+                partial.unlink()
+            raise OutputError(f"{file}: can't be written ({error.strerror})") from None
+
+
+def changes(run: Path, before: dict[str, Any], splits: dict[str, ImageIndex]) -> Iterator[str]:
+    """Say of each split which images were added or removed.
+
+    Args:
+        run: the folder of the run that wrote the checkpoint.
+        before: what `summary` returned then; empty for a checkpoint of a version that kept nothing.
+    """
+    for name, index in splits.items():
+        known = before.get(name)
+        if known is None or known["digest"] == index.digest:
+            continue
+        former = _read(_file(run, known["digest"]))
+        counts = f"{index.folder}: other images than at the checkpoint, {known['images']:,} then"
+        if former is None:
+            yield f"{counts} and {len(index):,} now"
+            continue
+        now = _paths(index.paths, index.ends)
+        found = [("added", now - former), ("removed", former - now)]
+        told = [f"{len(paths):,} {what} ({_listed(paths)})" for what, paths in found if paths]
+        yield f"{counts} and {len(index):,} now: {', '.join(told) or 'the same paths, of other classes'}"
+
+
+def _file(run: Path, digest: str) -> Path:
+    return run / FOLDER / f"{digest}.npz"
+
+
+def _read(file: Path) -> set[bytes] | None:
+    """Return the paths that a file keeps, or None where there is none that can be read."""
+    try:
+        with np.load(file, allow_pickle=False) as kept:
+            return _paths(kept["paths"], kept["ends"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def _paths(paths: np.ndarray, ends: np.ndarray) -> set[bytes]:
+    text, places = paths.tobytes(), [0, *ends.tolist()]
+    return {text[start:end] for start, end in pairwise(places)}
+
+
+def _listed(paths: set[bytes]) -> str:
+    first = [printable(os.fsdecode(path)) for path in sorted(paths)[:SHOWN]]
+    return ", ".join([*first, *(["..."] if len(paths) > SHOWN else [])])
