@@ -51,7 +51,9 @@ class Plan:
         # Maps are kept times a power of two near N (gpu_part.py): `level` is 1/N there, `unit` undoes it.
         self.scale = float(_power_of_two(self.tokens))
         self.level, self.unit = self.scale / self.tokens, 1 / self.scale
-        if kind.dropout:  # then what is dropped, 0 - level, is not rounded at every place in the same direction
+        if (
+            kind.dropout
+        ):  # then what is dropped, 0 - level, is not rounded at every place in the same direction
             self.level = torch.tensor(self.level, dtype=dtype).item()
         self.uniform = self.level * self.unit
         self.logit_scale, self.exponent_scale = self.head_dim**-0.5, self.head_dim**-0.5 * math.log2(math.e)
