@@ -154,7 +154,7 @@ class Call:
         launch(
             forward_kernel.affine_kernel, (1,),
             parts, mixing.theta, self.bias, mixing.weight, mixing.shift, affine, mean, var,
-            number, self.count, plan.tokens, plan.unit, mixing.eps, **plan.affine,
+            number, self.count, plan.uniform, plan.unit, mixing.eps, **plan.affine,
         )  # fmt: skip
 
     def apply_maps(self, maps: Tensor, v: Tensor, affine: Tensor, out: Tensor, final: bool) -> None:
@@ -194,7 +194,7 @@ class Call:
         launch(
             backward_kernel.coefficients_kernel, (1,),
             parts, shared, mixing.theta, self.bias, mixing.weight, mixing.shift, *statistics, coefficients,
-            plan.batch, self.count, plan.tokens, plan.unit, mixing.eps,
+            plan.batch, self.count, plan.uniform, plan.unit, mixing.eps,
             SHARED=mixing.norm == "ranks", **plan.coefficients,
         )  # fmt: skip
         return coefficients
@@ -251,7 +251,7 @@ class Call:
         launch(
             backward_kernel.totals_kernel, (plan.heads,),
             products, sums, dweight, coefficients, self.mixing.theta, self.mixing.weight, *found,
-            plan.batch * products.shape[1], plan.batch * dweight.shape[1], plan.tokens, plan.unit,
+            plan.batch * products.shape[1], plan.batch * dweight.shape[1], plan.uniform, plan.unit,
             **plan.totals,
         )  # fmt: skip
         return found

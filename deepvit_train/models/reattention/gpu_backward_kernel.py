@@ -25,7 +25,6 @@ import triton.language as tl
 from deepvit_train.models.reattention.gpu_part import (
     BATCH,
     LAYER,
-    NONE,
     constant_of,
     dropped,
     halves,
@@ -42,7 +41,7 @@ from deepvit_train.models.reattention.gpu_part import (
 ALONG = tl.constexpr(0)  # BatchNorm: mean(dX X), for what Theta^T makes of scaled maps instead of X
 DX_MEAN = tl.constexpr(1)  # BatchNorm under dropout: what else is to be subtracted from dX
 UNIFORM = tl.constexpr(2)  # LayerNorm: M where A is uniform
-INVERSE = tl.constexpr(3)  # BatchNorm: 1 / deviation; else 1
+INVERSE = tl.constexpr(3)  # 1 / deviation: BatchNorm's, LayerNorm's where A is uniform; else 1
 SLOPE = tl.constexpr(4)  # X = SLOPE (what `unmix` leaves in the place of maps) + CONSTANT
 CONSTANT = tl.constexpr(5)
 TOKEN_SUMS = tl.constexpr(6)  # sum of (sum of v) (sum of dout): the gradient of shift
@@ -80,7 +79,7 @@ def sums_kernel(
 
 @triton.jit(do_not_specialize=["images", "count"])
 def coefficients_kernel(
-    PARTS, STATISTICS, THETA, BIAS, WEIGHT, SHIFT, MEAN, VAR, COEFFICIENTS, images, count, N, unit, eps,
+    PARTS, STATISTICS, THETA, BIAS, WEIGHT, SHIFT, MEAN, VAR, COEFFICIENTS, images, count, uniform, unit, eps,
     H: tl.constexpr, HP: tl.constexpr, ROWS: tl.constexpr, NORM: tl.constexpr, BIASED: tl.constexpr,
     SHARED: tl.constexpr,
 ):  # fmt: skip
@@ -103,7 +102,7 @@ def coefficients_kernel(
     weight = tl.load(WEIGHT + g, mask=real, other=0.0)
     shift = tl.load(SHIFT + g, mask=real, other=0.0)
     theta = theta_by_output(THETA, H, HP, NORM)
-    along, dx_mean, uniform, inverse, slope = zero, zero, zero, zero + 1.0, zero + unit
+    along, dx_mean, m_at_uniform, inverse, slope = zero, zero, zero, zero + 1.0, zero + unit
     if NORM == BATCH:
         if SHARED:
             token_sums = tl.load(STATISTICS + g, mask=real, other=0.0)
@@ -111,7 +110,7 @@ def coefficients_kernel(
         inverse = 1.0 / tl.sqrt(tl.load(VAR + g, mask=real, other=0.0) + eps)
         slope = inverse * unit
         # X where A is uniform: 0 but under dropout, whose rows of maps do not sum to 1.
-        constant = (tl.sum(theta, 1) / N - tl.load(MEAN + g, mask=real, other=0.0)) * inverse
+        constant = (tl.sum(theta, 1) * uniform - tl.load(MEAN + g, mask=real, other=0.0)) * inverse
         mean_of_product = ((dots - shift.to(tl.float64) * token_sums) / count.to(tl.float64)).to(tl.float32)
         along = mean_of_product * slope
         dx_mean = (weight.to(tl.float64) * token_sums / count.to(tl.float64)).to(tl.float32)
@@ -120,14 +119,15 @@ def coefficients_kernel(
         square = (ROWS_OF_COEFFICIENTS + g[:, None]) * HP + g[None, :]
         tl.store(COEFFICIENTS + square, product(back, theta))
     else:
-        constant = constant_of(theta, BIAS, N, H, HP, NORM, BIASED)
+        constant = constant_of(theta, BIAS, uniform, H, HP, NORM, BIASED)
         if NORM == LAYER:
-            uniform = constant
-            constant = constant * tl.rsqrt(tl.sum(constant * constant, 0) / H + eps)
+            m_at_uniform = constant
+            inverse = zero + tl.rsqrt(tl.sum(constant * constant, 0) / H + eps)
+            constant = constant * inverse
             slope = zero + 1.0
     tl.store(COEFFICIENTS + ALONG * HP + g, along)
     tl.store(COEFFICIENTS + DX_MEAN * HP + g, dx_mean)
-    tl.store(COEFFICIENTS + UNIFORM * HP + g, uniform)
+    tl.store(COEFFICIENTS + UNIFORM * HP + g, m_at_uniform)
     tl.store(COEFFICIENTS + INVERSE * HP + g, inverse)
     tl.store(COEFFICIENTS + SLOPE * HP + g, slope)
     tl.store(COEFFICIENTS + CONSTANT * HP + g, constant)
@@ -179,12 +179,15 @@ def remap_kernel(
 
 @triton.jit
 def through_layer_norm(m, dx, COEFFICIENTS, unit, eps, H: tl.constexpr, HP: tl.constexpr):
-    """m = Theta^T S (A - 1/N), and dX -> X less CONSTANT, and dM; (HP, columns) each."""
+    """m = Theta^T S (A - 1/N), and dX -> X less CONSTANT, and dM / INVERSE; (HP, columns) each.
+
+    dM itself can be too large for half precision.
+    """
     h = tl.arange(0, HP)
     m = m * unit + tl.load(COEFFICIENTS + UNIFORM * HP + h)[:, None]
     inverse = tl.rsqrt(tl.sum(m * m, 0) / H + eps)[None, :]
     x = m * inverse
-    dm = (dx - x * (tl.sum(dx * x, 0) / H)[None, :]) * inverse
+    dm = (dx - x * (tl.sum(dx * x, 0) / H)[None, :]) * (inverse / tl.load(COEFFICIENTS + INVERSE * HP))
     return x - tl.load(COEFFICIENTS + CONSTANT * HP + h)[:, None], dm
 
 
@@ -210,8 +213,8 @@ def unmix_kernel(
     is subtracted, which is small beside dX, and yet counts in dTheta. What dM is needed for is linear in dX
     and A.
 
-    PRODUCTS (C, programs, 2, HP, HP), a = S (A - 1/N): a dX^T, for LayerNorm a dM^T; and for BatchNorm a a^T.
-    SUMS (C, programs, HP): of dM for LayerNorm; under dropout of a for BatchNorm, of dX without a norm.
+    PRODUCTS (C, programs, 2, HP, HP), a = S (A - 1/N): a dX^T, for LayerNorm a (dM / INVERSE)^T; and for
+    BatchNorm a a^T. SUMS (C, programs, HP): of dM / INVERSE for LayerNorm, of a for BatchNorm under dropout.
     """
     image = tl.program_id(0).to(tl.int64)
     h = tl.arange(0, HP)
@@ -224,7 +227,6 @@ def unmix_kernel(
     if NORM == BATCH:
         along = rounded(tl.load(COEFFICIENTS + ROWS_OF_COEFFICIENTS * HP + square), dtype)
         lost = tl.sum(back * tl.load(COEFFICIENTS + DX_MEAN * HP + h)[None, :], 1)
-    uniform_map = level * unit
     cross = tl.zeros((SLICES, HP, HP), tl.float32)
     own = tl.zeros((SLICES, HP, HP), tl.float32)
     sums = tl.zeros((HP,), tl.float32)
@@ -239,8 +241,9 @@ def unmix_kernel(
                 whole = tl.load(MAPS + places + j[None, :], mask=inside, other=0.0)
                 a = whole
                 if DROPOUT:
-                    keeping = kept(seed, first + image, i + tl.zeros_like(j), j, N, keep, H, HP)
-                    a = dropped(whole, keeping, inside & (j[None, :] < N), level, keep, dtype)
+                    real = inside & (j[None, :] < N)
+                    keeping = real & kept(seed, first + image, i + tl.zeros_like(j), j, N, keep, H, HP)
+                    a = dropped(whole, keeping, real, level, keep, dtype)
                 dx = tl.load(GRADS + places + j[None, :], mask=inside, other=0.0)
                 x = mixed(forth_high, forth_low, a)
                 if NORM == LAYER:
@@ -253,25 +256,19 @@ def unmix_kernel(
                     da += product(along, a)
                     if DROPOUT:
                         da -= lost[:, None]
-                # At padding A counts as 1/N here. There dA is 0, but for dropout's `lost`.
-                full = placed(a, unit) + uniform_map
-                if DROPOUT:
-                    full = tl.where(inside & (j[None, :] < N), full, 0.0)
+                # A and what dropout leaves of it. At padding A counts as 1/N, and dA is 0.
+                full = placed(whole, unit) + level * unit
+                left = tl.where(keeping, full / keep, 0.0) if DROPOUT else full
                 if ONCE or turn == 0:
-                    delta += tl.sum(full * da, 1)
+                    delta += tl.sum(left * da, 1)
                 if ONCE or turn == 1:
                     cross += product(sliced(a, SLICES), tl.trans(sliced(dx, SLICES), 0, 2, 1))
                     if NORM == BATCH:
                         own += product(sliced(a, SLICES), tl.trans(sliced(a, SLICES), 0, 2, 1))
                     if DROPOUT and NORM == BATCH:
                         sums += tl.sum(placed(a, 1.0), 1)
-                    if DROPOUT and NORM == NONE:
-                        sums += tl.sum(placed(dx, 1.0), 1)
                     tl.store(MAPS + places + j[None, :], rounded(x, dtype), mask=inside)
-                    if DROPOUT:
-                        ds = full * da - (placed(whole, unit) + uniform_map) * delta[:, None]
-                    else:
-                        ds = full * (da - delta[:, None])
+                    ds = left * da - full * delta[:, None] if DROPOUT else full * (da - delta[:, None])
                     tl.store(GRADS + places + j[None, :], rounded(ds, dtype), mask=inside)
     part = image * tl.num_programs(1) + tl.program_id(1)
     tl.store(PRODUCTS + part * 2 * HP * HP + square, tl.sum(cross, 0))
@@ -350,7 +347,7 @@ def total_of(PARTS, parts, stride, HP: tl.constexpr, ROWS: tl.constexpr):
 @triton.jit(do_not_specialize=["parts", "dweight_parts"])
 def totals_kernel(
     PRODUCTS, SUMS, DWEIGHT_PARTS, COEFFICIENTS, THETA, WEIGHT, DTHETA, DBIAS, DWEIGHT, DSHIFT,
-    parts, dweight_parts, N, unit,
+    parts, dweight_parts, uniform, unit,
     H: tl.constexpr, HP: tl.constexpr, ROWS: tl.constexpr, NORM: tl.constexpr, DROPOUT: tl.constexpr,
 ):  # fmt: skip
     """DTHETA (H, H), one row a program; DBIAS, DWEIGHT, DSHIFT (H,) by the first program."""
@@ -358,6 +355,7 @@ def totals_kernel(
     g = tl.arange(0, HP)
     real = g < H
     token_sums = tl.load(COEFFICIENTS + TOKEN_SUMS * HP + g)
+    inverse = tl.load(COEFFICIENTS + INVERSE * HP + g)
     row = total_of(PRODUCTS + h * HP, parts, 2 * HP * HP, HP, ROWS).to(tl.float32)
     dbias = tl.zeros((HP,), tl.float32)
     if NORM == BATCH:
@@ -368,11 +366,11 @@ def totals_kernel(
         if DROPOUT:
             sums = total_of(SUMS, parts, HP, HP, ROWS).to(tl.float32)
             row -= tl.sum(tl.where(g == h, sums, 0.0), 0) * tl.load(COEFFICIENTS + DX_MEAN * HP + g)
-    elif NORM == LAYER or DROPOUT:
-        dbias = total_of(SUMS, parts, HP, HP, ROWS).to(tl.float32)
+    elif NORM == LAYER:
+        dbias = total_of(SUMS, parts, HP, HP, ROWS).to(tl.float32) * inverse
     else:
         dbias = tl.load(WEIGHT + g, mask=real, other=0.0) * token_sums
-    row = row * unit * tl.load(COEFFICIENTS + INVERSE * HP + g) + dbias / N
+    row = row * unit * inverse + dbias * uniform
     if NORM == LAYER:
         row -= tl.sum(tl.where(real, row, 0.0), 0) / H
         dbias -= tl.sum(tl.where(real, dbias, 0.0), 0) / H

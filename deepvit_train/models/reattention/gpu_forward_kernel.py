@@ -97,7 +97,7 @@ def mix_kernel(
     theta = theta_by_output(THETA, H, HP, NORM)
     high, low = halves(theta, MAPS.dtype.element_ty)
     if NORM == LAYER:
-        constant = constant_of(theta, BIAS, N, H, HP, NORM, BIASED)
+        constant = constant_of(theta, BIAS, level * unit, H, HP, NORM, BIASED)
         at_uniform = constant * tl.rsqrt(tl.sum(constant * constant, 0) / H + eps)
     squares = tl.zeros((HP,), tl.float32)
     sums = tl.zeros((HP,), tl.float32)
@@ -128,7 +128,7 @@ def mix_kernel(
 
 @triton.jit(do_not_specialize=["parts", "count"])
 def affine_kernel(
-    PARTS, THETA, BIAS, WEIGHT, SHIFT, AFFINE, MEAN, VAR, parts, count, N, unit, eps,
+    PARTS, THETA, BIAS, WEIGHT, SHIFT, AFFINE, MEAN, VAR, parts, count, uniform, unit, eps,
     H: tl.constexpr, HP: tl.constexpr, ROWS: tl.constexpr, NORM: tl.constexpr, BIASED: tl.constexpr,
     DROPOUT: tl.constexpr,
 ):  # fmt: skip
@@ -154,12 +154,12 @@ def affine_kernel(
         var = (squares / count.to(tl.float64) * unit * unit - rest * rest).to(tl.float32)
         rest = rest.to(tl.float32)
         inverse = 1.0 / tl.sqrt(var + eps)
-        tl.store(MEAN + g, tl.sum(theta, 1) / N + rest, mask=real)
+        tl.store(MEAN + g, tl.sum(theta, 1) * uniform + rest, mask=real)
         tl.store(VAR + g, var, mask=real)
         slope = weight * inverse * unit
         offset -= weight * inverse * rest
     else:
-        constant = constant_of(theta, BIAS, N, H, HP, NORM, BIASED)
+        constant = constant_of(theta, BIAS, uniform, H, HP, NORM, BIASED)
         slope = weight * unit
         if NORM == LAYER:
             constant = constant * tl.rsqrt(tl.sum(constant * constant, 0) / H + eps)

@@ -21,7 +21,7 @@ import triton.language as tl
 # patterns, and float32 is cut to bfloat16 instead of rounded; both are put right below.
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
-NONE = tl.constexpr(0)
+# Values of NORM; 0 stands for none.
 BATCH = tl.constexpr(1)
 LAYER = tl.constexpr(2)
 
@@ -102,9 +102,11 @@ def theta_by_input(THETA, H: tl.constexpr, HP: tl.constexpr, NORM: tl.constexpr)
 
 
 @triton.jit
-def constant_of(theta, BIAS, N, H: tl.constexpr, HP: tl.constexpr, NORM: tl.constexpr, BIASED: tl.constexpr):
-    """(HP,): M where A is uniform, sum_h theta[h, g] / N + bias[g]. `theta` is by output."""
-    constant = tl.sum(theta, 1) / N
+def constant_of(
+    theta, BIAS, uniform, H: tl.constexpr, HP: tl.constexpr, NORM: tl.constexpr, BIASED: tl.constexpr
+):
+    """(HP,): M where A is uniform, sum_h theta[h, g] uniform + bias[g]. `theta` is by output."""
+    constant = tl.sum(theta, 1) * uniform
     if BIASED:
         g = tl.arange(0, HP)
         bias = tl.load(BIAS + g, mask=g < H, other=0.0)

@@ -51,6 +51,11 @@ class Plan:
         # Maps are kept times a power of two near N (gpu_part.py): `level` is 1/N there, `unit` undoes it.
         self.scale = float(_power_of_two(self.tokens))
         self.level, self.unit = self.scale / self.tokens, 1 / self.scale
+        if (
+            kind.dropout
+        ):  # then what is dropped, 0 - level, is not rounded at every place in the same direction
+            self.level = torch.tensor(self.level, dtype=dtype).item()
+        self.uniform = self.level * self.unit
         self.logit_scale, self.exponent_scale = self.head_dim**-0.5, self.head_dim**-0.5 * math.log2(math.e)
         image_bytes = self.heads * self.tokens * self.padded * dtype.itemsize
         images = max(1, rows // self.tokens if rows else CHUNK_BYTES // image_bytes)
@@ -86,7 +91,7 @@ class Plan:
         self.coefficients: Constants = of_heads | biased | {"ROWS": 128}
         self.remap: Constants = of_head | (_tile(32, 32) if single else _tile(64, 64, stages=3))
         self.remap["CENTRED"] = self.kind.norm != "layer" and not self.kind.dropout
-        columns = min(row, 64) if single else row if row <= LONGEST_ROW else 128
+        columns = min(row, 64) if single else row if row <= LONGEST_ROW else LONGEST_ROW // 2
         self.unmix: Constants = of_heads | dropout | _tile(8, columns) | {"ONCE": columns >= self.padded}
         self.unmix |= {"SLICES": min(4, columns // 16)}
         self.gradients: Constants = of_head | {"HP": self.padded_heads}
