@@ -31,12 +31,14 @@ class Imported:
         layout: the name of the layout of its tensors.
         description: as the file says, with the caller's choices; of a file of another program, the
             architecture alone is known.
+        described: whether the file says what its model is, as those of this project do.
     """
 
     weights: str
     layout: str
     model: DeepViT
     description: ModelDescription
+    described: bool
 
 
 def load_model(
@@ -80,7 +82,7 @@ def import_model(found: Found, preset: str | None, weights: str, overrides: dict
         model = build_from(description.architecture, tensors)
     except (CheckpointError, ConfigError) as error:
         raise CheckpointError(f"{found.file}: {error}") from None
-    return Imported(source.weights, layout, model, description)
+    return Imported(source.weights, layout, model, description, source.description is not None)
 
 
 def build_from(architecture: Architecture, tensors: Tensors) -> DeepViT:
