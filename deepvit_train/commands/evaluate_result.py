@@ -115,7 +115,7 @@ class Evaluated:
             console.print(f"classes without an image: {unseen}; nothing is known of them")
         if result.not_finite:
             console.print(
-                f"warning: the outputs for {result.not_finite} images are NaN or infinite; they count as wrong"
+                f"warning: outputs for {result.not_finite} images are NaN or infinite; they count as wrong"
             )
         by_class = {
             name: {"name": readable(name), "top1": accuracy, "images": images}

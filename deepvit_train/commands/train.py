@@ -27,7 +27,7 @@ from deepvit_train.evaluation.calibration import reattention_norms
 from deepvit_train.models import DeepViT, start_from
 from deepvit_train.run.description import ModelDescription
 from deepvit_train.run.folder import RunFolder, describe_environment, flatten
-from deepvit_train.run.saving import CheckpointWriter
+from deepvit_train.run.saving import CheckpointWriter, settle_links
 from deepvit_train.run.tracking import Tracker
 from deepvit_train.training.interruption import StopSignals
 from deepvit_train.training.loop import Run, Trainer
@@ -122,6 +122,8 @@ def _resume(job: _Job) -> Path | None:
     state, plan, say = job.run.state, job.run.plan, job.run.say
     checkpoint = resume(state, job.origin, job.folder, job.train, job.run.world, say)
     if checkpoint is not None:
+        if _is_here(job, checkpoint) and job.run.world.is_main:
+            settle_links(checkpoint, state.best)
         say(f"resumed from {checkpoint} at step {state.step} of {plan.total_steps}")
         rate, epochs = learning_rate_after(state.schedule, state.step), job.run.config.trainer.epochs
         if state.saved_rate is not None and not math.isclose(rate, state.saved_rate, rel_tol=1e-6):
@@ -177,15 +179,19 @@ def _saver(job: _Job, resumed: Path | None, stack: ExitStack) -> Saver:
     if job.run.world.is_main:
         writer = CheckpointWriter(folder.checkpoints, config.trainer.keep_last)
         stack.callback(writer.close)
-    is_here = resumed is not None and resumed.parent == folder.checkpoints
     return Saver(
         state=job.run.state,
         header=description.header(),
         data_root=config.data.root,
         writer=writer,
         keep_config=folder.keep_config,
-        saved_step=job.run.state.step if is_here else -1,
+        saved_step=job.run.state.step if _is_here(job, resumed) else -1,
     )
+
+
+def _is_here(job: _Job, checkpoint: Path | None) -> bool:
+    """Return whether a checkpoint lies in the run's own folder, and not where `resume=` led."""
+    return checkpoint is not None and checkpoint.parent == job.folder.checkpoints
 
 
 def _report(job: _Job, trainer: Trainer) -> dict[str, Any]:

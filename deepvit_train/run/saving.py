@@ -182,6 +182,22 @@ def point(folder: Path, name: str, target: Path) -> None:
     _flush(folder)
 
 
+def settle_links(newest: Path, best: dict[str, float]) -> None:
+    """Let `last` and `best` lead where they should, if a kill came before they did.
+
+    Args:
+        newest: the newest checkpoint.
+        best: what its state says of the best evaluation; empty if there was none.
+    """
+    folder = newest.parent
+    wanted = {"last": newest}
+    if best:
+        wanted["best"] = folder / f"step_{int(best['step']):07d}"
+    for name, target in wanted.items():
+        if target.is_dir() and (folder / name).resolve() != target.resolve():
+            point(folder, name, target)
+
+
 def prune(folder: Path, keep_last: int, written: Path, keep: set[str]) -> None:
     """Delete old checkpoints and what broken saves left.
 

@@ -74,9 +74,9 @@ class Trainer:
     tracker: Tracker
     saver: Saver
     meter: Meter = field(init=False)
+    evaluated_before: bool = field(init=False, default=False)  # since this start
 
     def __post_init__(self) -> None:
-        self._evaluated_before = False  # since this start
         self.meter = Meter(self.run.world, self.run.state.losses, self.run.state.loss_steps)
 
     def fit(self, batches: Iterator[Batch]) -> None:
@@ -215,11 +215,11 @@ class Trainer:
         state = self.run.state
         if self.saver.saved_step != state.step:
             self._save()
-        if not self._evaluated_before:
+        if not self.evaluated_before:
             # If this first evaluation is more than the memory holds, the system may kill the process in it.
             self.saver.wait()
         best, scalars = self._evaluate()
-        self._evaluated_before = True
+        self.evaluated_before = True
         self.tracker.scalars(state.step, state.metrics | scalars)
         self.run.say(f"step {state.step}: {phrase(state.metrics)}{' (best)' if best else ''}")
         self.saver.complete(best)
