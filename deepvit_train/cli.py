@@ -25,7 +25,7 @@ from deepvit_train.commands import sweep
 from deepvit_train.config.command import COMMANDS
 from deepvit_train.config.compose import as_yaml, compose_command, compose_tree
 from deepvit_train.config.help import command_help, overview
-from deepvit_train.error import ConfigError, UserError, explain, nearest
+from deepvit_train.error import ConfigError, UserError, explained, nearest
 
 # The module of each command; imported only once the configuration is valid, because torch takes seconds.
 MODULES = {
@@ -183,15 +183,8 @@ def _data_command(arguments: list[str]) -> list[str]:
 def run_command(command: str, config: Any) -> Any:
     """Run a command on its checked configuration. Raises UserError for all that a user can mend."""
     module = importlib.import_module(MODULES[command])
-    try:
+    with explained(command):
         return module.run(config)
-    except UserError:
-        raise
-    except Exception as error:
-        explained = explain(error)
-        if explained is None:
-            raise
-        raise explained from None
 
 
 if __name__ == "__main__":

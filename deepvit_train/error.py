@@ -7,10 +7,25 @@ from __future__ import annotations
 
 import difflib
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 # A disk, a quota or a file size is exhausted.
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+# What needs less memory, by where there was too little.
+MEMORY_KEYS = {
+    "train": (
+        "a higher trainer.accumulate or trainer.grad_checkpointing=true, with which a run goes on; in a new "
+        "run also a lower trainer.batch_size or trainer.precision=bf16"
+    ),
+    "evaluation": "a lower trainer.eval_batch_size, with which the run goes on",
+    "probe": "a lower collapse.images, or trainer.probe_every_steps=null",
+    "eval": "a lower batch_size, or precision=bf16",
+    "analyze": "a lower batch_size or collapse.images; with accuracy=true a lower eval_batch_size",
+    "bench": "a lower batch_size, or precision=bf16",
+    "data-check": "a lower batch_size, precision=bf16, or timing=false",
+}
 
 
 class UserError(Exception):
@@ -72,18 +87,39 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean '{matches[0]}'?" if matches else ""
 
 
-def explain(error: Exception) -> UserError | None:
-    """Translate an error of torch or of the system for the user. Returns None for a fault of the program."""
+@contextmanager
+def explained(stage: str) -> Iterator[None]:
+    """Let errors of torch and of the system leave as those of the user. `stage` is as in `explain`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        found = explain(error, stage)
+        if found is None:
+            raise
+        raise found from None
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether memory could not be had, of the machine or of a GPU."""
+    text = str(error)
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+
+
+def explain(error: Exception, stage: str) -> UserError | None:
+    """Translate an error of torch or of the system for the user. Returns None for a fault of the program.
+
+    Args:
+        stage: what was going on, a key of MEMORY_KEYS: a command, or a part of one.
+    """
     text = (str(error) or type(error).__name__).strip()
     first_line = text.splitlines()[0]
-    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
-        return UserError(
-            f"out of memory ({first_line})\n"
-            "try a lower trainer.batch_size or a higher trainer.accumulate, trainer.precision=bf16, or "
-            "trainer.grad_checkpointing=true"
-        )
+    keys = MEMORY_KEYS.get(stage, "a smaller batch or model")
+    if is_out_of_memory(error):
+        return UserError(f"out of memory ({first_line})\ntry {keys}")
     if isinstance(error, OSError):
-        return _explain_system(error, first_line)
+        return _explain_system(error, first_line, keys)
     if not isinstance(error, RuntimeError):
         return None
     if "Bus error" in text or "shared memory" in text:
@@ -106,11 +142,10 @@ def explain(error: Exception) -> UserError | None:
     return None
 
 
-def _explain_system(error: OSError, first_line: str) -> UserError | None:
+def _explain_system(error: OSError, first_line: str, keys: str) -> UserError | None:
     if error.errno == errno.ENOMEM:
         return UserError(
-            f"out of memory ({first_line})\n"
-            "loaders need less with a lower data.workers, trainer.batch_size or trainer.eval_batch_size"
+            f"out of memory ({first_line})\nloaders need less with a lower data.workers; else try {keys}"
         )
     if error.errno == errno.EMFILE:
         return _too_many_files(first_line)

@@ -60,6 +60,8 @@ def run(config: AnalyzeConfig) -> dict[str, Any]:
     analyses = []
     for subject, batches, own in zip(subjects, seen, loaders, strict=True):
         console.print(f"analysing {subject.label}")
+        for line in subject.loaded.told_preprocessing() if subject.loaded is not None else []:
+            console.print(line)
         analyses.append(_analyse(subject, batches, config, own))
     analysis = {
         "definition": config.collapse.legend,

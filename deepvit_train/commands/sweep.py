@@ -75,7 +75,7 @@ def _suffix(job: Sequence[str], keys: Sequence[str]) -> str:
 
 
 def _table(outcomes: list[tuple[str, str, dict[str, Any]]]) -> Table:
-    metrics = sorted({name for _, _, result in outcomes for name in result if name != "run_dir"})
+    metrics = sorted({name for _, _, result in outcomes for name in result if "/" in name})
     table = Table("run", "outcome", *metrics, title="all runs")
     for name, outcome, result in outcomes:
         table.add_row(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from deepvit_train.collapse.probe import Probe
+from deepvit_train.commands.train_summary import summary
 from deepvit_train.config.compose import as_yaml, plain
 from deepvit_train.config.preset import Architecture
 from deepvit_train.config.train import TrainConfig
@@ -20,25 +23,24 @@ from deepvit_train.data.index import ImageIndex
 from deepvit_train.data.label import Labels
 from deepvit_train.data.loaders import Loaders
 from deepvit_train.distributed import world as distributed
-from deepvit_train.distributed.parallel import gathered
 from deepvit_train.distributed.world import World
 from deepvit_train.evaluation.calibration import reattention_norms
 from deepvit_train.models import DeepViT, start_from
-from deepvit_train.models.summary import count_flops, count_parameters
 from deepvit_train.run.checkpoint import read_state
 from deepvit_train.run.description import ModelDescription
 from deepvit_train.run.environment import describe_environment
 from deepvit_train.run.folder import RunFolder, flatten
-from deepvit_train.run.saving import CheckpointWriter
+from deepvit_train.run.saving import CheckpointWriter, settle_links
 from deepvit_train.run.tracking import Tracker
 from deepvit_train.training import images
 from deepvit_train.training.interruption import StopSignals
-from deepvit_train.training.loop import Run, Trainer, phrase
+from deepvit_train.training.loop import Run, Trainer
 from deepvit_train.training.origin import Origin, find_origin, open_splits, resume
 from deepvit_train.training.plan import build_plan
-from deepvit_train.training.recipe import describe_groups, is_partial
+from deepvit_train.training.recipe import learning_rate_after
+from deepvit_train.training.saver import Saver
 from deepvit_train.training.state import build_state, is_to_be_sharded
-from deepvit_train.training.validation import Validation
+from deepvit_train.training.validation import COUNTS, Validation, phrase
 from deepvit_train.training.watch import CollapseWatch
 
 
@@ -74,12 +76,12 @@ def run(config: TrainConfig) -> dict[str, Any]:
     """
     with ExitStack() as stack:
         job = _build(config, stack)
-        _resume(job)
+        resumed = _resume(job)
         if job.run.finished:
             job.run.say(f"finished already: {phrase(job.run.state.metrics)}")
             job.run.say(f"run folder: {job.folder.path}")
             return _result(job)
-        trainer = _fit(job, stack)
+        trainer = _fit(job, resumed, stack)
         return _report(job, trainer)
 
 
@@ -134,36 +136,69 @@ def _build_model(
     return model, initial
 
 
-def _resume(job: _Job) -> None:
-    """Go on from a checkpoint, if there is one."""
-    state, say = job.run.state, job.run.say
+def _resume(job: _Job) -> Path | None:
+    """Go on from a checkpoint, if there is one, and return it."""
+    state, plan, say = job.run.state, job.run.plan, job.run.say
     checkpoint = resume(state, job.origin, job.folder, job.run.world, say)
     if checkpoint is not None:
-        say(f"resumed from {checkpoint} at step {state.step} of {job.run.plan.total_steps}")
-        if job.run.world.is_main:
-            before = read_state(checkpoint).get("images", {})
-            for line in images.changes(checkpoint.resolve().parent.parent, before, job.splits):
-                say(line)
+        if _is_here(job, checkpoint) and job.run.world.is_main:
+            settle_links(checkpoint, state.best)
+        say(f"resumed from {checkpoint} at step {state.step} of {plan.total_steps}")
+        _tell_changes(job, checkpoint)
     elif job.initial is not None:
         say(job.initial)
     if job.run.world.is_main:
         images.keep(job.folder.path, job.splits)
+    return checkpoint
 
 
-def _fit(job: _Job, stack: ExitStack) -> Trainer:
-    """Train to the plan's end: log, calibrate, evaluate, save."""
+def _tell_changes(job: _Job, checkpoint: Path) -> None:
+    """Say what differs from the run that wrote the checkpoint: images, and the learning rate that follows."""
+    state, plan, say = job.run.state, job.run.plan, job.run.say
+    if job.run.world.is_main:
+        before = read_state(checkpoint).get("images", {})
+        for line in images.changes(checkpoint.resolve().parent.parent, before, job.splits):
+            say(line)
+    rate, epochs = learning_rate_after(state.schedule, state.step), job.run.config.trainer.epochs
+    if state.saved_rate is not None and not math.isclose(rate, state.saved_rate, rel_tol=1e-6):
+        say(
+            f"the learning rate at step {state.step} changes from {state.saved_rate:.3e} to {rate:.3e}: "
+            f"the schedule spans {epochs} epochs of {plan.steps_per_epoch} steps now"
+        )
+
+
+def _fit(job: _Job, resumed: Path | None, stack: ExitStack) -> Trainer:
+    """Train to the plan's end: log, calibrate, evaluate, save. `resumed` is the checkpoint to go on from."""
     config, world, state, folder = job.run.config, job.run.world, job.run.state, job.folder
     bad = BadFiles(state.bad_files, config.data.max_bad, world, job.run.say)
     loaders = Loaders(config.model.preprocessing, config.data, world)
     batches = _training_batches(job, loaders)
     validation = _validation(job, loaders, bad)
     probe = _probe(job)
-    tracker = Tracker(folder.path if world.is_main else None, state.step)
+    tracker = Tracker(folder.path if world.is_main else None, state.step, state.evaluated_step == state.step)
     stack.callback(tracker.close)
     folder.note_environment(describe_environment(world.device, world.size))
     tracker.text("config", as_yaml(config), state.step)
-    job.run.say(_summary(job))
+    for line in summary(job.run, job.train, job.val):
+        job.run.say(line)
 
+    saver = _saver(job, resumed, stack)
+    trainer = Trainer(
+        run=job.run,
+        validation=validation,
+        bad=bad,
+        watch=CollapseWatch(probe, config.collapse, tracker, job.run.say),
+        tracker=tracker,
+        saver=saver,
+    )
+    trainer.fit(batches)
+    saver.wait()
+    return trainer
+
+
+def _saver(job: _Job, resumed: Path | None, stack: ExitStack) -> Saver:
+    """Build what writes checkpoints, with the description of the model that they carry."""
+    config, folder = job.run.config, job.folder
     description = ModelDescription(
         architecture=Architecture(config.model, config.attn),
         classes=job.train.classes,
@@ -171,22 +206,24 @@ def _fit(job: _Job, stack: ExitStack) -> Trainer:
         seed=config.seed,
         calibrate_images=job.calibrate_images,
     )
-    writer = CheckpointWriter(folder.checkpoints, config.trainer.keep_last) if world.is_main else None
-    if writer is not None:
+    writer = None
+    if job.run.world.is_main:
+        writer = CheckpointWriter(folder.checkpoints, config.trainer.keep_last)
         stack.callback(writer.close)
-    trainer = Trainer(
-        run=job.run,
-        validation=validation,
-        bad=bad,
-        watch=CollapseWatch(probe, config.collapse, tracker, job.run.say),
-        tracker=tracker,
+    return Saver(
+        state=job.run.state,
+        header=description.header(),
+        data=config.data,
+        images=job.run.images,
         writer=writer,
-        description=description,
+        keep_config=folder.keep_config,
+        saved_step=job.run.state.step if _is_here(job, resumed) else -1,
     )
-    trainer.fit(batches)
-    if writer is not None:
-        writer.wait()
-    return trainer
+
+
+def _is_here(job: _Job, checkpoint: Path | None) -> bool:
+    """Return whether a checkpoint lies in the run's own folder, and not where `resume=` led."""
+    return checkpoint is not None and checkpoint.parent == job.folder.checkpoints
 
 
 def _report(job: _Job, trainer: Trainer) -> dict[str, Any]:
@@ -203,7 +240,10 @@ def _report(job: _Job, trainer: Trainer) -> dict[str, Any]:
 
 
 def _result(job: _Job) -> dict[str, Any]:
-    return {"run_dir": str(job.folder.path), **job.run.state.metrics}
+    metrics = {name: value for name, value in job.run.state.metrics.items() if name not in COUNTS}
+    images, of = (job.run.state.metrics.get(name) for name in COUNTS)
+    partial = {} if images is None else {"partial": True, "images": images, "of": of}
+    return {"run_dir": str(job.folder.path), **metrics, **partial}
 
 
 def _training_batches(job: _Job, loaders: Loaders) -> Iterator[Batch]:
@@ -237,6 +277,7 @@ def _validation(job: _Job, loaders: Loaders, bad: BadFiles) -> Validation:
         calibration_images=calibration,
         precision=config.trainer.precision,
         classes=len(job.train.classes),
+        total=len(job.val),
         world=world,
         absent=job.labels.absent,
     )
@@ -251,26 +292,6 @@ def _probe(job: _Job) -> Probe | None:
     count = config.collapse.images
     (batch,) = Loaders(config.model.preprocessing, data, alone).calibration(job.val, count, count, seed=0)
     return Probe(batch.images, config.collapse)
-
-
-def _summary(job: _Job) -> str:
-    """Describe the model, the data and the batches in four lines at most."""
-    config, plan, world = job.run.config, job.run.plan, job.run.world
-    with gathered(job.run.state.model) as model:
-        parameters, flops = count_parameters(model), count_flops(model, config.model.image_size)
-    groups = describe_groups(job.run.state.optimizer)
-    tuned = f"\nlearning rate: {groups} parameters" if is_partial(config.optim) else ""
-    parts = f"{plan.micro_batch} x {config.trainer.accumulate} accumulated x {world.size} ranks"
-    return (
-        f"model: {config.attn.kind}, {config.model.depth} blocks, dim {config.model.dim}, "
-        f"{config.model.heads} heads; "
-        f"{parameters:,} parameters, {flops / 1e9:.3f} GFLOPs an image{tuned}\n"
-        f"data: {len(job.train):,} training and {len(job.val):,} validation images in "
-        f"{model.num_classes} classes\n"
-        f"batch: {config.trainer.batch_size} = {parts}; {plan.total_steps:,} steps, "
-        f"{plan.steps_per_epoch:,} an epoch; "
-        f"{config.trainer.precision} on {world.device}, {torch.get_num_threads()} threads"
-    )
 
 
 def _say_nothing(line: str) -> None:

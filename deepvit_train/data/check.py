@@ -17,6 +17,7 @@ from deepvit_train.config.data import DataConfig, DataName
 from deepvit_train.data.decode import BadImageError, Limits, parse_picture, printable
 from deepvit_train.data.folder import Walk
 from deepvit_train.data.index import ImageIndex, index_images, renamed, scan_tars
+from deepvit_train.data.layout import layout_warnings
 from deepvit_train.error import DataError
 
 CHUNK = 64  # files handed to a process at a time
@@ -65,6 +66,7 @@ def list_split(root: Path, data: DataConfig, name: str) -> Split:
         split.index = renamed(split.index, data)
     except DataError as error:
         split.errors.append(str(error))
+    split.warnings += layout_warnings(split.index)
     return split
 
 

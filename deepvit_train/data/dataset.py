@@ -194,12 +194,10 @@ class EvalOrder(Sampler[list[Key]]):
         images: np.ndarray,
         batch_size: int,
         world: World = ALONE,
-        limit_batches: int | None = None,
     ) -> None:
         self.images = images
         self.batch_size = batch_size
-        starts = range(world.rank * batch_size, len(images), world.size * batch_size)
-        self.starts = starts[:limit_batches]
+        self.starts = range(world.rank * batch_size, len(images), world.size * batch_size)
 
     @property
     def largest_batch(self) -> int:

@@ -138,7 +138,7 @@ def _begin(shared: SharedBlocks | None, worker: int) -> None:
     assert isinstance(info.dataset, ImageDataset)
     info.dataset.shared = shared
     # A stop signal to the whole process group must not kill the loaders before the main process has saved.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
 
 

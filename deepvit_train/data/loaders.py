@@ -9,6 +9,7 @@ import numpy as np
 
 from deepvit_train.config.data import AugmentConfig, DataConfig
 from deepvit_train.config.preprocessing import Preprocessing
+from deepvit_train.data.choice import spread_over_classes
 from deepvit_train.data.dataset import EvalOrder, ImageDataset, TrainOrder
 from deepvit_train.data.decode import Limits
 from deepvit_train.data.index import ImageIndex
@@ -33,10 +34,17 @@ class Loaders:
         return self._load(dataset, order)
 
     def evaluation(self, index: ImageIndex, batch_size: int, limit_batches: int | None = None) -> Loader:
-        """Load every image of a split once, over all ranks; or the first batches only. None is replaced."""
+        """Load every image of a split once, over all ranks. None is replaced.
+
+        Args:
+            limit_batches: load so many batches on each rank only, spread over the classes.
+        """
         transform = eval_transform(self.preprocessing)
         dataset = ImageDataset(index, transform, seed=0, limits=limits(self.data), replacements=0)
-        return self._load(dataset, EvalOrder(np.arange(len(index)), batch_size, self.world, limit_batches))
+        chosen = np.arange(len(index))
+        if limit_batches is not None and limit_batches * batch_size * self.world.size < len(index):
+            chosen = spread_over_classes(index.targets, limit_batches * batch_size * self.world.size)
+        return self._load(dataset, EvalOrder(chosen, batch_size, self.world))
 
     def calibration(self, index: ImageIndex, images: int, batch_size: int, seed: int) -> Loader:
         """Load a fixed choice of images, drawn over all classes, as they are seen in evaluation."""

@@ -22,19 +22,26 @@ from deepvit_train.precision import autocast
 
 @dataclass(frozen=True)
 class EvalResult:
-    """The outcome of an evaluation, in which every image counted once. Accuracies are shares from 0 to 1."""
+    """The outcome of an evaluation, in which every image counted once. Accuracies are shares from 0 to 1.
+
+    Args:
+        class_accuracy: None for a class without images.
+        not_finite: images for which the model's outputs were NaN or infinite. They count as wrong.
+    """
 
     top1: float
     top5: float
     loss: float
     images: int
     images_per_s: float
-    class_accuracy: list[float]
+    class_accuracy: list[float | None]
     class_images: list[int]
+    not_finite: int = 0
 
     def scalars(self) -> dict[str, float]:
         """Return the figures that are logged during training."""
-        return {"top1": self.top1, "top5": self.top5, "loss": self.loss}
+        figures = {"top1": self.top1, "top5": self.top5, "loss": self.loss}
+        return figures | ({"not_finite": self.not_finite} if self.not_finite else {})
 
 
 @torch.no_grad()
@@ -60,6 +67,7 @@ def evaluate(
     counts = torch.zeros(3, classes, dtype=torch.int64, device=world.device)
     loss = torch.zeros((), dtype=torch.float64, device=world.device)
     left_out = torch.tensor(absent, device=world.device) if absent else None
+    not_finite = torch.zeros((), dtype=torch.int64, device=world.device)
     bad: list[str] = []
     start = time.perf_counter()
     for batch in batches:
@@ -74,7 +82,9 @@ def evaluate(
         if left_out is not None:
             logits = logits.index_fill(1, left_out, -torch.inf)
         loss += F.cross_entropy(logits, batch.targets, reduction="sum").double()
-        _count(logits, batch.targets, counts)
+        finite = logits.amax(dim=1).isfinite()
+        not_finite += (~finite).sum()
+        _count(logits, batch.targets, finite, counts)
     model.train(was_training)
     if world.any(len(bad)):
         raise DataError(
@@ -82,6 +92,7 @@ def evaluate(
         )
     world.sum(counts)
     world.sum(loss)
+    world.sum(not_finite)
     images, top1, top5 = counts.sum(dim=1).tolist()
     return EvalResult(
         top1=top1 / images,
@@ -89,20 +100,23 @@ def evaluate(
         loss=float(loss) / images,
         images=images,
         images_per_s=images / (time.perf_counter() - start),
-        class_accuracy=(counts[1] / counts[0].clamp(min=1)).tolist(),
+        class_accuracy=[hits / seen if seen else None for seen, hits in counts[:2].T.tolist()],
         class_images=counts[0].tolist(),
+        not_finite=int(not_finite),
     )
 
 
-def _count(logits: Tensor, targets: Tensor, counts: Tensor) -> None:
+def _count(logits: Tensor, targets: Tensor, finite: Tensor, counts: Tensor) -> None:
     """Add a batch to the counts of images, top-1 hits and top-5 hits by class.
 
     Args:
         logits: (B, C).
         targets: (B,), int64.
+        finite: (B,), bool. Where it is false, the order of the logits means nothing.
         counts: (3, C), int64, changed in place.
     """
     hits = logits.topk(min(5, logits.shape[1])).indices == targets[:, None]
+    hits &= finite[:, None]
     one = torch.ones_like(targets)
     counts[0].index_add_(0, targets, one)
     counts[1].index_add_(0, targets, hits[:, 0].to(one.dtype))

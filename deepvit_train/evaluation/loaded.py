@@ -24,6 +24,7 @@ from deepvit_train.run.checkpoint import Found, find
 from deepvit_train.run.description import ModelDescription
 
 IMAGENET_CLASSES = 1000
+UNSHOWN = ("mean", "std", "crop_pct", "interpolation")  # what no tensor shows of a model's preprocessing
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class LoadedModel:
         model: in evaluation mode, in single precision.
         description: what the model was trained on. A file of another program doesn't say.
         statistics: the calibrated statistics of its BatchNorms, or None if there are none.
+        described: whether the file says what its model is, as those of this project do.
+        assumed: the parts of its preprocessing that neither its file nor the caller says.
     """
 
     found: Found
@@ -43,6 +46,8 @@ class LoadedModel:
     model: DeepViT
     description: ModelDescription
     statistics: Statistics | None
+    described: bool
+    assumed: list[str]
 
     @property
     def architecture(self) -> Architecture:
@@ -54,6 +59,17 @@ class LoadedModel:
         """Whether better statistics can be measured than the running ones, which mislead."""
         can_be_measured = self.description.calibrate_images > 0
         return self.statistics is None and can_be_measured and bool(reattention_norms(self.model))
+
+    def told_preprocessing(self) -> list[str]:
+        """Return a line on how images reach the model, for a foreign file, which does not say it."""
+        if self.described:
+            return []
+        shape = self.architecture.model
+        assumed = f"; assumed, as nobody said it: {', '.join(self.assumed)}" if self.assumed else ""
+        return [
+            f"preprocessing: {shape.image_size} pixels, mean={shape.mean} std={shape.std} "
+            f"crop_pct={shape.crop_pct:g} interpolation={shape.interpolation}{assumed}"
+        ]
 
     def data_for(self, given: DataConfig) -> DataConfig:
         """Return the data that was given, or else the data of the model's own run.
@@ -146,7 +162,16 @@ def load(path: str, weights: str, preset: str | None = None, **said: Any) -> Loa
     found = find(path, weights)
     imported = import_model(found, preset, weights, said)
     model = imported.model.float()
-    return LoadedModel(found, imported.weights, model, imported.description, found.calibrated())
+    unsaid = [] if imported.described or preset is not None else list(UNSHOWN)
+    return LoadedModel(
+        found=found,
+        weights=imported.weights,
+        model=model,
+        description=imported.description,
+        statistics=found.calibrated(),
+        described=imported.described,
+        assumed=[name for name in unsaid if said.get(name) is None],
+    )
 
 
 def measure_statistics(

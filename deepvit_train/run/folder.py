@@ -24,6 +24,14 @@ FREE_KEYS = {
     "data.allow_subset",
     "data.workers",
     "data.max_bad",
+    "data.max_bytes",
+    "data.max_pixels",
+    "data.follow_links",
+    "trainer.eval_batch_size",
+    "trainer.eval_every_epochs",
+    "trainer.calibrate_images",
+    "trainer.accumulate",
+    "trainer.compile",
     "trainer.device",
     "trainer.threads",
     "trainer.shard",
@@ -47,6 +55,16 @@ FREE_KEYS = {
     "run_dir",
     "resume",
 }
+# What some of them do change. It is said when a run goes on with another value.
+EFFECTS = {
+    "trainer.accumulate": "sums round differently; BatchNorm and dropout see other parts of a batch",
+    "trainer.compile": "results round differently",
+    "trainer.threads": "results round differently",
+    "trainer.eval_batch_size": "training does not change; statistics are calibrated on batches of this size",
+    "trainer.calibrate_images": "training does not change; evaluations do",
+    "data.max_bytes": "training changes only if images become readable or unreadable",
+    "data.max_pixels": "training changes only if images become readable or unreadable",
+}
 # These may grow, to train the same run for longer.
 GROWING_KEYS = {"trainer.epochs", "trainer.max_steps"}
 
@@ -62,6 +80,7 @@ class RunFolder:
         self.path = _existing(Path(path).expanduser())
         self.checkpoints = self.path / "checkpoints"
         self._lock: int | None = None
+        self._config: dict[str, Any] | None = None  # to be stored
 
     def __enter__(self) -> RunFolder:
         if not self.writes:
@@ -115,12 +134,16 @@ class RunFolder:
         return newest
 
     def adopt(self, config: dict[str, Any], resume: str, note: Callable[[str], None]) -> None:
-        """Store the configuration of a run that begins or goes on here.
+        """Take the configuration of a run that begins or goes on here.
+
+        It is stored at once for a run that begins: config.yaml is the first file of a run, and after a kill
+        a folder without it holds no run. For a run that goes on, `keep_config` stores it.
 
         Raises ConfigError if the run here has another one, naming the keys in which they differ.
         """
         if not self.writes:
             return
+        self._config = config
         if self.begun:
             if resume == "never":
                 raise ConfigError(
@@ -135,12 +158,21 @@ class RunFolder:
                 )
             for key, line in changes.items():
                 if key not in ("name", "run_dir", "resume"):
-                    note(f"changed since the run began: {line}")
+                    effect = f": {EFFECTS[key]}" if key in EFFECTS else ""
+                    note(f"changed since the run began: {line}{effect}")
         else:
             (self.path / "result.json").unlink(missing_ok=True)  # left by a run without checkpoints
-        # This is the first file of a run. After a kill, a folder without it holds no run.
-        write_text(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+            self.keep_config()
         self.checkpoints.mkdir(exist_ok=True)
+
+    def keep_config(self) -> None:
+        """Store the configuration, once. To be called when the run is about to save something with it.
+
+        A start that fails before leaves config.yaml as it was, so that the former command still goes on.
+        """
+        if self._config is not None:
+            write_text(self.path / "config.yaml", yaml.safe_dump(self._config, sort_keys=False))
+            self._config = None
 
     def stored_config(self) -> dict[str, Any]:
         """Read the configuration that the run began or last went on with. Raises OutputError."""

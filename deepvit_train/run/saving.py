@@ -56,7 +56,7 @@ class CheckpointWriter:
         self.folder = folder
         self.keep_last = keep_last
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
-        self._pending: Future[None] | None = None
+        self._pending: list[Future[None]] = []
 
     def save(self, step: int, files: dict[str, TensorFile], state: dict[str, Any], best: bool) -> None:
         """Take a snapshot of the tensors and the state, and begin to write it as a checkpoint.
@@ -64,14 +64,27 @@ class CheckpointWriter:
         First waits for the checkpoint before. Raises OutputError if that one could not be written.
         """
         self.wait()
+        self._submit(step, files, state, best, completes=False)
+
+    def complete(self, step: int, files: dict[str, TensorFile], state: dict[str, Any], best: bool) -> None:
+        """Begin to add files to the newest checkpoint, that of this step, and to replace its state.
+
+        Does not wait for the save before. The tensors that the checkpoint holds are not written again.
+        """
+        self._submit(step, files, state, best, completes=True)
+
+    def _submit(
+        self, step: int, files: dict[str, TensorFile], state: dict[str, Any], best: bool, completes: bool
+    ) -> None:
         snapshot = {name: file.snapshot() for name, file in files.items()}
-        self._pending = self._thread.submit(self._write, step, snapshot, json.loads(json.dumps(state)), best)
+        plain = json.loads(json.dumps(state))
+        self._pending.append(self._thread.submit(self._write, step, snapshot, plain, best, completes))
 
     def wait(self) -> None:
         """Wait until everything is on the disk. Raises OutputError if it could not be written."""
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.result()
+        pending, self._pending = self._pending, []
+        for each in pending:
+            each.result()
 
     def close(self) -> None:
         """Wait for the write under way and end the thread. Only `wait` raises the error of a write."""
@@ -82,32 +95,46 @@ class CheckpointWriter:
         self.wait()
         return (checkpoints_in(self.folder) or ["none"])[-1]
 
-    def _write(self, step: int, files: dict[str, TensorFile], state: dict[str, Any], best: bool) -> None:
-        written = write_checkpoint(self.folder, step, files, state)
+    def _write(
+        self, step: int, files: dict[str, TensorFile], state: dict[str, Any], best: bool, completes: bool
+    ) -> None:
+        written = write_checkpoint(self.folder, step, files, state, completes)
         point(self.folder, "last", written)
         if best:
             point(self.folder, "best", written)
         prune(self.folder, self.keep_last, written, keep={(self.folder / "best").resolve().name})
 
 
-def write_checkpoint(folder: Path, step: int, files: dict[str, TensorFile], state: dict[str, Any]) -> Path:
-    """Write folder/step_NNNNNNN. If that fails, raises OutputError and leaves nothing half-written."""
+def write_checkpoint(
+    folder: Path,
+    step: int,
+    files: dict[str, TensorFile],
+    state: dict[str, Any],
+    completes: bool = False,
+) -> Path:
+    """Write folder/step_NNNNNNN. If that fails, raises OutputError and leaves nothing half-written.
+
+    Args:
+        completes: take over the tensors that the checkpoint of this step holds already.
+    """
     target = folder / f"step_{step:07d}"
     partial = folder / f"{TEMPORARY}{target.name}"
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
+        digests = _take_over(target, partial) if completes else {}
         for name, file in files.items():
             contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in file.tensors.items()}
             save_file(contiguous, partial / f"{name}.safetensors", metadata=file.header)
         _write_json(partial / STATE, {"format": FORMAT, "step": step, **state})
-        digests = {path.name: digest_of(path, flush=True) for path in sorted(partial.iterdir())}
+        new = [path for path in sorted(partial.iterdir()) if path.name not in digests]
+        digests |= {path.name: digest_of(path, flush=True) for path in new}
         _write_json(partial / MANIFEST, {"format": FORMAT, "sha256": digests})
         digest_of(partial / MANIFEST, flush=True)
-        _flush_folder(partial)
+        _flush(partial)
         before = set_aside(target)
         partial.rename(target)
-        _flush_folder(folder)
+        _flush(folder)
         shutil.rmtree(before, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         need = sum(tensor.nbytes for file in files.values() for tensor in file.tensors.values())
@@ -118,6 +145,20 @@ def write_checkpoint(folder: Path, step: int, files: dict[str, TensorFile], stat
             f"{free / 2**20:.1f} MiB are free"
         ) from None
     return target
+
+
+def _take_over(target: Path, partial: Path) -> dict[str, str]:
+    """Link the tensors of a checkpoint into the one that will take its place. Returns their digests."""
+    before = target if target.exists() else target.with_name(f"{target.name}{SET_ASIDE}")
+    digests = json.loads((before / MANIFEST).read_text())["sha256"]
+    del digests[STATE]
+    for name in digests:
+        try:
+            (partial / name).hardlink_to(before / name)
+        except OSError:  # some file systems have no hard links
+            shutil.copyfile(before / name, partial / name)
+            _flush(partial / name)
+    return digests
 
 
 def set_aside(target: Path) -> Path:
@@ -138,7 +179,23 @@ def point(folder: Path, name: str, target: Path) -> None:
     link.unlink(missing_ok=True)
     link.symlink_to(target.name)
     link.replace(folder / name)
-    _flush_folder(folder)
+    _flush(folder)
+
+
+def settle_links(newest: Path, best: dict[str, float]) -> None:
+    """Let `last` and `best` lead where they should, if a kill came before they did.
+
+    Args:
+        newest: the newest checkpoint.
+        best: what its state says of the best evaluation; empty if there was none.
+    """
+    folder = newest.parent
+    wanted = {"last": newest}
+    if best:
+        wanted["best"] = folder / f"step_{int(best['step']):07d}"
+    for name, target in wanted.items():
+        if target.is_dir() and (folder / name).resolve() != target.resolve():
+            point(folder, name, target)
 
 
 def prune(folder: Path, keep_last: int, written: Path, keep: set[str]) -> None:
@@ -156,8 +213,9 @@ def prune(folder: Path, keep_last: int, written: Path, keep: set[str]) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _flush(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

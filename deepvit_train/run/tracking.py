@@ -20,15 +20,19 @@ class Tracker:
     """Writes the curves. On a resume it first removes what was logged after the step to go on from.
 
     Without a folder it writes nothing: only the first rank has one.
+
+    Args:
+        evaluated: whether that step's evaluation is a part of what the run goes on from. If not, a kill came
+            after its metrics were logged and before they were saved, and they will be logged again.
     """
 
-    def __init__(self, folder: Path | None, resumed_step: int) -> None:
+    def __init__(self, folder: Path | None, resumed_step: int, evaluated: bool = True) -> None:
         self._writer = None
         self._folder = folder
         if folder is not None:
             kept = resumed_step or -1  # a run that begins anew logs step 0 anew
             with _writing(folder):
-                _drop_later(folder / "metrics.jsonl", kept)
+                _drop_later(folder / "metrics.jsonl", kept, evaluated)
                 self._file = (folder / "metrics.jsonl").open("a", buffering=1)
                 self._writer = SummaryWriter(str(folder / "tb"), purge_step=kept + 1)
 
@@ -79,14 +83,16 @@ def _writing(folder: Path | None) -> Iterator[None]:
         raise OutputError(f"{folder}: curves and metrics can't be written ({error.strerror})") from None
 
 
-def _drop_later(file: Path, step: int) -> None:
-    """Remove the lines after a step, and a line that a kill cut short."""
+def _drop_later(file: Path, step: int, evaluated: bool) -> None:
+    """Remove the lines after a step, and a line that a kill cut short; the step's evaluation if asked to."""
     if not file.exists():
         return
     kept = []
     for line in file.read_text().splitlines():
         try:
-            if json.loads(line)["step"] <= step:
+            content = json.loads(line)
+            doomed = not evaluated and content["step"] == step and "val/top1" in content
+            if content["step"] <= step and not doomed:
                 kept.append(line)
         except (ValueError, KeyError, TypeError):
             continue

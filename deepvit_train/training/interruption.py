@@ -21,7 +21,7 @@ class EvaluationStopped(Exception):
 class StopSignals:
     """A context manager that notes signals.
 
-    SIGINT and SIGTERM ask for a save and a stop, SIGUSR1 for a save alone.
+    SIGINT, SIGTERM and SIGHUP ask for a save and a stop, SIGUSR1 for a save alone.
     """
 
     def __init__(self) -> None:
@@ -30,8 +30,10 @@ class StopSignals:
         self._before: dict[signal.Signals, Callable[[int, FrameType | None], object] | int | None] = {}
 
     def __enter__(self) -> StopSignals:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            self._before[number] = signal.signal(number, self._note)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+            # nohup has SIGHUP ignored, and a run under it outlives its terminal.
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:

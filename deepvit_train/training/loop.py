@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,12 +15,10 @@ from deepvit_train.console import progress_bar
 from deepvit_train.data.bad_files import BadFiles
 from deepvit_train.data.dataset import Batch
 from deepvit_train.data.transform import denormalise
-from deepvit_train.distributed.parallel import gathered, is_sharded, replicate, whole
+from deepvit_train.distributed.parallel import gathered, is_sharded, replicate
 from deepvit_train.distributed.world import World
-from deepvit_train.error import Interrupted, NotFiniteError
+from deepvit_train.error import Interrupted, NotFiniteError, UserError, explained
 from deepvit_train.models import DeepViT
-from deepvit_train.run.description import ModelDescription
-from deepvit_train.run.saving import CheckpointWriter
 from deepvit_train.run.tracking import Tracker
 from deepvit_train.training.finite import FiniteGuard, first_non_finite
 from deepvit_train.training.interruption import EvaluationStopped, StopSignals, interrupted, requeue
@@ -29,9 +26,10 @@ from deepvit_train.training.meter import Meter
 from deepvit_train.training.plan import Plan
 from deepvit_train.training.recipe import build_mixup, learning_rate
 from deepvit_train.training.regulariser import build_regulariser
+from deepvit_train.training.saver import Saver
 from deepvit_train.training.state import TrainState
 from deepvit_train.training.step import StepOptions, StepResult, train_step
-from deepvit_train.training.validation import Validation
+from deepvit_train.training.validation import Validation, phrase
 from deepvit_train.training.watch import CollapseWatch
 
 GRID_IMAGES = 36  # augmented training images shown in TensorBoard
@@ -75,9 +73,9 @@ class Trainer:
     bad: BadFiles
     watch: CollapseWatch
     tracker: Tracker
-    writer: CheckpointWriter | None  # only the first rank has one
-    description: ModelDescription
+    saver: Saver
     meter: Meter = field(init=False)
+    evaluated_before: bool = field(init=False, default=False)  # since this start
 
     def __post_init__(self) -> None:
         self.meter = Meter(self.run.world, self.run.state.losses, self.run.state.loss_steps)
@@ -86,7 +84,8 @@ class Trainer:
         """Train from the state's step to the plan's end.
 
         Raises Interrupted after a stop signal and Collapsed after an alarm, both once the state is saved.
-        Raises NotFiniteError and DataError with the last checkpoint as it was.
+        Raises NotFiniteError, and DataError in training, with the last checkpoint as it was. Whatever goes
+        wrong in an evaluation, the state is saved before.
         """
         config, plan, state = self.run.config, self.run.plan, self.run.state
         options = self._step_options()
@@ -94,7 +93,7 @@ class Trainer:
         with self.meter.paused():
             forward = _wrapped(state.model, config, self.run.world)
             if 0 < state.step != state.evaluated_step and plan.evaluates(state.step):
-                self._evaluate_and_save()  # the run was stopped between the step and its evaluation
+                self._save_and_evaluate()  # the run was stopped between the step and its evaluation
             if state.step == 0 and plan.probes(0):
                 self.watch.look(state)
         with progress_bar() as progress:
@@ -137,7 +136,7 @@ class Trainer:
                 found = first_non_finite(model, batches, world, options.precision)
             where = ", ".join(sorted(world.union(found))) or "the backward pass"
             raise NotFiniteError(
-                f"{error}; first in {where}; last good checkpoint: {self._saved()}"
+                f"{error}; first in {where}; last good checkpoint: {self.saver.newest()}"
             ) from None
         return result, due
 
@@ -145,13 +144,13 @@ class Trainer:
         """Evaluate, save, or end the run, as is due."""
         if due.evaluates:
             with self.meter.paused():
-                self._evaluate_and_save()
+                self._save_and_evaluate()
         elif due.saves:
-            self._save(best=False)
+            self._save()
         if due.stops:
             raise self._interrupted()
         if due.alarms:
-            raise self.watch.error(self.run.state.step, self._saved())
+            raise self.watch.error(self.run.state.step, self.saver.newest())
 
     def _step_options(self) -> StepOptions:
         config = self.run.config
@@ -209,51 +208,50 @@ class Trainer:
             f"lr {scalars['train/lr']:.2e}  {scalars['train/images_per_s']:.0f} images/s"
         )
 
-    def _evaluate_and_save(self) -> None:
-        """Evaluate the state, log the metrics and save a checkpoint. Raises Interrupted after a stop."""
+    def _save_and_evaluate(self) -> None:
+        """Save the state, evaluate it, log the metrics, and add them to the checkpoint.
+
+        A failing evaluation costs no step: the next start begins with it. Raises Interrupted after a stop.
+        """
+        state = self.run.state
+        if self.saver.saved_step != state.step:
+            self._save()
+        if not self.evaluated_before:
+            # If this first evaluation is more than the memory holds, the system may kill the process in it.
+            self.saver.wait()
+        best, scalars = self._evaluate()
+        self.evaluated_before = True
+        self.tracker.scalars(state.step, state.metrics | scalars)
+        self.run.say(f"step {state.step}: {phrase(state.metrics)}{' (best)' if best else ''}")
+        self.saver.complete(best)
+
+    def _evaluate(self) -> tuple[bool, dict[str, float]]:
+        """Evaluate the state. Returns whether it is the best so far, and the scalars of calibration."""
         state = self.run.state
         try:
-            best = self.validation(state)
+            with explained("evaluation"):
+                best = self.validation(state)
+                bad = {"train/bad_files": float(len(state.bad_files))} if self.bad.settle() else {}
         except EvaluationStopped:
-            # Saved without metrics; the resumed run begins with this evaluation.
-            self._save(best=False)
             raise self._interrupted() from None
-        self._settle_bad_files()
-        self.tracker.scalars(state.step, state.metrics)
-        self.run.say(f"step {state.step}: {phrase(state.metrics)}{' (best)' if best else ''}")
-        self._save(best)
+        except UserError as error:
+            first, *rest = str(error).splitlines()
+            saved = f"saved {self.saver.newest()}; the same command begins with this evaluation"
+            error.args = (f"evaluation of step {state.step}: {first}\n{'; '.join([*rest, saved])}",)
+            raise
+        return best, bad
 
-    def _save(self, best: bool) -> None:
-        """Begin to write a checkpoint. All ranks must call this, and the first one writes."""
+    def _save(self) -> None:
+        """Begin to write a checkpoint. All ranks must call this."""
         state = self.run.state
         state.losses, state.loss_steps = self.meter.losses()
-        files = state.files(self.description.header())
-        if self.writer is None:
-            for file in files.values():
-                for tensor in file.tensors.values():
-                    whole(tensor)  # the first rank needs this rank's part of it
-            return
-        data = self.run.config.data
-        plain = state.plain() | {
-            "data_root": _absolute(data.root),
-            "class_map": _absolute(data.class_map),
-            "images": self.run.images,
-        }
-        self.writer.save(state.step, files, plain, best)
+        self.saver.save()
 
     def _interrupted(self) -> Interrupted:
-        error = interrupted(self.run.world.any(self.run.signals.stop), self._saved())
+        error = interrupted(self.run.world.any(self.run.signals.stop), self.saver.newest())
         if self.run.config.trainer.requeue and self.run.world.is_main:
             self.run.say(requeue())
         return error
-
-    def _saved(self) -> Path | str:
-        """Name the newest checkpoint in a message, once it is on the disk."""
-        return "the checkpoint of the first rank" if self.writer is None else self.writer.newest()
-
-
-def _absolute(path: str | None) -> str | None:
-    return path and str(Path(path).expanduser().resolve())
 
 
 def _wrapped(model: DeepViT, config: TrainConfig, world: World) -> Callable[[Tensor], Tensor]:
@@ -263,8 +261,3 @@ def _wrapped(model: DeepViT, config: TrainConfig, world: World) -> Callable[[Ten
         forward = replicate(model, config.model.image_size, world)
     mode = config.trainer.compile.mode
     return forward if mode is None else torch.compile(forward, mode=mode)
-
-
-def phrase(metrics: dict[str, float]) -> str:
-    """Return metrics as text: 'val/top1 0.8000  val/loss 0.7000'."""
-    return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())

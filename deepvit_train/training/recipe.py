@@ -68,6 +68,11 @@ def build_schedule(
     )
 
 
+def learning_rate_after(schedule: CosineLRScheduler, steps: int) -> float:
+    """Return the highest learning rate of all groups in the step that follows so many steps."""
+    return max(schedule._get_lr(steps))
+
+
 def build_mixup(
     augment: AugmentConfig, label_smoothing: float, num_classes: int, micro_batch: int
 ) -> Mixup | None:

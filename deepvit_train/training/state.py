@@ -24,7 +24,7 @@ from deepvit_train.models import DeepViT
 from deepvit_train.run.checkpoint import WEIGHT_FILES, read_calibrated, read_state, read_tensors
 from deepvit_train.run.saving import TensorFile
 from deepvit_train.training.plan import Plan
-from deepvit_train.training.recipe import build_ema, build_optimizer, build_schedule
+from deepvit_train.training.recipe import build_ema, build_optimizer, build_schedule, learning_rate_after
 
 
 @dataclass
@@ -47,6 +47,7 @@ class TrainState:
     bad_files: list[str] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)  # sums since the last log line, of each rank
     loss_steps: int = 0
+    saved_rate: float | None = None  # the learning rate that was to come when the state was saved
 
     def weights(self) -> dict[str, DeepViT]:
         """Return the models to evaluate, by name: 'live', and 'ema' if there are averaged weights."""
@@ -58,14 +59,16 @@ class TrainState:
         files = {"optimizer": TensorFile(_optimizer_tensors(self.model, self.optimizer))}
         for name, model in self.weights().items():
             files[WEIGHT_FILES[name]] = TensorFile(model.state_dict(), header)
-        if self.calibrated and self.evaluated_step == self.step:
-            flat = {
-                f"{name}.{key}": value
-                for name, stats in self.calibrated.items()
-                for key, value in stats.items()
-            }
-            files["calibrated"] = TensorFile(flat)
-        return files
+        return files | self.evaluation_files()
+
+    def evaluation_files(self) -> dict[str, TensorFile]:
+        """Return the tensors that an evaluation of this very state adds: statistics, if it measured any."""
+        if not self.calibrated or self.evaluated_step != self.step:
+            return {}
+        flat = {
+            f"{name}.{key}": value for name, stats in self.calibrated.items() for key, value in stats.items()
+        }
+        return {"calibrated": TensorFile(flat)}
 
     def plain(self) -> dict[str, Any]:
         """Return the rest of a checkpoint, as plain data for JSON."""
@@ -78,6 +81,7 @@ class TrainState:
             "bad_files": self.bad_files,
             "losses": self.losses,
             "loss_steps": self.loss_steps,
+            "learning_rate": learning_rate_after(self.schedule, self.step),
         }
 
     def restore(self, checkpoint: Path) -> None:
@@ -94,8 +98,9 @@ class TrainState:
         self.metrics = state["metrics"]
         self.best = state["best"]
         self.bad_files = state["bad_files"]
-        # Checkpoints of earlier versions have none.
+        # Checkpoints of earlier versions have none of these.
         self.losses, self.loss_steps = state.get("losses", []), state.get("loss_steps", 0)
+        self.saved_rate = state.get("learning_rate")
         self.calibrated = read_calibrated(checkpoint)
         self.schedule.step_update(self.step)
 

@@ -14,20 +14,25 @@ from deepvit_train.evaluation.calibration import calibrate, using
 from deepvit_train.training.state import TrainState
 
 SELECT_BY = "top1"
+COUNTS = ("val/images", "val/of")  # metrics of a partial evaluation alone: images taken, images there are
 
 
 @dataclass(frozen=True)
 class Validation:
     """What an evaluation during training reads.
 
-    Without calibration images, the BatchNorms use their running statistics. `absent` holds the outputs whose
-    classes the images lack: they are left out.
+    Without calibration images, the BatchNorms use their running statistics.
+
+    Args:
+        total: how many images the split has. An evaluation of fewer is partial.
+        absent: the outputs whose classes the images lack. They are left out.
     """
 
     images: Iterable[Batch]
     calibration_images: Iterable[Batch] | None
     precision: Precision
     classes: int
+    total: int
     world: World
     absent: Sequence[int] = ()
 
@@ -35,8 +40,9 @@ class Validation:
         """Evaluate the state and note metrics and statistics in it. Returns whether it is the best so far.
 
         Metrics are named val/top1 for the live weights and val_ema/top1 for the averaged ones. If there are
-        averaged weights, they decide what is best. The other ranks take over the first rank's buffers; apart
-        from that, training goes on as if there had been no evaluation.
+        averaged weights, they decide what is best. Partial evaluations are compared among themselves, if
+        they took as many images. The other ranks take over the first rank's buffers; apart from that,
+        training goes on as if there had been no evaluation.
         """
         metrics: dict[str, float] = {}
         calibrated = {}
@@ -50,9 +56,27 @@ class Validation:
                     )
             prefix = "val" if name == "live" else f"val_{name}"
             metrics |= {f"{prefix}/{key}": value for key, value in result.scalars().items()}
+            if result.images < self.total:
+                metrics |= dict(zip(COUNTS, (result.images, self.total), strict=True))
         state.metrics, state.calibrated, state.evaluated_step = metrics, calibrated, state.step
         select = f"val_ema/{SELECT_BY}" if state.ema is not None else f"val/{SELECT_BY}"
-        if not state.best or metrics[select] > state.best[select]:
+        if _is_best(metrics, state.best, select):
             state.best = {"step": state.step, **metrics}
             return True
         return False
+
+
+def _is_best(metrics: dict[str, float], best: dict[str, float], select: str) -> bool:
+    """Compare an evaluation with the best one: a full one beats any partial one, whatever its figures."""
+    taken, taken_by_best = ([each.get(name) for name in COUNTS] for each in (metrics, best))
+    if best and taken != taken_by_best:
+        return best.get(COUNTS[0]) is not None
+    return not best or metrics[select] > best[select]
+
+
+def phrase(metrics: dict[str, float]) -> str:
+    """Return metrics as text: 'val/top1 0.8000  val/loss 0.7000', and on how many images if not on all."""
+    shown = {name: value for name, value in metrics.items() if name not in COUNTS}
+    text = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
+    images, of = (metrics.get(name) for name in COUNTS)
+    return text if images is None else f"{text}  (partial: {images:.0f} of {of:.0f} images)"

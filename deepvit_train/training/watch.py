@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from deepvit_train.collapse.probe import Probe
 from deepvit_train.config.collapse import WatchConfig
 from deepvit_train.distributed.parallel import gathered
-from deepvit_train.error import Collapsed
+from deepvit_train.error import MEMORY_KEYS, Collapsed, is_out_of_memory
 from deepvit_train.run.tracking import Tracker
 from deepvit_train.training.state import TrainState
 
@@ -30,7 +30,16 @@ class CollapseWatch:
         with gathered(state.model) as model:
             if self.probe is None:
                 return False
-            look = self.probe.look(model)
+            try:
+                look = self.probe.look(model)
+            except Exception as error:  # for want of memory: no reason to lose the training
+                if not is_out_of_memory(error):
+                    raise
+                self.say(
+                    f"step {state.step}: warning: out of memory, so attention maps were not looked at; try "
+                    f"{MEMORY_KEYS['probe']}"
+                )
+                return False
         bounds, ratio = self.bounds, look.similar_ratio
         self.tracker.scalars(state.step, look.scalars)
         self.tracker.images("collapse/similarity", look.picture, state.step)

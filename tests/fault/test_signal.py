@@ -29,7 +29,12 @@ def wait_for(process: subprocess.Popen[bytes], folder: Path, lines: int) -> None
 @pytest.mark.runs
 @pytest.mark.parametrize(
     ("number", "group", "exit_code"),
-    [(signal.SIGTERM, False, 143), (signal.SIGINT, True, 130), (signal.SIGTERM, True, 143)],
+    [
+        (signal.SIGTERM, False, 143),
+        (signal.SIGINT, True, 130),
+        (signal.SIGTERM, True, 143),
+        (signal.SIGHUP, True, 129),
+    ],
 )
 def test_a_doubled_signal_saves_once_and_ends_with_its_code(
     digits: Path, tmp_path: Path, number: int, group: bool, exit_code: int
@@ -49,6 +54,18 @@ def test_a_doubled_signal_saves_once_and_ends_with_its_code(
     (saved,) = (folder / "checkpoints").glob("step_*")
     step = json.loads((saved / "state.json").read_text())["step"]
     assert step == lines_logged(folder)
+
+
+@pytest.mark.parametrize(("ignored", "stop"), [(False, signal.SIGHUP), (True, 0)])
+def test_a_closed_terminal_stops_a_run_unless_nohup_holds_it_back(ignored: bool, stop: int) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        with interruption.StopSignals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signals.stop == stop
+        assert signal.getsignal(signal.SIGHUP) == (signal.SIG_IGN if ignored else signal.SIG_DFL)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.runs

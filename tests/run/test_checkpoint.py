@@ -179,6 +179,50 @@ def test_a_missing_checkpoint_is_named_with_the_nearest(tmp_path: Path) -> None:
         checkpoint.find(str(tmp_path / "empty"))
 
 
+def refuse(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["hard links", "none"])
+def test_the_outcome_is_added_and_no_tensor_is_written_again(
+    tmp_path: Path, links: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not links:
+        monkeypatch.setattr(Path, "hardlink_to", refuse)
+    writer = saving.CheckpointWriter(tmp_path, keep_last=2)
+    files = {name: saving.TensorFile(TENSORS) for name in ("model", "ema")}
+    writer.save(7, files, {"note": "due"}, best=False)
+    writer.wait()
+    target = tmp_path / "step_0000007"
+    model = target / "model.safetensors"
+    inode = model.stat().st_ino
+    assert not (tmp_path / "best").exists()
+    added = {"calibrated": saving.TensorFile({"live.a": torch.ones(2)})}
+    writer.complete(7, added, {"note": "done"}, best=True)
+    writer.wait()
+    writer.close()
+    checkpoint.verify(target)
+    assert checkpoint.read_state(target)["note"] == "done"
+    assert checkpoint.read_calibrated(target)["live"]["a"].tolist() == [1, 1]
+    assert set(checkpoint.read_tensors(model)) == set(TENSORS)
+    assert (model.stat().st_ino == inode) == links
+    assert model.stat().st_nlink == 1
+    assert {entry.name for entry in tmp_path.iterdir()} == {"step_0000007", "last", "best"}
+    assert (tmp_path / "best").resolve() == (tmp_path / "last").resolve() == target
+
+
+def test_an_outcome_that_can_not_be_added_leaves_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = write(tmp_path, 7)
+    monkeypatch.setattr(saving, "_write_json", refuse)
+    with pytest.raises(OutputError, match="No space left"):
+        saving.write_checkpoint(tmp_path, 7, {}, {"note": "done"}, completes=True)
+    checkpoint.verify(written)
+    assert checkpoint.read_state(written)["note"] == "x"
+    assert list(tmp_path.iterdir()) == [written]
+
+
 def test_a_full_disk_is_named_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     older = write(tmp_path, 1)
 

@@ -33,12 +33,14 @@ class Imported:
         model: the model, in evaluation mode.
         description: what the file says about the model, changed by the caller's choices. For a file of
             another program it holds the architecture and the order of classes alone.
+        described: whether the file says what its model is, as those of this project do.
     """
 
     weights: str
     layout: str
     model: DeepViT
     description: ModelDescription
+    described: bool
 
 
 def load_model(
@@ -89,7 +91,7 @@ def import_model(found: Found, preset: str | None, weights: str, overrides: dict
         raise CheckpointError(f"{found.file}: {error}") from None
     names, order = class_names(source, layout, said, model.num_classes)
     description = replace(description, classes=names, class_order=order)
-    return Imported(source.weights, layout.name, model, description)
+    return Imported(source.weights, layout.name, model, description, source.description is not None)
 
 
 def class_names(
