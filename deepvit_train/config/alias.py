@@ -1,13 +1,13 @@
-"""The names of version 0.1 that have changed since: they are still read everywhere, and never written.
+"""Translate the names of version 0.1 that have changed since. They are still read, and never written.
 
-vit-pytorch's form was called `seed` then, a word that means a random seed only today.
+vit-pytorch's form was called `seed` then. Today that word means a random seed only.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-# By key: the name of version 0.1, and the name today.
+# For each key the name in version 0.1, and the name today.
 RENAMED = {
     "attn": {"reattention_seed": "reattention_vit_pytorch"},
     "attn.kind": {"reattention_seed": "reattention_vit_pytorch"},
@@ -18,13 +18,13 @@ RENAMED = {
 def current(key: str, value: Any) -> Any:
     """Return today's name of a key's value: current("model.init", "seed") is "vit_pytorch".
 
-    A value that was not renamed is returned as it is.
+    Any other value is returned as it is.
     """
     return RENAMED.get(key, {}).get(value, value) if isinstance(value, str) else value
 
 
 def current_override(override: str) -> str:
-    """Return KEY=VALUE, as it is typed on a command line, with today's name of the value."""
+    """Return an override, KEY=VALUE as it is typed on a command line, with today's name of the value."""
     key, equals, value = override.partition("=")
     text = value.strip("'\"")  # Hydra takes a text in quotes too
     renamed = current(key.lstrip("+"), text)
@@ -42,7 +42,7 @@ def current_config(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def former_name(name: str) -> str:
-    """Return the name that version 0.1 gave to a run: digits-reattention_seed-d6-s0."""
+    """Return the name that version 0.1 gave to a run, such as digits-reattention_seed-d6-s0."""
     for former, today in RENAMED["attn"].items():
         name = name.replace(today, former)
     return name
