@@ -1,4 +1,4 @@
-"""Fashion-MNIST from idx files: every image under its class, whatever is wrong named."""
+"""Write Fashion-MNIST from idx files: every image lies under its class, and every fault is named."""
 
 from __future__ import annotations
 
