@@ -1,7 +1,7 @@
 """Draw docs/figures/floors.svg and write docs/files.md from the code: python -m scripts.architecture
 
-The floors come from the import contract in pyproject.toml, the arrows from the imports, the question that
-each room answers from the tree in docs/architecture.md, and the line of each file from its docstring.
+The floors come from the import contract in pyproject.toml, and the arrows from the imports. The question that
+each room answers comes from the tree in docs/architecture.md, and the line of each file from its docstring.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ COLOURS = ("#dbe7f5", "#e3f0dd", "#fbeccb", "#f6dcd3", "#e7e0f2", "#d9efee", "#f
 
 
 def floors() -> list[list[str]]:
-    """The rooms of each floor, from the top, as the import contract in pyproject.toml has them."""
+    """Return the rooms of each floor from the top, as the import contract in pyproject.toml has them."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
     contracts = settings["tool"]["importlinter"]["contracts"]
     layers = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
@@ -35,13 +35,16 @@ def floors() -> list[list[str]]:
 
 
 def rooms() -> set[str]:
-    """The folders and top modules of the package on the disk, as the contract names them."""
+    """Return the folders and top modules of the package on the disk, as the contract names them."""
     folders = {folder.parent.name for folder in PACKAGE.glob("*/__init__.py")}
     return folders | {module.stem for module in PACKAGE.glob("*.py")} - {"__init__"}
 
 
 def questions(page: Path) -> dict[str, str]:
-    """The rooms in the tree of a page, and the question beside each: 'training' and 'what happens ...?'."""
+    """Return the rooms in the tree of a page, each with its question: 'training' and 'what happens ...?'.
+
+    Raises ValueError for a page without such a tree.
+    """
     tree = re.search(r"^( *)deepvit_train/\n((?:\1 +\S.*\n)+)", page.read_text(), flags=re.MULTILINE)
     if tree is None:
         raise ValueError(f"{page}: no tree that begins with 'deepvit_train/'")
@@ -49,7 +52,7 @@ def questions(page: Path) -> dict[str, str]:
 
 
 def arrows() -> set[tuple[str, str]]:
-    """Which room imports from which, without the arrows that a longer way through other rooms implies."""
+    """Return which room imports from which, without arrows that a longer way through other rooms implies."""
     graph = grimp.build_graph(PACKAGE.name, cache_dir=None)
     level = {room: floor for floor, names in enumerate(floors()) for room in names}
     uses: dict[str, set[str]] = {room: set() for room in level}
@@ -70,7 +73,7 @@ def arrows() -> set[tuple[str, str]]:
 
 
 def picture() -> str:
-    """The floors as SVG text: a box for each room, and an arrow from each room to those it imports from."""
+    """Return the floors as SVG: a box for each room, and an arrow from each room to those it imports from."""
     plan, asks = floors(), questions(ROOT / "docs" / "architecture.md")
     places = {
         room: (round(WIDTH / 2 + (place - (len(names) - 1) / 2) * (BOX + GAP)), 20 + floor * STEP)
@@ -97,7 +100,7 @@ def picture() -> str:
 
 
 def _ends(places: dict[str, Place]) -> list[tuple[Place, Place]]:
-    """Where each arrow starts and ends: spread along the sides of the boxes, so that few of them cross."""
+    """Return where each arrow starts and ends. They are spread along the boxes, so that few of them cross."""
     found = sorted(arrows())
     leaving = {
         room: sorted((below for above, below in found if above == room), key=places.__getitem__)
@@ -148,7 +151,7 @@ def _box(name: str, question: str, place: Place, colour: str) -> str:
 
 
 def listing() -> str:
-    """docs/files.md: a table for each folder of the package, with the first sentence of each file."""
+    """Return docs/files.md: a table for each folder of the package, with the first sentence of each file."""
     folders = sorted({module.parent for module in PACKAGE.rglob("*.py")})
     names = [f"{folder.relative_to(ROOT)}/" for folder in folders]
     parts = ["# Every file in one line\n"]
@@ -173,7 +176,7 @@ def _first_sentence(module: Path) -> str:
 
 
 def main() -> None:
-    """Write both."""
+    """Write the picture and the page."""
     PICTURE.write_text(picture())
     FILES.write_text(listing())
 

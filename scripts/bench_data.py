@@ -1,11 +1,11 @@
-"""Images/s of the data pipeline beside timm's create_loader, and of JPEG decoders; `make bench-data`.
+"""Measure images/s of the data pipeline beside timm's create_loader, and of JPEG decoders: `make bench-data`.
 
-Both loaders read the same photographs, crop, resize them to 224 pixels by the same interpolation, and give
-normalised (and, for DeiT, erased) float batches. They take turns, pass by pass, so that a busy machine slows
-both; the figures are medians.
+Both loaders read the same photographs, crop them, resize them to 224 pixels by the same interpolation, and
+give normalised float batches, erased for DeiT. They take turns, pass by pass, so that a busy machine slows
+both. The figures are medians.
 
-Bilinear is the default of timm's create_loader, bicubic this project's. RandAugment turns and shears by the
-loader's interpolation in timm, bilinearly here.
+timm's create_loader interpolates bilinearly by default, this project bicubically. For the rotations and
+shears of RandAugment timm uses the loader's interpolation, and this project the bilinear one.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ DEIT = {"auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.25, "re_mode": "pix
 
 
 def ours(root: Path, augment: str, interpolation: str, workers: int) -> Iterable[object]:
-    """This project's training loader over one epoch."""
+    """Return this project's training loader over one epoch."""
     config = compose_command(
         "train",
         [
@@ -68,7 +68,7 @@ def ours(root: Path, augment: str, interpolation: str, workers: int) -> Iterable
 
 
 def timms(root: Path, augment: str, interpolation: str, workers: int) -> Iterable[object]:
-    """timm's training loader with the same settings."""
+    """Return timm's training loader with the same settings."""
     return create_loader(
         ImageDataset(str(root / "train")),
         input_size=(3, 224, 224),
@@ -81,13 +81,13 @@ def timms(root: Path, augment: str, interpolation: str, workers: int) -> Iterabl
         persistent_workers=workers > 0,
         pin_memory=False,
         device=CPU,
-        color_jitter=None,  # pyright: ignore[reportArgumentType] - none, where 0.0 draws all the same
+        color_jitter=None,  # pyright: ignore[reportArgumentType] - 0.0 would still draw and convert
         **(DEIT if augment == "deit" else {}),
     )
 
 
 def medians(passes: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each pass, after a first one that isn't counted; they take turns."""
+    """Return the median seconds of each pass. Passes take turns, and the first round is not counted."""
     taken: dict[str, list[float]] = {name: [] for name in passes}
     for _ in range(rounds + 1):
         for name, once in passes.items():
@@ -98,7 +98,7 @@ def medians(passes: dict[str, Callable[[], object]], rounds: int) -> dict[str, f
 
 
 def compare_loaders(root: Path, images: int, rounds: int, workers: list[int]) -> list[dict[str, object]]:
-    """A row for each number of workers, interpolation and recipe."""
+    """Return a row of results for each number of workers, interpolation and recipe."""
     rows = []
     for count, interpolation, (name, augment) in product(workers, ("bilinear", "bicubic"), RECIPES.items()):
         loaders = {
@@ -119,7 +119,7 @@ def compare_loaders(root: Path, images: int, rounds: int, workers: list[int]) ->
 
 
 def decoders(files: list[bytes]) -> dict[str, Callable[[], object]]:
-    """A pass over the files with each decoder that is installed."""
+    """Return a pass over the files for each decoder that is installed."""
     tensors = [torch.frombuffer(bytearray(data), dtype=torch.uint8) for data in files]
     found: dict[str, Callable[[], object]] = {
         "simplejpeg": lambda: [simplejpeg.decode_jpeg(data) for data in files],
@@ -147,7 +147,7 @@ def decoders(files: list[bytes]) -> dict[str, Callable[[], object]]:
 
 
 def main() -> None:
-    """Measure, print two tables, write JSON."""
+    """Measure, print the tables, and write JSON on request."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=5)
@@ -173,7 +173,7 @@ def main() -> None:
 
 
 def _mend_timm() -> None:
-    # With Pillow 13 timm's RandAugment fails where it asks for 0 bits; the image was black before.
+    # timm's RandAugment can ask for 0 bits, which fails with Pillow 13. Before, the image became black.
     posterize = auto_augment.posterize
 
     def mended(image: Image.Image, bits: int, **_: object) -> Image.Image:

@@ -1,7 +1,8 @@
-"""Start and memory of the index of a large data set: python -m scripts.bench_index [--files 1300000]
+"""Measure time and memory of the index of a large data set: python -m scripts.bench_index [--files 1300000]
 
-Makes so many empty files in a thousand class folders, then measures in fresh processes: a first start, which
-lists them, and the second, which finds the index kept; and the memory that one more loader process takes.
+It makes empty files in a thousand class folders, and measures two starts in fresh processes. The first one
+lists the files, and the second one finds the kept index. Each also measures the memory that one more loader
+process takes.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ CLASSES = 1000
 
 
 def make_files(root: Path, files: int) -> None:
-    """Write root/train/n0000/ILSVRC_train_00000000.JPEG and so on, empty."""
+    """Write empty files root/train/n00000000/n00000000_0.JPEG and so on."""
     for number in range(CLASSES):
         folder = root / "train" / f"n{number:08d}"
         folder.mkdir(parents=True)
@@ -28,7 +29,7 @@ def make_files(root: Path, files: int) -> None:
 
 
 def start(root: Path) -> dict[str, float]:
-    """Seconds and MiB of one start, with one process forked that reads every path."""
+    """Return the seconds and MiB of one start, and the MiB of a forked process that reads every path."""
     from deepvit_train.data.index import scan_split
 
     before, begun = memory_mib("Pss"), time.perf_counter()
@@ -46,7 +47,7 @@ def start(root: Path) -> dict[str, float]:
 
 
 def memory_mib(kind: str) -> float:
-    """This process's memory of a kind, MiB."""
+    """Return this process's memory of a kind, such as Pss, in MiB."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{kind}:"))
 
@@ -63,7 +64,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         make_files(root, options.files)
-        time.sleep(3)  # an index of folders that have just changed is not kept
+        time.sleep(3)  # the index of folders that have just changed is not kept
         environment = os.environ | {"XDG_CACHE_HOME": str(root / "cache")}
         for name in ("first start", "second start"):
             command = [sys.executable, "-m", "scripts.bench_index", "--start", str(root)]

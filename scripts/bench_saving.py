@@ -1,9 +1,10 @@
-"""What a checkpoint every 50 steps costs: the steps during and after a save beside those between two saves.
+"""Measure what a checkpoint every 50 steps costs.
 
     python -m scripts.bench_saving model.depth=12 model.dim=192 model.heads=6 trainer.batch_size=16
 
-Both kinds of step come from one run, 50 steps at a time: from run to run a machine changes its speed by more
-than a save costs. The save falls between two steps and counts as part of the first one.
+It compares the steps during and after a save with the later steps up to the next save. Both come from one
+run, because from run to run a machine changes its speed by more than a save costs. A save falls between two
+steps, and its time counts for the first of them.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ RUN = [
 
 
 def starts_of_steps(periods: int, overrides: list[str], folder: Path) -> list[float]:
-    """Train with a save every 50 steps; the moment at which each step begins, seconds."""
+    """Train with a save every 50 steps. Returns the time at which each step begins, seconds."""
     starts: list[float] = []
     step = loop.train_step
 
@@ -48,7 +49,7 @@ def starts_of_steps(periods: int, overrides: list[str], folder: Path) -> list[fl
 
 
 def main() -> None:
-    """Measure and print one JSON object; `lost` is the share of the time that goes with saves."""
+    """Measure, and print one JSON object. `lost` is the share of the time that saves take."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--periods", type=int, default=12)
     parser.add_argument("overrides", nargs="*")
@@ -59,7 +60,7 @@ def main() -> None:
         size = sum(file.stat().st_size for file in last.iterdir())
     lost, seconds = [], []
     for period in range(1, options.periods + 1):
-        # A save follows the last step of a period: it delays the start of this one's first.
+        # A save follows the last step of a period, and delays the first step of the next one.
         taken = [starts[i + 1] - starts[i] for i in range(period * PERIOD - 1, (period + 1) * PERIOD - 1)]
         extra = sum(taken[:AFTER]) - AFTER * statistics.mean(taken[AFTER:])
         lost.append(extra / sum(taken))

@@ -1,7 +1,7 @@
-"""Real photographs at ImageNet-like sizes, for benchmarks and tests.
+"""Make photographs like those of ImageNet, for benchmarks and tests.
 
-Parts of the pictures that scikit-learn and scikit-image bundle, cut, scaled and compressed as the photographs
-of ImageNet are: mostly 500 pixels wide or high, 4:2:0, quality 75 to 96.
+They are parts of the pictures that scikit-learn and scikit-image bundle. Most are 500 pixels wide or high,
+and all are JPEGs with 4:2:0 subsampling and a quality of 75 to 96, as in ImageNet.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SOURCES = ["astronaut", "chelsea", "coffee", "ihc", "motorcycle_left", "motorcyc
 
 @lru_cache
 def sources() -> list[Image.Image]:
-    """The bundled pictures, as RGB."""
+    """Return the bundled pictures, as RGB."""
     import skimage
     import sklearn.datasets
 
@@ -32,12 +32,12 @@ def sources() -> list[Image.Image]:
 
 
 def photographs(count: int, seed: int = 0) -> Iterator[Image.Image]:
-    """So many different photographs, always the same for a seed."""
+    """Give `count` different photographs, the same ones for the same seed."""
     rng = np.random.default_rng(seed)
     for number in range(count):
         picture = sources()[number % len(sources())]
         width, height = SIZES[rng.choice(len(SIZES), p=SHARES)]
-        # The largest box of this aspect, shrunk to 60 to 100 %, anywhere in the picture.
+        # The box has this aspect, 60 to 100 % of the largest possible size, and lies anywhere in the picture.
         scale = min(picture.width / width, picture.height / height) * rng.uniform(0.6, 1.0)
         left = rng.uniform(0, picture.width - scale * width)
         top = rng.uniform(0, picture.height - scale * height)
@@ -47,7 +47,7 @@ def photographs(count: int, seed: int = 0) -> Iterator[Image.Image]:
 
 
 def write_photographs(root: Path, count: int, classes: int = 4, seed: int = 0) -> None:
-    """Write root/CLASS/NUMBER.jpg."""
+    """Write `count` photographs to root/CLASS/NUMBER.jpg, the classes in turn."""
     rng = np.random.default_rng(seed + 1)
     for number, photograph in enumerate(photographs(count, seed)):
         folder = root / f"class{number % classes}"

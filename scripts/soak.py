@@ -1,10 +1,11 @@
-"""Train on two ranks with loaders, and kill something every few seconds; at the end compare with a quiet run.
+"""Train on two ranks and kill processes every few seconds, then compare with a run that was left alone.
 
     python -m scripts.soak --minutes 30
 
-Each round trains twice from the same seed, first undisturbed, then with faults until it is done: SIGKILL to
-everything at once, to one rank, to one loader process. The same command starts again after each. Prints a
-JSON object; exit code 1 where a round's weights, averages, optimizer or statistics differ by a bit.
+Each round trains twice from the same seed: first undisturbed, then with a fault every few seconds. A fault is
+SIGKILL to everything at once, to one rank, or to one loader process, and the same command starts again after
+it. The script prints a JSON object. Its exit code is 1 if weights, averages, optimizer or statistics of any
+round differ by a bit.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ FAULTS = ("everything", "a rank", "a loader")
 
 
 def start(folder: Path, epochs: int, seed: int) -> subprocess.Popen[bytes]:
-    """The training command; said again it goes on."""
+    """Start the training command. Started again, it continues the run."""
     return subprocess.Popen(
         [*COMMAND, f"run_dir={folder}", f"trainer.epochs={epochs}", f"seed={seed}"],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -42,7 +43,7 @@ def start(folder: Path, epochs: int, seed: int) -> subprocess.Popen[bytes]:
 
 
 def children(process: int) -> list[int]:
-    """Processes that this one started and that still run."""
+    """Return the processes that a process started and that still run."""
     try:
         return [int(pid) for pid in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
     except OSError:
@@ -50,13 +51,13 @@ def children(process: int) -> list[int]:
 
 
 def steps_logged(folder: Path) -> int:
-    """Lines of training scalars so far."""
+    """Return the number of steps that a run has logged so far."""
     file = folder / "metrics.jsonl"
     return file.read_text().count('"train/loss"') if file.exists() else 0
 
 
 def inject(fault: str, process: subprocess.Popen[bytes]) -> bool:
-    """Kill; False where there was nothing of the kind."""
+    """Kill what the fault names. Returns whether there was such a process."""
     ranks = children(process.pid)
     loaders = [each for rank in ranks for each in children(rank)]
     victims = {"everything": [process.pid, *ranks], "a rank": ranks[:1], "a loader": loaders[:1]}[fault]
@@ -69,7 +70,7 @@ def inject(fault: str, process: subprocess.Popen[bytes]) -> bool:
 
 
 def disturb(folder: Path, epochs: int, seed: int, rng: random.Random) -> Counter[str]:
-    """Train to the end, with a fault a few seconds after each start has logged a step more."""
+    """Train to the end, with a fault a few seconds after each start has logged a step. Returns the faults."""
     done: Counter[str] = Counter()
     while True:
         seen, process = steps_logged(folder), start(folder, epochs, seed)
@@ -86,13 +87,13 @@ def disturb(folder: Path, epochs: int, seed: int, rng: random.Random) -> Counter
 
 
 def outcome(folder: Path) -> dict[str, str]:
-    """SHA-256 of every tensor file of the last checkpoint."""
+    """Return the SHA-256 of every tensor file of the last checkpoint."""
     files = sorted((folder / "checkpoints" / "last").glob("*.safetensors"))
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def main() -> None:
-    """Rounds until the time is over; the round that is going on is finished."""
+    """Run rounds until the time is over. The last round is finished."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--epochs", type=int, default=40, help="of each round")

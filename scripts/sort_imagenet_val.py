@@ -2,14 +2,15 @@
 
     python scripts/sort_imagenet_val.py FOLDER LABELS
 
-FOLDER holds ILSVRC2012_val_00000001.JPEG and so on; afterwards FOLDER/n01751748/ILSVRC2012_val_00000001.JPEG.
-LABELS is any of the files that name the classes:
+FOLDER holds ILSVRC2012_val_00000001.JPEG and so on. They move into class folders, such as FOLDER/n01751748/.
+LABELS is one of the files that name the classes:
 
     ILSVRC2012_validation_ground_truth.txt   of the development kit; meta.mat beside it gives the classes
     LOC_val_solution.csv                     of Kaggle's copy
-    val.txt                                  a line an image: name, then WordNet id or 0..999 in their order
+    val.txt                                  a line for each image: its name, then a WordNet id, or a class
+                                             number 0..999 in the order of the ids
 
-Everything is checked before the first file moves. Run it again after an interruption: it goes on.
+Everything is checked before the first file moves. After an interruption run it again, and it continues.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ IMAGE = "ILSVRC2012_val_{:08d}"
 
 
 class LabelError(Exception):
-    """A label file or folder that can't be used."""
+    """A label file or a folder can't be used."""
 
 
 def read_labels(file: Path) -> dict[str, str]:
-    """The class of each image: {'ILSVRC2012_val_00000001': 'n01751748', ...}. Raises LabelError."""
+    """Return the class of each image: {'ILSVRC2012_val_00000001': 'n01751748', ...}. Raises LabelError."""
     try:
         rows = [row for row in csv.reader(file.read_text().splitlines()) if row]
     except (OSError, UnicodeDecodeError) as error:
@@ -46,7 +47,7 @@ def read_labels(file: Path) -> dict[str, str]:
         raise LabelError(f"{file}: {' '.join(bad[0])!r} is not a name and a class")
     ordered: list[str] = []
     if any(label.isdigit() for _, label in lines):
-        from timm.data import ImageNetInfo  # imports torch, which the other kinds need not wait for
+        from timm.data import ImageNetInfo  # it imports torch, which the other kinds of file do not need
 
         ordered = ImageNetInfo("imagenet-1k").label_names()
     named = {
@@ -63,19 +64,24 @@ def _checked(file: Path, label: str) -> str:
 
 
 def _development_kit_ids(meta: Path) -> dict[str, str]:
-    """The WordNet id of each class number of the development kit: {'490': 'n01751748', ...}."""
+    """Return the WordNet id of each class number of the development kit: {'490': 'n01751748', ...}.
+
+    Raises LabelError for a file that can't be read.
+    """
     from scipy.io import loadmat
 
     try:
         synsets = loadmat(str(meta), squeeze_me=True)["synsets"]
     except (OSError, KeyError, ValueError) as error:
-        raise LabelError(f"{meta}: can't be read ({error}); it lies beside the ground truth") from None
+        raise LabelError(f"{meta}: can't be read ({error}); put it beside the ground truth") from None
     return {str(int(synset["ILSVRC2012_ID"])): str(synset["WNID"]) for synset in synsets}
 
 
 def plan_moves(folder: Path, labels: dict[str, str]) -> list[tuple[Path, Path]]:
-    """Each image still in the folder with its place. Raises LabelError for images without labels or labels
-    without images."""
+    """Return each image that is still in the folder, with the place to move it to.
+
+    Raises LabelError for images without labels, and for labels without images.
+    """
     flat = {path.stem: path for path in folder.iterdir() if path.is_file()}
     if unknown := sorted(set(flat) - set(labels)):
         raise LabelError(f"{folder}: no label for {len(unknown)} files, the first: {flat[unknown[0]].name}")
@@ -86,7 +92,7 @@ def plan_moves(folder: Path, labels: dict[str, str]) -> list[tuple[Path, Path]]:
 
 
 def main(command_line: list[str] | None = None) -> int:
-    """Check, then move. Returns the exit code."""
+    """Check everything, then move the images. Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("labels", type=Path)

@@ -1,4 +1,4 @@
-"""One thread for each process that a test starts, itself included: pytest-xdist runs one on every core."""
+"""Give every process of the tests one thread, because pytest-xdist runs one process on each core."""
 
 import os
 

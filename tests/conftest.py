@@ -1,4 +1,4 @@
-"""What several tests need: a folder of images, commands run as a user runs them, and a quick run."""
+"""Offer what several tests need: a folder of images, commands run as a user runs them, and a quick run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The architecture page shows the code as it is: its tree, its picture and its list of files."""
+"""Show that the architecture page fits the code: its tree, its picture and its list of files."""
 
 from __future__ import annotations
 

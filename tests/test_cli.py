@@ -1,4 +1,4 @@
-"""The commands as a user types them: what they print, their exit codes, and that no traceback is shown."""
+"""Type the commands as a user does: check what they print and their exit codes; no traceback appears."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the documents promise exists: links and paths lead somewhere, commands and keys are real."""
+"""Show that what the documents promise exists: links and paths lead somewhere, commands and keys are real."""
 
 from __future__ import annotations
 

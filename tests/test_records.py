@@ -1,4 +1,4 @@
-"""Each record of a measurement says what was run, where, with which versions and how often."""
+"""Show that each record of a measurement says what was run, where, with which versions and how often."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What version 0.1.0 wrote is read, gives the figures it gave then, and goes on."""
+"""Read what version 0.1.0 wrote: it gives the figures that it gave then, and can be continued."""
 
 from __future__ import annotations
 

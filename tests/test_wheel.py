@@ -1,4 +1,4 @@
-"""The package as a user installs it: built as a wheel, installed elsewhere, run from another folder."""
+"""Use the package as a user installs it: build a wheel, install it elsewhere, run it from another folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Python code asks of the file system, as the interpreter's own audit events tell it."""
+"""Record what Python code asks of the file system, from the interpreter's own audit events."""
 
 from __future__ import annotations
 

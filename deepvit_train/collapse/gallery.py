@@ -22,7 +22,7 @@ COLUMNS = 8  # heat maps or overlays in a row; of a deeper model only so many bl
 
 @dataclass(frozen=True)
 class Pictures:
-    """What one model attends to in a few images, from its pre-mix maps, averaged over heads.
+    """The pre-mix maps of one model for a few images, averaged over heads.
 
     Shapes: L layers, B images, N tokens.
 

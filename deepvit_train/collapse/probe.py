@@ -22,7 +22,7 @@ CELL = 8  # side of one matrix entry in the picture, pixels
 
 @dataclass(frozen=True)
 class Look:
-    """What a probe measured: scalars by TensorBoard name, and the similarity matrix as an image."""
+    """The result of a probe: scalars by TensorBoard name, and the similarity matrix as an image."""
 
     scalars: dict[str, float]
     picture: Tensor  # (1, 3, S, S) in 0..1

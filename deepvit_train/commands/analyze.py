@@ -39,11 +39,8 @@ PICTURES = 4  # images whose attention is shown
 def run(config: AnalyzeConfig) -> dict[str, Any]:
     """Measure one model, or two side by side. Writes analysis.json, and on request figures and report.html.
 
-    Returns the content of analysis.json.
-
-    Raises:
-        ConfigError, CheckpointError, DataError: the model or its images can't be used.
-        OutputError: the results can't be written.
+    Returns the content of analysis.json. Raises ConfigError, CheckpointError or DataError if a model or its
+    images can't be used, OutputError if the results can't be written.
     """
     world = World(rank=0, size=1, device=choose_device(config.device.value))
     if config.threads:

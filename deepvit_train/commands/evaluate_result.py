@@ -159,7 +159,9 @@ def _table(evaluated: Evaluated, per_class: list[tuple[float, str, int]]) -> Tab
 
 def _is_own(data: DataConfig, loaded: LoadedModel) -> bool:
     """Whether this is the data set that the model's own run read."""
-    return data.name == loaded.description.data and _resolved(data.root) == loaded.found.data_path("data_root")
+    return data.name == loaded.description.data and _resolved(data.root) == loaded.found.data_path(
+        "data_root"
+    )
 
 
 def _resolved(root: str | None) -> str | None:

@@ -43,7 +43,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """The name of the cell's run."""
+        """Return the name of the cell's run."""
         return f"{self.attn}-d{self.depth:02}-w{self.dim}-s{self.seed}"
 
 

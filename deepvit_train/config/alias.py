@@ -1,7 +1,6 @@
-"""Names that have changed since version 0.1, and other spellings: all are read, and none is written.
+"""Translate names that have changed since version 0.1, and other spellings. All are read, and none is written.
 
-vit-pytorch's form was called `seed` then, a word that means a random seed only today. `compile` was true or
-false.
+vit-pytorch's form was called `seed` then. Today that word means a random seed only. `compile` was true or false.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ COMPILE = {
     "max-autotune": "max_autotune",
 }
 
-# By key: the name of version 0.1, and the name today.
+# For each key the name in version 0.1, and the name today.
 RENAMED = {
     "attn": {"reattention_seed": "reattention_vit_pytorch"},
     "attn.kind": {"reattention_seed": "reattention_vit_pytorch"},
@@ -31,14 +30,14 @@ SHORT = {"class_map": "data.class_map"}
 def current(key: str, value: Any) -> Any:
     """Return today's name of a key's value: current("model.init", "seed") is "vit_pytorch".
 
-    A value that was not renamed is returned as it is.
+    Any other value is returned as it is.
     """
     text = str(value).lower() if isinstance(value, bool) else value
     return RENAMED.get(key, {}).get(text, value) if isinstance(text, str) else value
 
 
 def current_override(override: str) -> str:
-    """Return KEY=VALUE, as it is typed on a command line, with today's name of the value."""
+    """Return an override, KEY=VALUE as it is typed on a command line, with today's name of the value."""
     key, equals, value = override.partition("=")
     key = SHORT.get(key, key)
     override = f"{key}{equals}{value}"
@@ -58,7 +57,7 @@ def current_config(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def former_name(name: str) -> str:
-    """Return the name that version 0.1 gave to a run: digits-reattention_seed-d6-s0."""
+    """Return the name that version 0.1 gave to a run, such as digits-reattention_seed-d6-s0."""
     for former, today in RENAMED["attn"].items():
         name = name.replace(today, former)
     return name

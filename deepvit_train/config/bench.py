@@ -1,4 +1,4 @@
-"""What `deepvit-bench` can be told."""
+"""Declare the keys of `deepvit-bench`."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class BenchConfig(Section):
     model: ModelConfig
     attn: AttentionConfig
     contenders: list[str] = option(
-        "models to measure; the others are compared with the first. Each is timm (its ViT), vit_pytorch "
-        "(its DeepViT), configured (with attn.* as given) or a name in attn=. A form of re-attention with "
+        "models to measure; the others are compared with the first. A name is timm (its ViT), vit_pytorch "
+        "(its DeepViT), configured (attn.* as given) or a choice of attn=. A form of re-attention with "
         "_formula after its name is computed as the formula reads, which keeps all maps in memory"
     )
     classes: int = option("classes that the model tells apart", low=1)
@@ -66,6 +66,6 @@ class BenchConfig(Section):
 
 
 def mixing_presets() -> list[str]:
-    """The names of attn= whose blocks go through the re-attention operator."""
+    """Return the choices of attn= whose blocks use the re-attention operator."""
     kinds = (AttentionKind.reattention, AttentionKind.reattention_vit_pytorch)
     return [name for name in choices("attn") if attention_preset(name).kind in kinds]

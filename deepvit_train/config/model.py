@@ -1,4 +1,4 @@
-"""The model's shape, its attention, and the preprocessing that its weights expect."""
+"""Declare the keys of `model` and `attn`: the model's shape, its preprocessing, and its attention."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class AttentionKind(Choice):
 
 
 class ThetaNorm(Choice):
-    batch = "batch"  # BatchNorm over images, queries and keys, one mean and variance per head
+    batch = "batch"  # BatchNorm over images, queries and keys, with one mean and variance per head
     layer = "layer"  # LayerNorm across heads at each (query, key)
     none = "none"
 
@@ -31,7 +31,7 @@ class ThetaInit(Choice):
 class Stem(Choice):
     conv = "conv"  # one strided convolution
     cnn = "cnn"  # conv7x7/2-BN-ReLU, conv3x3-BN-ReLU, strided convolution (DeepViT-S and -L)
-    rearrange = "rearrange"  # patches flattened, LayerNorm, Linear, LayerNorm (vit-pytorch)
+    rearrange = "rearrange"  # flattened patches, LayerNorm, Linear, LayerNorm (vit-pytorch)
 
 
 class Pool(Choice):
@@ -47,7 +47,7 @@ class Init(Choice):
 @dataclass(kw_only=True, slots=True)
 class ModelConfig(Section):
     image_size: int = option("height and width of the input, pixels", low=1, high=8192)
-    patch_size: int = option("height and width of a patch, pixels; divides image_size", low=1, high=8192)
+    patch_size: int = option("height and width of a patch, pixels; it divides image_size", low=1, high=8192)
     stem: Stem = option("how an image becomes tokens")
     dim: int = option("width of the residual stream", low=1, high=65536)
     depth: int = option("number of blocks", low=1, high=4096)
@@ -55,21 +55,27 @@ class ModelConfig(Section):
     head_dim: int | None = option("width of a head; null: dim / heads", low=1, high=65536)
     mlp_ratio: float = option("hidden width of the MLP, in units of dim", above=0, high=64)
     qkv_bias: bool = option("whether the query-key-value projection has a bias")
-    pool: Pool = option("what the head reads: the class token, or the mean of all tokens")
+    pool: Pool = option("what the classifier reads: the class token, or the mean of all tokens")
     dropout: float = option("dropout after projections and inside the MLP", low=0, below=1)
     emb_dropout: float = option("dropout on the embedded tokens", low=0, below=1)
     drop_path: float = option("stochastic depth of the last block, rising linearly from 0", low=0, below=1)
     layer_scale: float | None = option(
-        "where the learned factors on each branch's channels start (LayerScale); null: none", above=0, high=10
+        "initial value of the learned factors on the channels of a branch (LayerScale); null: no factors",
+        above=0,
+        high=10,
     )
-    registers: int = option("learned tokens besides the class token that no head reads", low=0, high=4096)
+    registers: int = option(
+        "learned tokens beside the class token, which the classifier does not read", low=0, high=4096
+    )
     residual_scale: float = option(
         "s in x + branch(norm(s x)) / s; 0.5 in DeepViT-S and -L", above=0, high=100
     )
     norm_eps: float = option("epsilon of every LayerNorm", above=0, high=1)
     init: Init = option("how weights start")
-    mean: list[float] = option("mean of each colour channel, of values in 0..1", low=0, high=1)
-    std: list[float] = option("standard deviation of each colour channel", above=0, high=1)
+    mean: list[float] = option("mean of each colour channel, for values in 0..1", low=0, high=1)
+    std: list[float] = option(
+        "standard deviation of each colour channel, for values in 0..1", above=0, high=1
+    )
     crop_pct: float = option("share of the resized image that the evaluation crop keeps", above=0, high=1)
     interpolation: Interpolation = option("how images are resized")
     weights: str | None = option(
@@ -89,8 +95,7 @@ class ModelConfig(Section):
         if self.stem == Stem.cnn and self.patch_size % 2:
             raise ConfigError(
                 f"model.patch_size={self.patch_size}: model.stem=cnn halves the image first, so the patch "
-                "must "
-                f"be even; nearest: model.patch_size={self.patch_size + 1}"
+                f"must be even; nearest: model.patch_size={self.patch_size + 1}"
             )
         if self.head_dim is None and self.dim % self.heads:
             raise ConfigError(
@@ -98,26 +103,28 @@ class ModelConfig(Section):
                 f"nearest: model.dim={_nearest_multiple(self.dim, self.heads)}, or give model.head_dim"
             )
         if self.weights == "":
-            raise ConfigError("model.weights is not given: this starts from weights; add model.weights=FILE")
+            raise ConfigError(
+                "model.weights is not given, but this run starts from weights; add model.weights=FILE"
+            )
         for name in ("mean", "std"):
             if len(getattr(self, name)) != 3:
                 raise ConfigError(
-                    f"model.{name}={getattr(self, name)}: needs three numbers, one a colour channel"
+                    f"model.{name}={getattr(self, name)}: needs three numbers, one for each colour channel"
                 )
 
     @property
     def width_of_head(self) -> int:
-        """K: head_dim, or dim / heads where it is not given."""
+        """Return the width of a head: head_dim, or dim / heads if that is not given."""
         return self.head_dim or self.dim // self.heads
 
     @property
     def mlp_dim(self) -> int:
-        """Hidden width of the MLP."""
+        """Return the hidden width of the MLP."""
         return int(self.dim * self.mlp_ratio)
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How an image must reach the model."""
+        """Return what the model expects of its images."""
         return Preprocessing(
             self.image_size, tuple(self.mean), tuple(self.std), self.crop_pct, self.interpolation
         )
@@ -126,11 +133,11 @@ class ModelConfig(Section):
 @dataclass(kw_only=True, slots=True)
 class AttentionConfig(Section):
     kind: AttentionKind = option("plain attention, the paper's re-attention, vit-pytorch's, or CaiT's")
-    from_block: int = option("first block that mixes its heads; those before use plain attention", low=0)
+    from_block: int = option("first block that mixes its heads; blocks before it use plain attention", low=0)
     norm: ThetaNorm = option("normalisation of the mixed maps")
     theta_init: ThetaInit = option("how the H x H mixing matrix starts")
-    theta_shared: bool = option("one mixing matrix for all blocks that mix, instead of one each")
-    transform_scale: bool = option("multiply the normalised maps by head_dim^-0.5 (DeepViT-S)")
+    theta_shared: bool = option("whether all blocks that mix share one mixing matrix")
+    transform_scale: bool = option("whether to multiply the normalised maps by head_dim^-0.5 (DeepViT-S)")
     dropout: float | None = option("dropout on the softmax maps; null: as model.dropout", low=0, below=1)
 
     @classmethod
@@ -138,26 +145,25 @@ class AttentionConfig(Section):
         return "attn."
 
     def mixes(self, block: int) -> bool:
-        """Whether the block with this index (from 0) mixes its heads."""
+        """Return whether this block mixes its heads. Blocks count from 0."""
         return self.kind != AttentionKind.self and block >= self.from_block
 
     def borrows(self, block: int) -> bool:
-        """Whether that block mixes by the Theta of the first block that mixes, instead of one of its own."""
+        """Return whether this block mixes its heads by the Theta of another block."""
         return self.theta_shared and self.mixes(block) and block > self.from_block
 
 
 def check_architecture(model: ModelConfig, attn: AttentionConfig) -> None:
-    """Raise ConfigError where model and attention do not fit each other."""
+    """Raise ConfigError if model and attention do not fit each other."""
     if attn.kind != AttentionKind.self and attn.from_block >= model.depth:
         raise ConfigError(
             f"attn.from_block={attn.from_block} is beyond model.depth={model.depth}: no block would mix "
-            "its heads; "
-            f"nearest: attn.from_block={model.depth - 1}, or attn=self"
+            f"its heads; nearest: attn.from_block={model.depth - 1}, or attn=self"
         )
 
 
 def mlp_ratio_of(hidden: int, dim: int) -> float:
-    """Return the mlp_ratio that gives an MLP this hidden width, in spite of rounding."""
+    """Return the mlp_ratio that gives an MLP of this hidden width, in spite of rounding."""
     ratio = hidden / dim
     return ratio if int(dim * ratio) == hidden else math.nextafter(ratio, math.inf)
 

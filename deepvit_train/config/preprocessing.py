@@ -1,4 +1,4 @@
-"""How an image must reach a model: its size, its range of values, and the crop that is evaluated."""
+"""Declare what a model expects of its images: their size, their range of values, and the evaluation crop."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Preprocessing:
 
     Args:
         image_size: height and width, pixels.
-        mean, std: of each colour channel, for values in 0..1.
-        crop_pct: the share of the resized image's side that the evaluation crop keeps.
+        mean, std: mean and standard deviation of each colour channel, for values in 0..1.
+        crop_pct: share of the resized image's side that the evaluation crop keeps.
         interpolation: how images are resized.
     """
 
@@ -31,5 +31,5 @@ class Preprocessing:
 
     @property
     def resized(self) -> int:
-        """The length of an image's shorter side before the evaluation crop, pixels."""
+        """Return the length of an image's shorter side before the evaluation crop, pixels."""
         return int(self.image_size / self.crop_pct)

@@ -1,7 +1,7 @@
-"""The shipped YAML files: where they are, and the architectures that `configs/model/*.yaml` describe.
+"""Find the shipped YAML files, and read the architectures that `configs/model/*.yaml` describe.
 
-The files are the one owner of the presets' shapes. Hydra composes them for the commands. Python code (timm's
-registry, weight import) reads the same files here, by the same rule, without the time that Hydra takes.
+Only these files hold the sizes of the presets. Hydra composes them for the commands. timm's registry and the
+import of weights read the same files here, by the same rule, without the time that Hydra takes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from deepvit_train.config.model import AttentionConfig, ModelConfig, check_archi
 from deepvit_train.config.option import Section
 from deepvit_train.error import ConfigError, nearest
 
-# The file of a group that holds its every key; presets start from it. It is no choice itself.
+# The file with every key of a group, from which presets start. Nobody can choose it.
 BASE = "base"
 
 
@@ -34,7 +34,7 @@ class Architecture:
 
 
 def config_dir() -> Path:
-    """The folder of YAML files: inside an installed package, beside it in a checkout."""
+    """Return the folder of YAML files: inside an installed package, beside the package in a checkout."""
     package = Path(__file__).resolve().parent.parent
     for folder in (package / "configs", package.parent / "configs"):
         if (folder / "train.yaml").is_file():
@@ -43,19 +43,19 @@ def config_dir() -> Path:
 
 
 def choices(group: str) -> list[str]:
-    """The names one can give for a configuration group, sorted: choices('attn'). `base` is not one."""
+    """Return the choices of a configuration group, sorted: choices('attn'). `base` is none of them."""
     return sorted(file.stem for file in (config_dir() / group).glob("*.yaml") if file.stem != BASE)
 
 
 def attention_preset(name: str) -> AttentionConfig:
-    """The attention that `attn=NAME` gives. Raises ConfigError for an unknown name."""
+    """Return the attention that `attn=NAME` gives. Raises ConfigError for an unknown name."""
     name = current("attn", name)
     _check_choice("attn", name)
     return section_from(AttentionConfig, _read("attn", name)[0])
 
 
 def model_preset(name: str) -> Architecture:
-    """The architecture that `model=NAME` gives. Raises ConfigError for an unknown name."""
+    """Return the architecture that `model=NAME` gives. Raises ConfigError for an unknown name."""
     _check_choice("model", name)
     content, chosen = _read("model", name)
     attn = _read("attn", chosen["attn"])[0] | content.get("attn", {})
@@ -63,7 +63,7 @@ def model_preset(name: str) -> Architecture:
 
 
 def section_from(section: type[Any], values: dict[str, Any]) -> Any:
-    """A section of the schema from plain data (YAML or JSON). Raises ConfigError where that doesn't fit."""
+    """Build a section of the schema from YAML or JSON data. Raises ConfigError if the data do not fit it."""
     hints = get_type_hints(section)
     if unknown := sorted(set(values) ^ set(hints)):
         raise ConfigError(f"{section.__name__}: missing or unknown keys: {', '.join(unknown)}")
@@ -76,7 +76,7 @@ def section_from(section: type[Any], values: dict[str, Any]) -> Any:
 
 
 def plain_from(section: Section) -> dict[str, Any]:
-    """The reverse of section_from: a section as plain data."""
+    """Return a section as plain data: the reverse of section_from."""
     return {
         name: value.value if isinstance(value := getattr(section, name), Enum) else value
         for name in get_type_hints(type(section))
@@ -84,7 +84,10 @@ def plain_from(section: Section) -> dict[str, Any]:
 
 
 def _converted(name: str, hint: Any, value: Any) -> Any:
-    """The value as the schema holds it; the hint is a scalar, enum or list of scalars, maybe optional."""
+    """Return the value as the schema holds it. Raises ConfigError for a value of another type.
+
+    The hint is a scalar, an enum or a list of scalars, and each may be optional.
+    """
     value = current(name, value)
     if type(None) in get_args(hint):
         if value is None:
@@ -112,9 +115,9 @@ def _check_choice(group: str, name: str) -> None:
 
 
 def _read(group: str, name: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """What a file of a group says, and which choices of other groups it makes.
+    """Return the content of a file of a group, and the choices that it makes for other groups.
 
-    As in Hydra, the files that its `defaults:` names come first, and the file itself has the last word.
+    As in Hydra, the files under `defaults:` are read first, and the file itself overrides them.
     """
     own = yaml.safe_load((config_dir() / group / f"{name}.yaml").read_text())
     content: dict[str, Any] = {}
@@ -129,7 +132,7 @@ def _read(group: str, name: str) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Both, key by key; `above` wins."""
+    """Merge two nested dictionaries. If both have a key, the value of `above` is taken."""
     both = below | above
     for key in below.keys() & above.keys():
         if isinstance(below[key], dict):

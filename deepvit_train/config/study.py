@@ -1,4 +1,4 @@
-"""The study of the paper: which models are trained, on what, and how they are measured."""
+"""Declare the keys of `deepvit-study`: which models are trained, on what data, and how they are measured."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class GridConfig(Section):
     widths: list[int] = option(
         "widths of a second series, at one depth; []: no second series", low=1, high=65536
     )
-    width_depth: int = option("numbers of blocks in the second series", low=2, high=4096)
+    width_depth: int = option("number of blocks in the second series", low=2, high=4096)
     width_attentions: list[str] = option("names in attn= that are trained in the second series")
     seeds: list[int] = option(
         "random seeds that every cell is trained with; all cells of the first seed come first",
@@ -42,14 +42,14 @@ class StudyConfig(Section):
     """Train a grid of depths, attentions and seeds, and compare accuracy and attention maps."""
 
     study: GridConfig
-    train: list[str] = option("what deepvit-train is told in every cell, besides depth, attn, dim and seed")
+    train: list[str] = option("overrides of deepvit-train in every cell, besides depth, attn, dim and seed")
     root: str = option("folder with train/ and val/ that every cell reads")
     train_images: int | None = option("training images to use, as many of each class; null: all", low=1)
     val_images: int | None = option("validation images to use, as many of each class; null: all", low=1)
-    out: str = option("folder that the study is written to; a study that it holds is continued")
+    out: str = option("folder that the study is written to; a study in it is continued")
     collapse: CollapseConfig
     batch_size: int = option("images whose attention maps are in memory at a time", low=1)
     limit_cells: int | None = option(
-        "cells to train now; 0: none, only write table and figures; null: all that are left", low=0
+        "cells to train now; 0: none, write table and figures only; null: all that are left", low=0
     )
     threads: int | None = option("CPU threads of each cell; null: as torch chooses", low=1, high=4096)

@@ -1,5 +1,7 @@
-"""Indexes kept from one start to the next: listing a million files takes many seconds, asking a thousand
-folders whether they changed takes none.
+"""Keep the index of a data set from one start to the next.
+
+Listing a million files takes many seconds. To ask a thousand folders whether they have changed takes hardly
+any time.
 """
 
 from __future__ import annotations
@@ -16,17 +18,17 @@ import numpy as np
 from deepvit_train.error import DataError
 
 VERSION = 3
-# Clocks of file systems tick as rarely as every two seconds: a folder younger than that may change unseen.
+# Some file systems store times in steps of two seconds, so a change soon after another may leave no trace.
 COARSEST_TICK_S = 2.0
 
-Stamp = tuple[str, int, int]
+Stamp = tuple[str, int, int]  # a folder, and the times of its last changes, ns
 Arrays = dict[str, np.ndarray]
 Names = dict[str, list[str]]
-Listing = tuple[Arrays, Names, list[Stamp]]  # an index, and what tells whether it is still right
+Listing = tuple[Arrays, Names, list[Stamp]]  # an index, and stamps that show whether it is still right
 
 
 def cache_folder() -> Path:
-    """Where data that can be made again is kept. Raises DataError for a user without a home."""
+    """Return the folder for data that can be made again. Raises DataError for a user without a home."""
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deepvit_train"
     except RuntimeError:
@@ -34,34 +36,40 @@ def cache_folder() -> Path:
 
 
 def cache_file(*key: object) -> Path:
-    """The file that keeps the index of these parameters."""
+    """Return the file that keeps the index made with these parameters."""
     name = hashlib.blake2b(repr((VERSION, *key)).encode(), digest_size=16).hexdigest()
     return cache_folder() / "index" / f"{name}.npz"
 
 
 def stamp_of(folder: str) -> Stamp:
-    """What tells whether entries came to a folder or left it: the times of its last changes."""
-    status = os.stat(folder)  # noqa: PTH116 - Path costs as much again
+    """Return the times of a folder's last changes. They differ once an entry was added or removed."""
+    status = os.stat(folder)  # noqa: PTH116 - Path would take twice the time
     return folder, status.st_mtime_ns, status.st_ctime_ns
 
 
 def read(file: Path) -> tuple[Arrays, Names] | None:
-    """The arrays and names kept in a file, or None where there are none or a folder changed since."""
+    """Return the arrays and names kept in a file, or None if there are none or a folder has changed since."""
     try:
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as kept:
             about = json.loads(kept["about"].tobytes())
             if any(tuple(stamp) != stamp_of(stamp[0]) for stamp in about["stamps"]):
                 return None
             return {name: kept[name] for name in about["arrays"]}, about["names"]
-    # zipfile raises RuntimeErrors too, for a file that says it is encrypted or compressed in another way.
+    # zipfile raises RuntimeError too, for a file that claims to be encrypted or compressed in another way.
     except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile):
-        return None  # no file, or a damaged one: it is made again
+        return None  # there is no file or a damaged one, so the index is made again
 
 
 def write(file: Path, arrays: Arrays, names: Names, stamps: list[Stamp], started: float) -> None:
-    """Keep an index made since `started`, each folder stamped before it was listed.
+    """Keep an index in a file.
 
-    Nothing is kept where a folder had changed just before, or where the cache can't be written.
+    Nothing is kept if a folder had changed just before, or if the file can't be written.
+
+    Args:
+        file: what `cache_file` returned.
+        arrays, names: the index.
+        stamps: a stamp of each folder, taken before the folder was listed.
+        started: when the listing began, seconds since the epoch.
     """
     if max(max(times) for _, *times in stamps) / 1e9 > started - COARSEST_TICK_S:
         return

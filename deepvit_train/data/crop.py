@@ -1,6 +1,6 @@
-"""Part of a picture, decoded no further than it needs and resized in one step.
+"""Crop a picture and resize the crop in one step, decoding no more of the picture than that needs.
 
-Shapes: S the model's image size.
+Shapes: H height, W width, S the model's image size.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ import torch.nn.functional as F
 from deepvit_train.config.preprocessing import Interpolation
 from deepvit_train.data.decode import Picture
 
-# A JPEG is shrunk while it is decoded only where the crop is still so many times the size wanted: below that
-# the result would differ from that of the whole picture (docs/decisions/0009-image-decoding.md).
+# A JPEG may be shrunk while it is decoded as long as the crop keeps this many times the wanted size. If it
+# kept fewer pixels, the result would differ from a crop of the whole picture
+# (docs/decisions/0009-image-decoding.md).
 SPARE_PIXELS = 2
-# A picture longer than so many times its width loses its ends before it is resized: they lie outside the
-# centre crop, and resizing one of 1 x 100,000 pixels by its shorter side would need gigabytes.
+# A picture longer than this many times its width loses its ends before it is resized. They lie outside the
+# centre crop, and resizing a picture of 1 x 100,000 pixels by its shorter side would need gigabytes.
 LONGEST = 8
 
 
 class Box(NamedTuple):
-    """Part of a picture, pixels."""
+    """A part of a picture, in pixels."""
 
     top: int
     left: int
@@ -36,9 +37,15 @@ class Box(NamedTuple):
 def random_box(
     draws: random.Random, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> Box:
-    """A box of a random share of the area and a random aspect, distributed as RandomResizedCrop's.
+    """Draw a box as torchvision's RandomResizedCrop does.
 
-    Ten tries to fit one in; else the largest central box whose aspect is within the range.
+    If ten draws give none that fits, return the largest central box whose aspect is within the range.
+
+    Args:
+        draws: the random generator.
+        height, width: size of the picture, pixels.
+        scale: bounds of the box's share of the area.
+        ratio: bounds of its aspect, width / height.
     """
     low, high = math.log(ratio[0]), math.log(ratio[1])
     for _ in range(10):
@@ -54,7 +61,10 @@ def random_box(
 
 
 def crop(picture: Picture, box: Box, size: int, interpolation: Interpolation) -> np.ndarray:
-    """The box of a picture, resized to (S, S, 3) uint8 with antialiasing, as Pillow resizes. Decodes."""
+    """Decode a box of a picture, and resize it to (S, S, 3) uint8 with antialiasing, as Pillow does.
+
+    Raises BadImageError for a damaged file.
+    """
     box, shrink = snapped(box, size)
     pixels, shrunk = picture.pixels(shrink, rows=box.top + box.height)
     top, left, height, width = (length // shrunk for length in box)
@@ -62,9 +72,10 @@ def crop(picture: Picture, box: Box, size: int, interpolation: Interpolation) ->
 
 
 def snapped(box: Box, size: int) -> tuple[Box, int]:
-    """The factor to shrink by in decoding, 1 unless the box is large, and the box in its multiples.
+    """Return the box in multiples of a factor, and the factor to shrink by in decoding: 1, 2, 4 or 8.
 
-    A box between two shrunk pixels would be off by half a pixel; this one is smaller by less than 1 / 2S.
+    A box that ends between two shrunk pixels would be off by half a pixel. The box returned is smaller than
+    the one given, but by less than 1 / 2S of its side.
     """
     spare = min(box.height, box.width) // (SPARE_PIXELS * size)
     shrink = max(factor for factor in (1, 2, 4, 8) if factor <= max(1, spare))
@@ -72,7 +83,10 @@ def snapped(box: Box, size: int) -> tuple[Box, int]:
 
 
 def centre_crop(picture: Picture, size: int, resized: int, interpolation: Interpolation) -> np.ndarray:
-    """Resize the shorter side to `resized` pixels and take the centre, (S, S, 3) uint8. Decodes."""
+    """Decode a picture, resize its shorter side to `resized` pixels, and return the centre (S, S, 3), uint8.
+
+    Raises BadImageError for a damaged file.
+    """
     pixels, _ = picture.pixels()
     pixels = _centre(pixels, LONGEST * picture.width, LONGEST * picture.height)
     height, width = pixels.shape[:2]
@@ -82,18 +96,18 @@ def centre_crop(picture: Picture, size: int, resized: int, interpolation: Interp
 
 
 def resize(pixels: np.ndarray, height: int, width: int, interpolation: Interpolation) -> np.ndarray:
-    """Resize (H, W, 3) uint8 with antialiasing; torch's kernel needs a sixth of Pillow's time."""
+    """Resize (H, W, 3) uint8 with antialiasing. torch's kernel needs a sixth of Pillow's time."""
     if pixels.shape[:2] == (height, width):
         return pixels
-    # Channels last in memory, and by the batch stride too, so that the kernel takes its fast way in and out.
-    # NumPy copies part of a picture in half of torch's time.
+    # The kernel is fast for channels last, which the strides must show, that of the batch included. NumPy
+    # copies part of a picture in half of torch's time.
     images = torch.from_numpy(np.ascontiguousarray(pixels))[None].permute(0, 3, 1, 2)
     images = F.interpolate(images, (height, width), mode=interpolation.value, antialias=True)
     return images[0].permute(1, 2, 0).numpy()
 
 
 def _centre(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The central part of (H, W, 3), at most so high and wide; offsets are rounded as torchvision's."""
+    """Return the centre of pixels (H, W, 3), at most `height` x `width`, with torchvision's rounding."""
     height, width = min(height, pixels.shape[0]), min(width, pixels.shape[1])
     top, left = round((pixels.shape[0] - height) / 2), round((pixels.shape[1] - width) / 2)
     return pixels[top : top + height, left : left + width]

@@ -1,7 +1,7 @@
-"""From a file to upright RGB pixels, whatever its kind. A file is judged by its content, never by its name.
+"""Decode a file of any format to upright RGB pixels. Its content tells the format, never its name.
 
-JPEGs are decoded by libjpeg-turbo through simplejpeg, everything else and every odd JPEG by Pillow. Both give
-the same pixels (docs/decisions/0009-image-decoding.md).
+simplejpeg (libjpeg-turbo) decodes JPEGs. Pillow decodes everything else, and JPEGs that simplejpeg does not
+read. Both give the same pixels (docs/decisions/0009-image-decoding.md).
 
 Shapes: H height, W width.
 """
@@ -23,31 +23,34 @@ from PIL import ExifTags, Image
 
 from deepvit_train.data import jpeg
 
-# Pillow's own limit, a constant, would stand in the way of a higher data.max_pixels.
+# Pillow has a fixed limit of its own, which would overrule a higher data.max_pixels.
 Image.MAX_IMAGE_PIXELS = None
 
-# What a file may hold, as far as this Pillow reads it. Left out are formats that run other programs (EPS),
-# that are decoded before their size is known (ICO), and those that nobody keeps photographs in.
+# The formats that a file may have, if this Pillow reads them. Others are left out because they run other
+# programs (EPS), because they are decoded before their size is known (ICO), or because nobody keeps
+# photographs in them.
 Image.init()
 _WANTED = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF")
 FORMATS = [name for name in _WANTED if name in Image.OPEN]
 
 UNSAFE = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories: control, surrogate, line and paragraph separators
+# Characters that turn the direction of text.
 TURNING = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 class BadImageError(Exception):
-    """A file that can't be read as an image; the message names it and says why."""
+    """A file can't be read as an image. The message names the file and the reason."""
 
     def __init__(self, path: str, reason: object) -> None:
-        # Without the addresses of objects: the same file gives the same line in every process.
+        # Addresses of objects are removed, so that the same file gives the same line in every process.
         plain = re.sub(r"<.* object at 0x\w+>", "the file", str(reason).strip() or type(reason).__name__)
         super().__init__(printable(f"{path}: {plain}"))
 
 
 def printable(text: str) -> str:
-    """Text that is safe to print and to write as UTF-8: what moves the cursor, turns the direction of text or
-    stands for a raw byte becomes an escape.
+    """Return text that is safe to print and to write as UTF-8.
+
+    Characters that move the cursor, turn the direction of text or stand for a raw byte become escapes.
     """
     return "".join(
         letter.encode("unicode_escape").decode()
@@ -57,14 +60,14 @@ def printable(text: str) -> str:
     )
 
 
-# For a factor to shrink by and the number of rows that are wanted from the top: (H, W, 3) uint8, upright, of
-# these rows or more; and the factor it is really shrunk by, that or 1.
+# Takes a factor to shrink by, and how many rows from the top are wanted. Returns upright pixels (H, W, 3),
+# uint8, with at least those rows, and the factor that was used: the one asked for, or 1.
 Decode = Callable[[int, int], tuple[np.ndarray, int]]
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a file may demand, checked before it is decoded."""
+    """The largest file and the largest image that are read. Both are checked before an image is decoded."""
 
     max_bytes: int
     max_pixels: int
@@ -75,29 +78,35 @@ class Picture:
     """An image whose size is known and whose pixels are not decoded yet."""
 
     path: str
-    width: int
+    width: int  # upright, pixels
     height: int
     kind: str  # format and Pillow's mode, such as 'JPEG RGB'
     decode: Decode
-    damage: list[str] = field(default_factory=list)  # what a decoder complained of, once it is decoded
+    damage: list[str] = field(default_factory=list)  # errors of a decoder that another one got past
 
     def pixels(self, shrink: int = 1, rows: int | None = None) -> tuple[np.ndarray, int]:
-        """The upright pixels, (ceil(height / n), ceil(width / n), 3), and n: `shrink`, or 1.
+        """Decode to upright pixels (ceil(height / n), ceil(width / n), 3), uint8. Returns them and n.
 
-        JPEGs are shrunk by 1, 2, 4 or 8 while they are decoded, which saves most of the time. With `rows` of
-        the height, what lies below them may be missing; JPEGs are decoded no further. Raises BadImageError.
+        Args:
+            shrink: 1, 2, 4 or 8. A JPEG can be shrunk by it while it is decoded, which saves most of the
+                time. n is `shrink`, or 1 for an image that can't be shrunk so.
+            rows: how many rows from the top are wanted. Rows below may be missing, because a JPEG is not
+                decoded any further.
+
+        Raises:
+            BadImageError: the file is damaged.
         """
         try:
             return self.decode(shrink, self.height if rows is None else rows)
         except MemoryError:
             raise
         except Exception as error:
-            # Pillow's decoders raise nearly every kind of exception on broken files; each means the same.
+            # Pillow's decoders raise nearly every kind of exception on broken files.
             raise BadImageError(self.path, error) from None
 
 
 def parse_picture(path: str, data: bytes, max_pixels: int) -> Picture:
-    """Look at the head of a file's content. Raises BadImageError."""
+    """Read the head of a file's content. Raises BadImageError for content that is no image, or too large."""
     try:
         found = _jpeg(path, data, max_pixels) if data.startswith(b"\xff\xd8\xff") else None
         return found or _general(path, data, max_pixels)
@@ -113,9 +122,9 @@ def _check_size(path: str, width: int, height: int, max_pixels: int) -> None:
 
 
 def read_file(path: str, max_bytes: int) -> bytes:
-    """The content of a file. Raises BadImageError for what is empty, too large or no regular file."""
+    """Return the content of a file. Raises BadImageError if it is empty, too large or no regular file."""
     try:
-        # Not blocking: opening a pipe would wait for its writer.
+        # O_NONBLOCK, because opening a pipe would wait for its writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         with io.FileIO(descriptor) as file:
             status = os.fstat(descriptor)
@@ -132,10 +141,10 @@ def read_file(path: str, max_bytes: int) -> bytes:
 
 
 def _jpeg(path: str, data: bytes, max_pixels: int) -> Picture | None:
-    """A JPEG that simplejpeg reads as Pillow does, or None for the odd ones."""
+    """Return the picture of a JPEG, or None for a JPEG that simplejpeg does not read as Pillow does."""
     try:
         head: tuple[int, int, str, str] = simplejpeg.decode_jpeg_header(data)  # pyright: ignore[reportAssignmentType]
-    except (ValueError, KeyError):  # damaged, or a subsampling it has no name for
+    except (ValueError, KeyError):  # the file is damaged, or simplejpeg has no name for its subsampling
         return None
     height, width, colours, _ = head
     if colours not in ("YCbCr", "Gray"):
@@ -154,10 +163,10 @@ def _jpeg(path: str, data: bytes, max_pixels: int) -> Picture | None:
                 min_factor=shrink,
                 min_height=-(-kept // shrink),
                 min_width=-(-width // shrink),
-                strict=kept == height,  # else it complains of the data that are left over
+                strict=kept == height,  # the data below the cut would count as an error
             )
         except ValueError as error:
-            # Damaged. Pillow decides whether enough is left of it.
+            # The file is damaged. Pillow decides whether enough of it is left.
             damage.append(str(error))
             return upright(_rgb(_open(data)), turned), 1
         return upright(pixels, turned), shrink
@@ -168,7 +177,7 @@ def _jpeg(path: str, data: bytes, max_pixels: int) -> Picture | None:
 
 def _general(path: str, data: bytes, max_pixels: int) -> Picture:
     image = _open(data)
-    _check_size(path, *image.size, max_pixels)  # before the metadata: to find them Pillow decodes a PNG
+    _check_size(path, *image.size, max_pixels)  # comes first, because Pillow decodes a PNG to find metadata
     turned = _orientation(image)
 
     def decode(shrink: int, rows: int) -> tuple[np.ndarray, int]:
@@ -183,13 +192,13 @@ def _turned_size(width: int, height: int, orientation: int) -> tuple[int, int]:
 
 def _open(data: bytes) -> Image.Image:
     with warnings.catch_warnings():
-        # Pillow warns of oddities in metadata, file by file; what matters is whether the pixels can be read.
+        # Pillow warns about odd metadata in each file, but only the pixels matter.
         warnings.simplefilter("ignore")
         return Image.open(io.BytesIO(data), formats=FORMATS)
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF's orientation, 1 to 8; 1 where there is none or the metadata is damaged."""
+    """Return EXIF's orientation, 1 to 8. It is 1 if there is none or the metadata is damaged."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -202,12 +211,12 @@ def _orientation(image: Image.Image) -> int:
 
 
 def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Turn (H, W, 3) as EXIF's orientation says."""
+    """Turn pixels (H, W, 3) upright, from EXIF's orientation 1 to 8."""
     if orientation == 1:
         return pixels
     if orientation > 4:
         pixels = pixels.transpose(1, 0, 2)
-    # Seen after the transposition: orientations mirrored left to right, and top to bottom.
+    # After the transposition these orientations are mirrored left to right, and then top to bottom.
     if orientation in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
     if orientation in (3, 4, 7, 8):
@@ -216,21 +225,21 @@ def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
-    """Decode the first frame to (H, W, 3) uint8; alpha is dropped, as timm and torchvision drop it."""
+    """Decode the first frame to (H, W, 3) uint8. Alpha is dropped, as in timm and torchvision."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if image.mode.startswith("I") or image.mode == "F":
             image = Image.fromarray(_eight_bits(image))
         elif image.mode == "P" and "transparency" in image.info:
             image = image.convert("RGBA")
-        return np.array(image.convert("RGB"))  # a copy: Pillow's own array can't be written
+        return np.array(image.convert("RGB"))  # a copy, because Pillow's own array is read-only
 
 
 def _eight_bits(image: Image.Image) -> np.ndarray:
-    """Grey values of more than 8 bits as uint8; Pillow's own conversion clips them at 255.
+    """Scale grey values of more than 8 bits to uint8. Pillow's own conversion would clip them at 255.
 
-    16-bit images, which in a PPM come as 32 bits, span 0..65535. 32-bit ones say nothing of their range: up
-    to 1, 255 or 65535, the least that holds their values.
+    16-bit images have the range 0..65535; Pillow opens those of PPM files as 32 bits. Other 32-bit images do
+    not tell their range: it is taken to end at 1, 255 or 65535, at the least of these that holds all values.
     """
     values = np.nan_to_num(np.asarray(image, dtype=np.float64))
     top = values.max(initial=0.0)

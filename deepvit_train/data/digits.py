@@ -1,4 +1,4 @@
-"""The embedded data set: scikit-learn's handwritten digits, written once as an ImageFolder of PNGs."""
+"""Write the embedded data set, scikit-learn's handwritten digits, as an ImageFolder of PNGs."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from deepvit_train.determinism import permutation
 from deepvit_train.error import DataError
 
 VERSION = "digits-v1"
-VAL_SHARE = 5  # one image of five of each class
+VAL_SHARE = 5  # of each class, one image of five is for validation
 
 
 def digits_root() -> Path:
-    """The folder of the digits, with train/ and val/; written into the cache folder where it is missing."""
+    """Return the folder of the digits, with train/ and val/. It is written to the cache folder if missing.
+
+    Raises DataError if it can't be written.
+    """
     cache = cache_folder()
     root = cache / VERSION
     if root.is_dir():
@@ -30,7 +33,7 @@ def digits_root() -> Path:
         try:
             partial.rename(root)
         except OSError:
-            # Another process was first; its files are the same.
+            # Another process was first, and its files are the same.
             shutil.rmtree(partial)
             if not root.is_dir():
                 raise
@@ -43,9 +46,9 @@ def digits_root() -> Path:
 
 
 def write_digits(root: Path) -> dict[str, int]:
-    """Write the 1,797 images of 8 x 8 pixels under root/{train,val}/{0..9}/, always split the same.
+    """Write the 1,797 images of 8 x 8 pixels to root/{train,val}/{0..9}/. The split is always the same.
 
-    Returns the images written by split.
+    Returns the number of images of each split.
     """
     from sklearn.datasets import load_digits
 

@@ -1,4 +1,4 @@
-"""Fashion-MNIST as an ImageFolder of PNGs, from its idx files (Xiao et al., arXiv 1708.07747)."""
+"""Write Fashion-MNIST as an ImageFolder of PNGs, from its idx files (Xiao et al., arXiv 1708.07747)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deepvit_train.error import DataError
 # Where the Debian package dataset-fashion-mnist puts the files.
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 PARTS = {"train": "train", "val": "t10k"}
-# The number in front keeps the published labels: class folders are sorted by name.
+# Class folders are sorted by name, so the number in front keeps the published labels.
 CLASSES = [
     "0-t-shirt-top",
     "1-trouser",
@@ -31,10 +31,12 @@ SIDE = 28
 
 
 def write_fashion_mnist(root: Path, source: Path | None = None) -> dict[str, int]:
-    """Write root/{train,val}/CLASS/NUMBER.png; NUMBER is the image's place in its idx file.
+    """Write root/{train,val}/CLASS/NUMBER.png, where NUMBER is the image's place in its idx file.
 
-    Without a source the files of the Debian package are read. Returns the images written by split. Raises
-    DataError for files that are missing or are not Fashion-MNIST's.
+    Without a source it reads the files of the Debian package. Returns the number of images of each split.
+
+    Raises:
+        DataError: a file is missing, or is not Fashion-MNIST's.
     """
     source = DEBIAN_FOLDER if source is None else source
     written = {}
@@ -56,7 +58,7 @@ def write_fashion_mnist(root: Path, source: Path | None = None) -> dict[str, int
 
 
 def read_idx(file: Path, dims: int) -> np.ndarray:
-    """An idx file of unsigned bytes with so many dimensions, gzipped or not. Raises DataError."""
+    """Read an idx file of unsigned bytes with `dims` dimensions, gzipped or not. Raises DataError."""
     try:
         content = file.read_bytes()
         if file.suffix == ".gz":

@@ -1,4 +1,4 @@
-"""The head of a JPEG file: whether it has metadata, and how far it is to be decoded."""
+"""Read the head of a JPEG file, and change it so that a decoder stops early."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ SEQUENTIAL = (0xC0, 0xC1)  # markers of frames that are Huffman-coded and not pr
 START_OF_SCAN = 0xDA
 APP1 = 0xE1
 RESTARTS = range(0xD0, 0xD8)
-WITHOUT_LENGTH = (0x01, *RESTARTS)  # markers that no segment follows
+WITHOUT_LENGTH = (0x01, *RESTARTS)  # markers without a segment
 
 
 class Head(NamedTuple):
-    """What the segments before the first scan tell."""
+    """What the segments before the first scan tell. Places are counted in bytes."""
 
-    metadata: bool  # whether there is an APP1 segment, where an orientation would be
-    frame: int  # where the description of a sequential frame begins; 0: there is none
-    scan: int  # where the first scan begins; 0: there is none
+    metadata: bool  # whether there is an APP1 segment, which may hold an orientation
+    frame: int  # place of the header of a sequential frame; 0: there is none
+    scan: int  # place of the first scan; 0: there is none
 
 
 def read_head(data: bytes) -> Head:
-    """Follow the segments of a JPEG up to its first scan."""
+    """Read the segments of a JPEG up to its first scan."""
     metadata, frame, place = False, 0, 2
     while data[place : place + 1] == b"\xff" and place + 1 < len(data):
         marker = data[place + 1]
@@ -44,13 +44,20 @@ def read_head(data: bytes) -> Head:
 
 
 def cut_below(data: bytes, head: Head, rows: int, height: int) -> tuple[bytes, int]:
-    """The file made to say that it ends below so many of its rows, so that a decoder stops there.
+    """Lower the height in the head of a JPEG, so that a decoder stops a little below the first `rows` rows.
 
-    A scan of all colours codes an image from the top, so the rows above come out as they would. Where that
-    may not hold, and where a decoder of the whole file would stop early, which is to be noticed, the file
-    stays as it is.
+    A scan of all colours codes an image from the top, so those rows are decoded as before. The file is not
+    changed if its scans are of another kind, or if it is damaged: then a decoder has to see all of it.
 
-    Returns the file, and the height that it has now. The decoder will complain of data left over.
+    Args:
+        data: the content of the file.
+        head: what `read_head` found in it.
+        rows: rows from the top that are wanted.
+        height: all rows of the image.
+
+    Returns:
+        The content, and the height in its head. If that is less than `height`, the decoder will report the
+        data that are left over.
     """
     _, frame, scan = head
     if rows >= height or not (frame and scan):
@@ -59,7 +66,7 @@ def cut_below(data: bytes, head: Head, rows: int, height: int) -> tuple[bytes, i
     if data[scan + 4] != components:
         return data, height
     block = 8 * max(data[frame + 11 + 3 * number] & 15 for number in range(components))
-    # A row of blocks more: colours are interpolated from above and below.
+    # One more row of blocks is needed, because colours are interpolated from above and below.
     kept = (-(-rows // block) + 1) * block
     if kept >= height or not _one_whole_scan(data, scan):
         return data, height
@@ -67,9 +74,9 @@ def cut_below(data: bytes, head: Head, rows: int, height: int) -> tuple[bytes, i
 
 
 def _one_whole_scan(data: bytes, scan: int) -> bool:
-    """Whether no marker but restarts comes after the head of a scan, and then the end of the image.
+    """Return whether only restart markers follow the head of a scan, and then the end of the image.
 
-    What a decoder can't go on after is a marker out of place: any other damage it guesses its way through.
+    A decoder stops at any other marker. Through other damage it guesses its way.
     """
     coded = np.frombuffer(data, np.uint8)[scan + 2 :]
     follows = coded[1:][coded[:-1] == 0xFF]

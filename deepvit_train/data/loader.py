@@ -1,7 +1,4 @@
-"""Loader processes, and what is done to a batch on the device: normalise, erase, a batch ahead.
-
-Shapes: B batch, S the model's image size.
-"""
+"""Load batches in loader processes, and normalise and erase them on the device, one batch ahead."""
 
 from __future__ import annotations
 
@@ -25,22 +22,28 @@ from deepvit_train.data.transform import normalise
 
 @dataclass(frozen=True)
 class LoaderOptions:
-    """What a loader needs besides data and order; none of it changes a batch."""
+    """What a loader needs besides data and order. It changes no batch."""
 
     workers: int
     device: torch.device
 
 
-KEPT_BATCHES = 3  # that of a step, the one after it, and one that somebody looks at
-BLOCKS_A_WORKER = 3  # two batches ahead, DataLoader's default, and one that is being read
+KEPT_BATCHES = 3  # the batch of a step, the next one, and one that somebody keeps
+BLOCKS_A_WORKER = 3  # two batches ahead, which is DataLoader's default, and one that is being read
 
 _open: weakref.WeakSet[Loader] = weakref.WeakSet()
 
 
 class Loader:
-    """Batches on the device, in a given order; can be iterated over again.
+    """Gives batches on the device in a given order, each time it is iterated over.
 
     On CUDA the next batch is copied and normalised on a stream of its own while the model works on this one.
+
+    Args:
+        dataset: gives the pixels of whole batches.
+        order: which images each batch has.
+        options: the number of processes, and the device.
+        mean, std: of each colour channel, for values in 0..1.
     """
 
     def __init__(
@@ -70,7 +73,7 @@ class Loader:
             # (docs/decisions/0010-loader-processes.md).
             multiprocessing_context=_LoaderContext() if options.workers else None,
             worker_init_fn=partial(_begin, self.shared),
-            # Its own generator: a base seed drawn from torch's would change the draws that follow.
+            # DataLoader draws a base seed. From torch's generator that would change the draws that follow.
             generator=torch.Generator(),
         )
         _open.add(self)
@@ -84,7 +87,8 @@ class Loader:
         return len(self.raw)
 
     def __iter__(self) -> Iterator[Batch]:
-        # Here and not at the first batch: the processes begin while the model is still being prepared.
+        # iter() is called here, before the first batch, so that the processes begin while the model is still
+        # being prepared.
         return self._batches(iter(self.raw))
 
     def _batches(self, raw: Iterator[RawBatch]) -> Iterator[Batch]:
@@ -93,7 +97,7 @@ class Loader:
             self.shared.give_back()
 
     def prepare(self, raw: RawBatch) -> Batch:
-        """Copy to the device, normalise, erase. Noise comes from each sample's own seed."""
+        """Copy a batch to the device, normalise it, and erase boxes with noise from each sample's seed."""
         pixels = raw.pixels.to(self.device, non_blocking=True)
         out = self.memory.empty(pixels.shape, torch.float32) if self.device.type == "cpu" else None
         images = normalise(pixels, self.mean, self.std, out)
@@ -119,7 +123,7 @@ class Loader:
 
 
 def _received(batch: Batch, ready: torch.Event) -> Batch:
-    """A batch prepared on another stream, for use on the current one; its memory waits for both."""
+    """Let the current stream use a batch of another one. Its memory is kept until both are done with it."""
     current = torch.cuda.current_stream(batch.images.device)
     current.wait_event(ready)
     batch.images.record_stream(current)
@@ -132,19 +136,19 @@ def _as_it_is(batch: RawBatch) -> RawBatch:
 
 
 def _begin(shared: SharedBlocks | None, worker: int) -> None:
-    """What a loader process does first."""
+    """Prepare a loader process before its first batch."""
     info = get_worker_info()
     assert info is not None
     assert isinstance(info.dataset, ImageDataset)
     info.dataset.shared = shared
-    # A stop signal to the whole process group must not kill the loaders before the main process has saved.
+    # A stop signal to the whole process group must not end the loaders before the main process has saved.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
 
 
 @atexit.register
 def _close_all() -> None:
-    # Before Python ends the processes that are left by SIGTERM, which these ignore.
+    # Python would end the processes that are left by SIGTERM, which these ignore.
     for loader in list(_open):
         loader.close()
 
@@ -161,9 +165,10 @@ class _LoaderProcess(ForkProcess):
 
 
 class _LoaderContext(ForkContext):
-    """Forks that end by SIGKILL where torch or Python would send SIGTERM, which they ignore.
+    """Forks processes that are ended by SIGKILL, because they ignore the SIGTERM of torch and Python.
 
-    That is when a loader was not closed in order: its queues may have gone before it told them to end.
+    This is needed for a loader that was not closed in order: its queues may be gone before its processes are
+    told to end.
     """
 
     Process = _LoaderProcess

@@ -1,6 +1,6 @@
-"""Memory for batches that is used again: fresh memory costs a page fault for every 4 KiB of it.
+"""Reuse memory for batches, because fresh memory costs a page fault for every 4 KiB of it.
 
-On the CPU that is several times what filling it with a batch costs (docs/log.md).
+On the CPU the page faults take several times as long as filling the memory with a batch (docs/log.md).
 """
 
 from __future__ import annotations
@@ -12,22 +12,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-ALIGNMENT = 64  # bytes; as torch aligns
+ALIGNMENT = 64  # bytes, as torch aligns its tensors
 
 
 class ReusedMemory:
-    """Hands out tensors; their memory is handed out again once no tensor, view or array refers to it."""
+    """Gives out tensors, and reuses their memory once no tensor, view or array refers to it.
+
+    Args:
+        blocks: how many pieces of memory to keep.
+    """
 
     def __init__(self, blocks: int) -> None:
         self.blocks = blocks
         self._kept: list[np.ndarray] = []
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """An uninitialised tensor."""
+        """Return an uninitialised tensor."""
         size = math.prod(shape) * dtype.itemsize
         block = self._unused(size + ALIGNMENT)
         start = -block.ctypes.data % ALIGNMENT
-        # The storage holds the array and the array its block, whose reference count so knows of every view.
+        # The tensor's storage refers to the array, and the array to its block. So the block's reference count
+        # tells whether any view is left.
         return torch.from_numpy(block[start : start + size]).view(dtype).view(shape)
 
     def _unused(self, size: int) -> np.ndarray:

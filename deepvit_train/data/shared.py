@@ -1,7 +1,8 @@
-"""Memory that loader processes fill and the main process reads, used again and again.
+"""Share memory that loader processes fill and the main process reads, again and again.
 
-Fresh shared memory costs a page fault for every 4 KiB of every batch, a tenth of a loader's time, and room in
-/dev/shm, of which a container has 64 MB. This memory is made before processes are forked, which inherit it.
+Fresh shared memory would cost a page fault for every 4 KiB of every batch, which is a tenth of a loader's
+time. It would also take room in /dev/shm, of which a container has 64 MB. So this memory is allocated once,
+before the loader processes are forked, and they inherit it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,13 @@ _numbers = itertools.count()
 
 
 class SharedBlocks:
-    """Some blocks of bytes for each loader process."""
+    """Blocks of bytes in shared memory, of which each loader process has its own.
+
+    Args:
+        workers: number of loader processes.
+        blocks: blocks of each process.
+        size: bytes of a block.
+    """
 
     def __init__(self, workers: int, blocks: int, size: int) -> None:
         self._memory = mmap.mmap(-1, workers * blocks * size)
@@ -33,7 +40,7 @@ class SharedBlocks:
         _known[self.number] = self
 
     def take(self, worker: int, shape: tuple[int, ...]) -> Block | None:
-        """One of a loader process's blocks that nobody reads, as uint8; None where there is none so large."""
+        """Return a free uint8 block of a loader process, or None if no block is free or large enough."""
         free = (self._taken[worker] == 0).nonzero()[0]
         if not len(free) or math.prod(shape) > self._bytes.shape[2]:
             return None
@@ -41,27 +48,29 @@ class SharedBlocks:
         return Block(self, worker, int(free[0]), shape)
 
     def view(self, worker: int, block: int, shape: tuple[int, ...]) -> np.ndarray:
-        """The bytes of a block, as they are."""
+        """Return the bytes of a block."""
         return self._bytes[worker, block, : math.prod(shape)].reshape(shape)
 
     def receive(self, worker: int, block: int, shape: tuple[int, ...]) -> Tensor:
-        """A filled block, which is free again once no tensor, view or array refers to it."""
+        """Return a filled block. It is free again once no tensor, view or array refers to it."""
         view = self._bytes[worker, block, : math.prod(shape)]
         weakref.finalize(view, self._free, worker, block).atexit = False
         return torch.from_numpy(view).view(shape)
 
     def give_back(self) -> None:
-        """Let the system have the memory until it is filled again, if nobody reads any of it."""
+        """Return the memory to the system until it is filled again, unless somebody still reads it."""
         if not self._taken.any():
             self._memory.madvise(mmap.MADV_REMOVE)
 
     def _free(self, worker: int, block: int) -> None:
-        if os.getpid() == self._process:  # not in a loader process that was forked while somebody was reading
+        # A loader process that was forked while somebody was reading has a copy of the view. When that copy
+        # goes, nothing must be freed.
+        if os.getpid() == self._process:
             self._taken[worker, block] = 0
 
 
 class Block:
-    """A block that a loader process fills. Only its place is sent; what arrives is a tensor."""
+    """A block that a loader process fills. Sending it sends its place only, and a tensor arrives."""
 
     def __init__(self, blocks: SharedBlocks, worker: int, number: int, shape: tuple[int, ...]) -> None:
         self.pixels = torch.from_numpy(blocks.view(worker, number, shape))

@@ -1,4 +1,4 @@
-"""Part of a data set in a folder of its own: the same choice every time."""
+"""Copy part of a data set to a folder of its own, choosing the same images every time."""
 
 from __future__ import annotations
 
@@ -11,9 +11,17 @@ from deepvit_train.error import DataError
 
 
 def copy_images(root: Path, folder: Path, counts: dict[str, int | None]) -> None:
-    """Copy so many images of each split into a folder, evenly over classes; of a split with None link all.
+    """Copy some images of each split to a folder, as many of each class.
 
-    A split that is there already stays. Raises DataError where the images can't be shared evenly.
+    A split that is there already stays as it is.
+
+    Args:
+        root: folder of the data set.
+        folder: where to copy to.
+        counts: images of each split; None: link the whole split.
+
+    Raises:
+        DataError: the number can't be shared evenly by the classes, or a class has too few images.
     """
     for split, count in counts.items():
         if (folder / split).exists():
@@ -34,7 +42,7 @@ def copy_images(root: Path, folder: Path, counts: dict[str, int | None]) -> None
 
 
 def _evenly(index: ImageIndex, count: int) -> list[int]:
-    """The same choice for every study: as many images of each class as of any other."""
+    """Choose the places of `count` images, as many of each class. Every study gets the same choice."""
     each, rest = divmod(count, len(index.classes))
     if rest:
         raise DataError(f"{count} images can't be shared evenly by {len(index.classes)} classes")

@@ -1,6 +1,6 @@
-"""From a picture to the model's pixels: crop and resize in one step, then augment; policies are timm's.
+"""Turn a picture into the model's pixels: crop and resize it in one step, then augment it by timm's policies.
 
-Shapes: S the model's image size.
+Shapes: B batch, S the model's image size.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from deepvit_train.error import ConfigError
 
 
 class Erasure(NamedTuple):
-    """A box to fill with noise from a seed; nothing where its height is 0."""
+    """A box, in pixels, to fill with noise from a seed. A height of 0 means that nothing is erased."""
 
     top: int
     left: int
@@ -42,23 +42,35 @@ NOTHING_ERASED = Erasure(0, 0, 0, 0, 0)
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """The shorter side to size / crop_pct, then the centre crop, as timm evaluates."""
+    """Resizes the shorter side to size / crop_pct and takes the centre, as timm does in evaluation."""
 
     size: int
     resized: int  # length of the shorter side before the crop
     interpolation: Interpolation
 
     def __call__(self, picture: Picture, seed: int) -> tuple[np.ndarray, Erasure]:
-        """The centre of a picture, (S, S, 3) uint8, with nothing erased."""
+        """Return the centre of a picture, (S, S, 3) uint8, with nothing erased."""
         return centre_crop(picture, self.size, self.resized, self.interpolation), NOTHING_ERASED
 
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """A random crop, resized, flipped, varied by the steps; which box to erase. Draws from the seed alone."""
+    """Crops a picture at random, resizes, flips and augments it, and chooses a box to erase.
+
+    Every draw comes from the seed of the sample.
+
+    Args:
+        size: side of the result, pixels.
+        resized: length of the shorter side before the centre crop, if there is no random crop, pixels.
+        interpolation: how the picture is resized.
+        crop_scale: bounds of the crop's share of the area; None: the centre crop of evaluation.
+        crop_ratio: bounds of its aspect.
+        flip, erase: probabilities.
+        steps: the augmentations of timm and torchvision; None: none.
+    """
 
     size: int
-    resized: int  # for the evaluation crop, where there is no random one
+    resized: int
     interpolation: Interpolation
     crop_scale: tuple[float, float] | None
     crop_ratio: tuple[float, float]
@@ -67,9 +79,9 @@ class TrainTransform:
     steps: Callable[[Image.Image], Image.Image] | None
 
     def __call__(self, picture: Picture, seed: int) -> tuple[np.ndarray, Erasure]:
-        """The varied picture, (S, S, 3) uint8, and the box to erase once it is normalised.
+        """Return the augmented picture, (S, S, 3) uint8, and the box to erase once it is normalised.
 
-        Seeds the global generators, for the steps of timm and torchvision: call it inside
+        It seeds the global generators, which timm and torchvision draw from. So call it inside
         `determinism.generators_kept`.
         """
         draws = random.Random(seed)
@@ -79,7 +91,7 @@ class TrainTransform:
             box = random_box(draws, picture.height, picture.width, self.crop_scale, self.crop_ratio)
             pixels = crop(picture, box, self.size, self.interpolation)
         if draws.random() < self.flip:
-            # NumPy's copy of a mirrored view takes 20 times as long.
+            # NumPy takes 20 times as long to copy a mirrored view.
             pixels = torch.from_numpy(pixels).flip(1).numpy()
         if self.steps is not None:
             seed_generators(draws.getrandbits(63))
@@ -93,12 +105,12 @@ Transform = EvalTransform | TrainTransform
 
 
 def eval_transform(preprocessing: Preprocessing) -> EvalTransform:
-    """How a picture is evaluated."""
+    """Return the transform of evaluation."""
     return EvalTransform(preprocessing.image_size, preprocessing.resized, preprocessing.interpolation)
 
 
 def train_transform(preprocessing: Preprocessing, augment: AugmentConfig) -> TrainTransform:
-    """How a picture is varied in training."""
+    """Return the transform of training. Raises ConfigError for a policy that timm does not know."""
     steps: list[Callable] = []
     if augment.rotate_degrees or augment.shift or augment.zoom:
         steps.append(
@@ -126,7 +138,10 @@ def train_transform(preprocessing: Preprocessing, augment: AugmentConfig) -> Tra
 
 
 def random_erasure(draws: random.Random, size: int) -> Erasure:
-    """A box of 2 % to a third of the image, of aspect 0.3 to 1 / 0.3 (Zhong et al., arXiv 1708.04896)."""
+    """Draw a box of 2 % to a third of the image, with an aspect of 0.3 to 1 / 0.3.
+
+    Source: Zhong et al., arXiv 1708.04896.
+    """
     for _ in range(10):
         area = size * size * draws.uniform(0.02, 1 / 3)
         aspect = math.exp(draws.uniform(math.log(0.3), -math.log(0.3)))
@@ -138,7 +153,7 @@ def random_erasure(draws: random.Random, size: int) -> Erasure:
 
 
 def build_policy(name: str, preprocessing: Preprocessing) -> Callable[[Image.Image], Image.Image]:
-    """timm's policy of this name: RandAugment, AugMix, 3-Augment, AutoAugment. Raises ConfigError."""
+    """Build timm's policy of this name: RandAugment, AugMix, 3-Augment or AutoAugment. Raises ConfigError."""
     options = {
         "translate_const": int(preprocessing.image_size * 0.45),
         "img_mean": tuple(round(255 * channel) for channel in preprocessing.mean),
@@ -158,7 +173,7 @@ def build_policy(name: str, preprocessing: Preprocessing) -> Callable[[Image.Ima
                 operation.aug_fn = _posterize
             operation.aug_fn = faster(operation.aug_fn)
         with generators_kept():
-            policy(Image.new("RGB", (8, 8)))  # timm looks at some settings no sooner
+            policy(Image.new("RGB", (8, 8)))  # timm reads some settings only when it is called
     except (AssertionError, KeyError, ValueError):
         raise ConfigError(
             f"augment.auto_augment={name}: not a policy that timm knows; nearest: rand-m9-mstd0.5-inc1"
@@ -167,21 +182,21 @@ def build_policy(name: str, preprocessing: Preprocessing) -> Callable[[Image.Ima
 
 
 def _posterize(image: Image.Image, bits: int, **options: object) -> Image.Image:
-    # RandAugment asks for 0 bits, or fewer, where its magnitude is 10 or more. That gave a black image until
-    # Pillow began to raise an error; timm calls it all the same.
+    # With a magnitude of 10 or more RandAugment asks for 0 bits or fewer. Older versions of Pillow gave a
+    # black image then; newer ones raise an error.
     return auto_augment.posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor, out: Tensor | None = None) -> Tensor:
-    """(B, 3, S, S) uint8 to float32: values in 0..1 less the mean, by the standard deviation."""
-    # In place: on the CPU a second array of this size costs more than all three. The copy first: no kernel
-    # subtracts floats from bytes by vectors.
+    """Normalise (B, 3, S, S) uint8 to float32: (value / 255 - mean) / std, for each colour channel."""
+    # It works in place, because on the CPU a second array of this size costs more than the arithmetic. It
+    # copies first, because no vectorised kernel subtracts floats from bytes.
     out = images.float() if out is None else out.copy_(images)
     return out.sub_(255 * mean.view(3, 1, 1)).div_(255 * std.view(3, 1, 1))
 
 
 def denormalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Back to values in 0..1, to be looked at. (B, 3, height, width)."""
+    """Return normalised images (B, 3, height, width) as values in 0..1, to be shown."""
     mean, std = (
         torch.tensor(values, device=images.device).view(3, 1, 1)
         for values in (preprocessing.mean, preprocessing.std)

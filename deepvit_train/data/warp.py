@@ -1,8 +1,8 @@
-"""timm's turns, shears and shifts by OpenCV, in a quarter of Pillow's time.
+"""Carry out timm's rotations, shears and translations with OpenCV, in a quarter of Pillow's time.
 
-Policies, draws and magnitudes stay timm's; only the pixels are moved here. They differ from Pillow's by half
-a level in the mean: OpenCV rounds where Pillow cuts off, takes coordinates to 1/32 of a pixel, and blends the
-picture's last pixel with the fill (docs/decisions/0009-image-decoding.md).
+timm still draws the operations and their magnitudes. The pixels differ from Pillow's by half a level in the
+mean: OpenCV rounds where Pillow cuts off, takes coordinates to 1/32 of a pixel, and blends the picture's last
+pixel with the fill (docs/decisions/0009-image-decoding.md).
 """
 
 from __future__ import annotations
@@ -15,17 +15,20 @@ import numpy as np
 from PIL import Image
 from timm.data import auto_augment
 
-# Loader processes are what runs in parallel, and a pool of threads does not survive their fork.
+# The loader processes already run in parallel, and a pool of threads does not survive their fork.
 cv2.setNumThreads(1)
 
 Operation = Callable[..., Image.Image]
-# The place a pixel is taken from, by its place in the result: a, b, c and d, e, f for
-# (a x + b y + c, d x + e y + f), as Pillow has it, so that (0, 0) is the corner of the first pixel.
+# (a, b, c, d, e, f): the pixel at (x, y) of the result comes from (a x + b y + c, d x + e y + f). As in
+# Pillow, (0, 0) is the corner of the first pixel.
 Matrix = tuple[float, float, float, float, float, float]
 
 
 def faster(operation: Operation) -> Operation:
-    """What moves pixels as this operation of timm's does, bilinearly; or the operation, if it moves none."""
+    """Return a function that does the same as an operation of timm that moves pixels, with OpenCV.
+
+    It always interpolates bilinearly. An operation that moves no pixels is returned as it is.
+    """
     if operation not in MATRICES:
         return operation
 
@@ -36,9 +39,9 @@ def faster(operation: Operation) -> Operation:
 
 
 def warp(image: Image.Image, matrix: Matrix, fill: tuple[int, ...]) -> Image.Image:
-    """An RGB image of the same size whose pixels are taken from elsewhere; `fill` where there are none."""
+    """Move the pixels of an RGB image as the matrix says. Pixels from outside the image are `fill`."""
     a, b, c, d, e, f = matrix
-    # To OpenCV (0, 0) is the centre of the first pixel.
+    # In OpenCV (0, 0) is the centre of the first pixel.
     centred = np.array([[a, b, c + (a + b - 1) / 2], [d, e, f + (d + e - 1) / 2]])
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     return Image.fromarray(
@@ -47,13 +50,13 @@ def warp(image: Image.Image, matrix: Matrix, fill: tuple[int, ...]) -> Image.Ima
 
 
 def _rotate(width: int, height: int, degrees: float) -> Matrix:
-    """Counter-clockwise, about the centre."""
+    """Return the matrix that rotates counter-clockwise about the centre."""
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     x, y = width / 2, height / 2
     return cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y
 
 
-# timm's own matrices, by the operation that passes them to Pillow: from width, height and amount.
+# The matrices that timm's operations pass to Pillow, as functions of width, height and amount.
 MATRICES: dict[Operation, Callable[[int, int, float], Matrix]] = {
     auto_augment.rotate: _rotate,
     auto_augment.shear_x: lambda _, __, slope: (1, slope, 0, 0, 1, 0),

@@ -26,7 +26,7 @@ from deepvit_train.models.reattention import softmax_maps
 
 @dataclass(frozen=True)
 class BlockRecord:
-    """What one block did with a batch of images.
+    """The maps and features of one block for a batch of images.
 
     Args:
         block: number of the block, from 0.

@@ -1,4 +1,4 @@
-"""Measures against cases whose answer is known, and against the definitions written as loops."""
+"""Compare measures with cases whose answer is known, and with the definitions written as loops."""
 
 from __future__ import annotations
 

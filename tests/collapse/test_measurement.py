@@ -1,4 +1,4 @@
-"""Measurements of whole models: averaging over batches, and names that figures and reports rely on."""
+"""Measure whole models: averages over batches, and the names that figures and reports rely on."""
 
 from __future__ import annotations
 

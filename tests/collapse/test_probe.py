@@ -1,4 +1,4 @@
-"""The probe: what it sees is what the measures say, and it leaves no trace in the model or in a run."""
+"""Show that the probe sees what the measures say, and leaves no trace in the model or in a run."""
 
 from __future__ import annotations
 

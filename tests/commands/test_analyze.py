@@ -1,4 +1,4 @@
-"""Analyses of runs, of timm's models and of two models side by side, and the report in a browser."""
+"""Analyse runs, models of timm, and two models side by side, and open the report in a browser."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""deepvit-bench: what it measures, against tensors counted by hand, and what it prints."""
+"""Compare what deepvit-bench measures with tensors counted by hand, and check what it prints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`deepvit-convert` and `deepvit-eval` on weights of other projects, as a user runs them."""
+"""Run `deepvit-convert` and `deepvit-eval` on weights of other projects, as a user does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`deepvit-data check`: tables and JSON, and the exit code of a data set with errors."""
+"""Run `deepvit-data check`: tables, JSON, and the exit code for a data set with errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`deepvit-data demo|fashion-mnist`: whole folders or none, and what stands there is left alone."""
+"""Run `deepvit-data demo|fashion-mnist`: it writes whole folders or none, and leaves others alone."""
 
 from __future__ import annotations
 

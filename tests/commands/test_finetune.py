@@ -1,4 +1,4 @@
-"""Starting from weights: a linear probe, frozen blocks, layer-wise decay, and what takes precedence."""
+"""Start from weights: a linear probe, frozen blocks, layer-wise decay, and what takes precedence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A study over tiny models: resumable, one broken cell does not cost the others, means over seeds."""
+"""Run a study over tiny models: it resumes, a broken cell stops no other, and seeds are averaged."""
 
 from __future__ import annotations
 

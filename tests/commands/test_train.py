@@ -1,4 +1,4 @@
-"""A run from the seed to the last checkpoint, stopped and continued in every way that is allowed."""
+"""Train from the seed to the last checkpoint, stopped and continued in every way that is allowed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What version 0.1 called `reattention_seed` and `seed` is still understood, wherever a name can be given."""
+"""Use the names `reattention_seed` and `seed` of version 0.1 wherever a name can be given."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Configuration: what is shipped composes and builds, what is wrong is named with the nearest right one."""
+"""Compose and build every shipped configuration, and read the errors about wrong ones."""
 
 from __future__ import annotations
 

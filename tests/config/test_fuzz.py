@@ -1,4 +1,4 @@
-"""Overrides that nobody would type on purpose: each is refused in a line that names the key, or harmless."""
+"""Type overrides that nobody would type on purpose: each is harmless, or refused by name."""
 
 from __future__ import annotations
 

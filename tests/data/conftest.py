@@ -1,4 +1,4 @@
-"""What several tests of the data pipeline need."""
+"""Offer what several tests of the data pipeline need."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A picture from a file, as an index and a data set read it between them."""
+"""Read a picture from a file, as an index and a data set do between them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bad files: named once, counted over ranks, too many are an error."""
+"""Read bad files: each is named once and counted over ranks, and too many are an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A check of a data set finds each thing that is wrong with it, by name, and nothing else."""
+"""Check data sets: every fault is found and named, and nothing else."""
 
 from __future__ import annotations
 

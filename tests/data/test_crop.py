@@ -1,4 +1,4 @@
-"""Crops beside Pillow's and torchvision's."""
+"""Compare crops with Pillow's and torchvision's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Samples and their order: functions of (seed, epoch, image), whoever loads them."""
+"""Show that samples and their order depend on (seed, epoch, image) alone, whoever loads them."""
 
 from __future__ import annotations
 

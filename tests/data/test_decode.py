@@ -1,4 +1,4 @@
-"""Every kind of image becomes upright RGB; what is none is named; nothing is decoded past the limits."""
+"""Decode every kind of image to upright RGB, name what is no image, and decode nothing past the limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Five hundred broken and odd files: each is good or bad as the rules say, in training and in evaluation."""
+"""Read five hundred broken and odd files: training and evaluation agree with the rules on which are good."""
 
 from __future__ import annotations
 

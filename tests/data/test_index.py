@@ -1,4 +1,4 @@
-"""The index of a folder: sorted, compact, and only of what belongs to the data set."""
+"""List folders: the index is sorted and compact, and holds only what belongs to the data set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches: the same for any number of loader processes, ranks and resumes; normalised and erased as asked."""
+"""Load batches: they are the same for any number of processes, ranks and resumes."""
 
 from __future__ import annotations
 

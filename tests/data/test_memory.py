@@ -1,4 +1,4 @@
-"""Loader processes share the index: their memory stays what it was, epoch after epoch."""
+"""Show that loader processes share the index: their memory does not grow, epoch after epoch."""
 
 from __future__ import annotations
 

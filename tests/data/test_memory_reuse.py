@@ -1,4 +1,4 @@
-"""Memory is handed out again when nothing looks at it any more, and not before."""
+"""Show that memory is reused when nothing refers to it any more, and not before."""
 
 from __future__ import annotations
 

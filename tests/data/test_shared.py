@@ -1,4 +1,4 @@
-"""Blocks that loader processes fill: used again once nothing reads them, and not before."""
+"""Show that blocks of loader processes are reused once nothing reads them, and not before."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tar files: the same samples as from the folder they were made of, and every layout's classes."""
+"""Read tar files: they give the samples of the folder they were made of, and the classes of every layout."""
 
 from __future__ import annotations
 

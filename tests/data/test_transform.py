@@ -1,4 +1,4 @@
-"""Evaluation, augmentation and policies against Pillow, torchvision and timm."""
+"""Compare evaluation, augmentation and policies with Pillow, torchvision and timm."""
 
 from __future__ import annotations
 

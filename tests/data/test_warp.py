@@ -1,4 +1,4 @@
-"""Pixels moved by OpenCV against the same operations of timm, which Pillow carries out."""
+"""Compare pixels that OpenCV moves with the same operations of timm, which Pillow carries out."""
 
 from __future__ import annotations
 

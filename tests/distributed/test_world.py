@@ -1,4 +1,4 @@
-"""Which device a process gets, and what ranks tell each other."""
+"""Show which device a process gets, and what ranks tell each other."""
 
 from __future__ import annotations
 

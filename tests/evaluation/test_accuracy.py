@@ -1,4 +1,4 @@
-"""One evaluation, against what it should equal."""
+"""Compare an evaluation with what it should equal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calibration: the statistics of the formula, and the training state untouched."""
+"""Calibrate: the statistics are those of the formula, and the training state stays as it is."""
 
 from __future__ import annotations
 

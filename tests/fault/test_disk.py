@@ -1,4 +1,4 @@
-"""A disk that is full, small, read-only or that lost a bit: named, and the last good checkpoint stands."""
+"""Fill, limit, lock and corrupt a disk: the fault is named, and the last good checkpoint stays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two processes under torchrun: the same samples as one, one folder, one voice, and stops they agree on."""
+"""Train in two processes under torchrun: same samples as one, one folder, and stops they agree on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two hosts, as network namespaces on one machine: one is cut off, brought back, and the run goes on."""
+"""Train on two hosts, which are network namespaces: one is cut off and comes back, and the run goes on."""
 
 from __future__ import annotations
 

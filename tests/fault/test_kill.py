@@ -1,4 +1,4 @@
-"""SIGKILL at any moment: the run that goes on ends with the bits of the run that was never stopped."""
+"""Kill a run at any moment: the run that continues it ends with the bits of a run that was never stopped."""
 
 from __future__ import annotations
 

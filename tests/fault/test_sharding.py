@@ -1,4 +1,4 @@
-"""Models spread over two ranks train, look, save and resume as whole ones do."""
+"""Spread models over two ranks: they train, are probed, save and resume as whole models do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stop signals at every stage of a run: one save, the right exit code, and nothing left behind."""
+"""Send stop signals at every stage of a run: it saves once and exits with the right code."""
 
 from __future__ import annotations
 

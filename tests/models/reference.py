@@ -1,4 +1,4 @@
-"""DeepViT as the formulas say it, on a state dict in the authors' names; shares no code with the package.
+"""Compute DeepViT by its formulas, from a state dict in the authors' names. No code is shared.
 
 Shapes: B batch, C colour channels, N tokens, D dim, H heads, K head_dim, P patch size.
 """

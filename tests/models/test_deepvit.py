@@ -1,4 +1,4 @@
-"""The model against vit-pytorch, timm, and the formula; its sizes, its options, compiled and exported."""
+"""Compare the model with vit-pytorch, timm and the formula; compile and export it."""
 
 from __future__ import annotations
 

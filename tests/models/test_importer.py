@@ -1,4 +1,4 @@
-"""Weights of other projects: the logits they had there, and what is said of files that can't be used."""
+"""Load weights of other projects: logits are those they had there, and unusable files are explained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recorded maps against hooks on a naive forward pass, and against timm's own unfused attention."""
+"""Compare recorded maps with hooks on a naive forward pass, and with timm's own unfused attention."""
 
 from __future__ import annotations
 

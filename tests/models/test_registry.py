@@ -1,4 +1,4 @@
-"""The presets as timm's own tools see them, beside timm's VisionTransformer."""
+"""Use the presets through timm's own tools, beside timm's VisionTransformer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Initial weights for a model that differs from the file: resampled, with a fresh head or Theta."""
+"""Start a model that differs from its file: weights are resampled, and head or Theta stay fresh."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, and every damage seen."""
+"""Write and read checkpoints: each is whole or not there, and every damage is noticed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a weights file says about its model: written in one way, and read back strictly."""
+"""Write what a weights file says about its model, and read it back strictly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A finished run in TensorBoard, as a person sees it: opened in a headless Chromium."""
+"""Open a finished run in TensorBoard, in a headless Chromium, as a person sees it."""
 
 from __future__ import annotations
 

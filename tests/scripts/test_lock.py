@@ -1,4 +1,4 @@
-"""The lock file belongs to pyproject.toml, and says so without the network."""
+"""Show that the lock file belongs to pyproject.toml, and that checking it needs no network."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""Sort validation images by each kind of label file, and refuse files that do not fit the images."""
+
 from __future__ import annotations
 
 from pathlib import Path

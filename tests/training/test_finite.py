@@ -1,4 +1,4 @@
-"""NaN and infinity are noticed, and traced to where they first appear."""
+"""Notice NaN and infinity, and trace them to where they first appear."""
 
 from __future__ import annotations
 

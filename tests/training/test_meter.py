@@ -1,4 +1,4 @@
-"""Averages over the steps of a log line."""
+"""Average over the steps of a log line."""
 
 from __future__ import annotations
 

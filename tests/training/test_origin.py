@@ -1,4 +1,4 @@
-"""A run begins from its own folder, a named checkpoint, initial weights, or nothing: in this order."""
+"""Begin a run from its own folder, a named checkpoint, initial weights or nothing, in this order."""
 
 from __future__ import annotations
 

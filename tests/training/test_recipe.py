@@ -1,4 +1,4 @@
-"""The recipe against closed forms."""
+"""Compare the recipe with closed forms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cosine regulariser against loops, and in training: accumulated, in half precision, at any depth."""
+"""Compare the cosine regulariser with loops, and train with it: accumulated, in half precision."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One optimizer step, against what it should equal."""
+"""Compare one optimizer step with what it should equal."""
 
 from __future__ import annotations
 

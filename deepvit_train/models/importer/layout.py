@@ -20,7 +20,7 @@ def unchanged(tensors: Tensors) -> Tensors:
 
 @dataclass(frozen=True)
 class Layout:
-    """How another program names the tensors of a vision transformer.
+    """The tensor names of another program's vision transformer, and the rules to translate them.
 
     Args:
         name: the layout's name in messages.

@@ -25,7 +25,7 @@ OF_THETA = re.compile(r"(blocks\.\d+\.)attn\.(?:theta|theta_bias|logit_theta|log
 
 @dataclass(frozen=True)
 class Start:
-    """Where a model's initial weights came from, and notes on what was resampled or stayed fresh."""
+    """The file of a model's initial weights, its layout, and notes on what was resampled or stayed fresh."""
 
     file: Path
     layout: str

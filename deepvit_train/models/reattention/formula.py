@@ -18,7 +18,7 @@ from deepvit_train.models.reattention.operator import operator
 
 
 class HeadMixer(NamedTuple):
-    """What turns the softmax maps of a block into the maps that multiply V.
+    """The mixing that turns the softmax maps of a block into the maps that multiply V.
 
     Args:
         theta: (H, H), rows are input heads and columns output heads.

@@ -17,7 +17,7 @@ from deepvit_train.models.reattention.chunk import Chunks
 
 @dataclass(frozen=True)
 class Mixing:
-    """How the operator mixes and normalises maps. All tensors are of the type to compute in.
+    """The mixing and the norm as the operator takes them. All tensors are of the type to compute in.
 
     Args:
         theta: (H, H), rows are input heads and columns output heads.

@@ -111,10 +111,8 @@ def found(case: Case, device: str) -> Results:
     """What the operator computes."""
     inputs = inputs_of(case, device)
     torch.manual_seed(SEED)  # which decides what dropout drops
-    out = reattention(
-        inputs.q, inputs.k, inputs.v, inputs.theta, inputs.bias, inputs.norm,
-        scale=case.scale, dropout=case.dropout, chunk=case.chunk,
-    )  # fmt: skip
+    mixer = HeadMixer(inputs.theta, inputs.bias, inputs.norm, case.scale)
+    out = reattention(inputs.q, inputs.k, inputs.v, mixer, dropout=case.dropout, chunk=case.chunk)
     return inputs.results(out)
 
 
@@ -130,7 +128,9 @@ def expected(case: Case, device: str) -> Results:
         torch.manual_seed(SEED)
         seed = torch.randint(2**62, (), device="cpu")  # as `reattention` draws it
         maps = maps * kept_entries(int(seed), case.shape, 1 - case.dropout, device) / (1 - case.dropout)
-    results = exact.results(mix_heads(maps, exact.theta, exact.bias, exact.norm, case.scale) @ exact.v)
+    results = exact.results(
+        mix_heads(maps, HeadMixer(exact.theta, exact.bias, exact.norm, case.scale)) @ exact.v
+    )
     if case.bias and case.norm == "batch":  # it has no effect, but float64's own rounding gives it a gradient
         results["dbias"].zero_()
     return results
