@@ -1,6 +1,7 @@
-"""Translate names that have changed since version 0.1, and other spellings. All are read, and none is written.
+"""Translate names that have changed since version 0.1, and other spellings. They are read, never written.
 
-vit-pytorch's form was called `seed` then. Today that word means a random seed only. `compile` was true or false.
+vit-pytorch's form was called `seed` then. Today that word means a random seed only. `compile` was true or
+false.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from deepvit_train.models.reattention import reattention
+from deepvit_train.models.reattention import HeadMixer, reattention
 from deepvit_train.models.reattention.formula import mix_heads, softmax_maps
 from deepvit_train.models.reattention.gpu_part import kept
 from tests.models.reattention.case import build_norm
