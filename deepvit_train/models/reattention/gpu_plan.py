@@ -96,7 +96,7 @@ class Plan:
         self.unmix |= {"SLICES": min(4, columns // 16)}
         self.gradients: Constants = of_head | {"HP": self.padded_heads}
         self.gradients |= _tile(32, 32) if single else _tile(64 if wide else 128, 32, stages=3)
-        self.totals: Constants = of_heads | dropout | {"ROWS": 512, "num_warps": 8}
+        self.totals: Constants = of_heads | dropout | {"ROWS": 512, "num_warps": 16}
 
 
 def _tile(rows: int, columns: int, *, warps: int = 4, stages: int = 2) -> Constants:

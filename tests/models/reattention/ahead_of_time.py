@@ -5,61 +5,90 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
+from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-TYPES = {"bfloat16": "*bf16", "float16": "*fp16", "float32": "*fp32", "float64": "*fp64"}
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.float64: "*fp64"}
+OPTIONS = ("num_warps", "num_stages")
+WARP = 32  # threads
 
 
 @dataclass(frozen=True)
 class Need:
-    """What a kernel takes of a streaming multiprocessor."""
+    """What a program of a kernel takes of a streaming multiprocessor."""
 
     registers: int  # of a thread
-    spilled_bytes: int  # of a thread
+    threads: int
     shared_bytes: int
-    warps: int
+    spills: int  # instructions that move registers to memory of the thread, or back
 
 
-def compiled_for(capability: int, kernel: Any, arguments: tuple[Any, ...], constants: dict[str, Any]) -> Need:
-    """Compile a launch for a compute capability, 90 for sm_90, specialised as Triton would specialise it."""
-    names = [name for name in kernel.arg_names if name not in constants]
-    options = {
-        name: value for name, value in constants.items() if name in ("num_warps", "num_stages", "maxnreg")
-    }
-    signature, constexprs = {}, {k: v for k, v in constants.items() if k not in options}
-    attributes: dict[tuple[int], list[list[Any]]] = {}
-    for name, value in zip(names, arguments, strict=True):
-        number = kernel.arg_names.index(name)
-        fixed = name in (kernel.do_not_specialize or ())
-        if isinstance(value, Tensor):
-            signature[name] = TYPES[str(value.dtype).removeprefix("torch.")]
-            attributes[(number,)] = [["tt.divisibility", 16]]
-        elif isinstance(value, float):
-            signature[name] = "fp32"
-        elif value == 1 and not fixed:
-            signature[name], constexprs[name] = "constexpr", 1
-        else:
-            signature[name] = "i64" if name == "seed" else "i32"
-            if value % 16 == 0 and not fixed:
-                attributes[(number,)] = [["tt.divisibility", 16]]
-    signature |= dict.fromkeys(constexprs, "constexpr")
-    signature = {name: signature[name] for name in kernel.arg_names}
-    places = {(kernel.arg_names.index(name),): value for name, value in constexprs.items()}
-    source = ASTSource(kernel, signature, places, attributes)
-    found = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(found.asm["cubin"])
-        file.flush()
-        said = subprocess.run(
-            [CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True
+class Launch:
+    """A launch of a kernel, specialised as Triton would: launches that are equal compile to the same code."""
+
+    def __init__(self, kernel: Any, arguments: tuple[Any, ...], constants: dict[str, Any]) -> None:
+        self.kernel = kernel
+        self.options = {name: value for name, value in constants.items() if name in OPTIONS}
+        self.constants = {name: value for name, value in constants.items() if name not in OPTIONS}
+        self.types: dict[str, str] = {}
+        self.divisible: list[int] = []  # numbers of the arguments that are multiples of 16
+        names = [name for name in kernel.arg_names if name not in self.constants]
+        for name, value in zip(names, arguments, strict=True):
+            fixed = name in (kernel.do_not_specialize or ())
+            if isinstance(value, Tensor):
+                self.types[name] = TYPES[value.dtype]
+                self.divisible.append(kernel.arg_names.index(name))
+            elif isinstance(value, float):
+                self.types[name] = "fp32"
+            elif value == 1 and not fixed:
+                self.constants[name] = 1
+            else:
+                self.types[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+                if value % 16 == 0 and not fixed:
+                    self.divisible.append(kernel.arg_names.index(name))
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for launches of the same code."""
+        parts = (self.options, self.constants, self.types)
+        return self.kernel.__name__, *self.divisible, *[tuple(sorted(each.items())) for each in parts]
+
+    def __str__(self) -> str:
+        values = ", ".join(f"{name}={value}" for name, value in (self.constants | self.options).items())
+        return f"{self.kernel.__name__}({values}) of {', '.join(sorted(set(self.types.values())))}"
+
+    def compiled_for(self, capability: int) -> Need:
+        """Compile for a compute capability, 90 for sm_90."""
+        kernel, types = self.kernel, self.types | dict.fromkeys(self.constants, "constexpr")
+        source = ASTSource(
+            kernel,
+            {name: types[name] for name in kernel.arg_names},
+            {(kernel.arg_names.index(name),): value for name, value in self.constants.items()},
+            {(number,): [["tt.divisibility", 16]] for number in self.divisible},
         )
-    registers, stack = (int(re.search(rf"{what}:(\d+)", said.stdout)[1]) for what in ("REG", "STACK"))
-    return Need(registers, stack, found.metadata.shared, found.metadata.num_warps)
+        target = GPUTarget("cuda", capability, WARP)
+        found: Any = triton.compile(source, target=target, options=self.options)
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(found.asm["cubin"])
+            file.flush()
+            usage = _said_by("cuobjdump", "-res-usage", file.name)
+            code = _said_by("nvdisasm", "-c", file.name)
+        registers = re.search(r"REG:(\d+)", usage)
+        assert registers is not None, usage
+        # A stack alone is no spill, since a kernel that calls a function has one: so count instructions.
+        spills = len(re.findall(r"\b(?:LDL|STL)\b", code))
+        metadata = found.metadata
+        return Need(int(registers[1]), metadata.num_warps * WARP, metadata.shared, spills)
+
+
+def _said_by(tool: str, *arguments: str) -> str:
+    return subprocess.run([TOOLS / tool, *arguments], capture_output=True, text=True, check=True).stdout
