@@ -15,7 +15,9 @@ from deepvit_train.config.preset import model_preset
 from deepvit_train.error import CheckpointError
 from deepvit_train.run.description import DESCRIPTION, ModelDescription, read_description
 
-WHOLE = ModelDescription(model_preset("deepvit_s"), ["b", "a"], DataName.imagefolder, 7, 512)
+WHOLE = ModelDescription(
+    model_preset("deepvit_s"), ["b", "a"], data=DataName.imagefolder, seed=7, calibrate_images=512
+)
 
 
 def saved(folder: Path, header: dict[str, str] | None) -> Path:

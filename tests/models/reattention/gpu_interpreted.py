@@ -149,7 +149,7 @@ def bias_without_norm() -> Iterator[str]:
     q, k, v, dout = (each.double() for each in (q, k, v, dout))
     chunks = Chunks(q, torch.float64, None, 0.0, 0)
     exact_out, *rest = kernel.forward(q, k, v, exact, chunks)
-    exact_gradients = kernel.backward(dout, exact_out, *rest, q, k, v, exact, chunks)
+    exact_gradients = kernel.backward(dout, (exact_out, *rest), (q, k, v), exact, chunks)
     names = ("out", "dq", "dk", "dv", "dtheta", "dbias", "dweight", "dshift")
     for name, one, other in zip(names, (out, *gradients), (exact_out, *exact_gradients), strict=True):
         if not torch.allclose(one.double(), other, rtol=1e-4, atol=1e-5):
