@@ -202,7 +202,8 @@ def _report(job: _Job, trainer: Trainer) -> dict[str, Any]:
 
 
 def _result(job: _Job) -> dict[str, Any]:
-    return {"run_dir": str(job.folder.path), **job.run.state.metrics}
+    labels = {"labels": job.labels.summary()} if job.labels.absent else {}
+    return {"run_dir": str(job.folder.path), **job.run.state.metrics, **labels}
 
 
 def _training_batches(job: _Job, loaders: Loaders) -> Iterator[Batch]:

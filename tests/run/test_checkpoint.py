@@ -158,7 +158,7 @@ def test_a_checkpoint_outside_of_a_run_and_a_file_outside_of_a_checkpoint(tmp_pa
         found = checkpoint.find(str(path))
         assert found == checkpoint.Found(file, None, None, "live")
         assert found.calibrated() is None
-        assert found.data_root() is None
+        assert found.data_path("data_root") is None
         assert found.beside("live.val.json") == file.parent / "model.safetensors.live.val.json"
 
 
