@@ -243,7 +243,8 @@ def _result(job: _Job) -> dict[str, Any]:
     metrics = {name: value for name, value in job.run.state.metrics.items() if name not in COUNTS}
     images, of = (job.run.state.metrics.get(name) for name in COUNTS)
     partial = {} if images is None else {"partial": True, "images": images, "of": of}
-    return {"run_dir": str(job.folder.path), **metrics, **partial}
+    labels = {"labels": job.labels.summary()} if job.labels.absent else {}
+    return {"run_dir": str(job.folder.path), **metrics, **partial, **labels}
 
 
 def _training_batches(job: _Job, loaders: Loaders) -> Iterator[Batch]:

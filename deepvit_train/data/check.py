@@ -81,7 +81,7 @@ def _images(walk: Walk, class_name: str, errors: list[str]) -> list[str]:
     return found
 
 
-def compare_classes(train: Split, other: Split, subset: bool) -> list[str]:
+def compare_classes(train: Split, other: Split, subset: bool = False) -> list[str]:
     """An error for each class that one split has and the other has not.
 
     Args:

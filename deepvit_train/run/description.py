@@ -28,20 +28,20 @@ class ModelDescription:
     Args:
         architecture: what to build.
         classes: the class names by number, or None if they are not known.
-        class_order: where classes is None, the order of a data set's names that the outputs are taken to be
-            in: 'torchvision' or 'timm'.
         data: the kind of the data set, or None if it is not known.
         seed: the run's seed.
         calibrate_images: how many training images the BatchNorm statistics are measured on; 0 for a model
             that needs no such measurement.
+        class_order: where classes is None, the order of a data set's names that the outputs are taken to be
+            in: 'torchvision' or 'timm'.
     """
 
     architecture: Architecture
     classes: list[str] | None = None
-    class_order: str | None = None
     data: DataName | None = None
     seed: int = 0
     calibrate_images: int = 0
+    class_order: str | None = None
 
     def header(self) -> dict[str, str]:
         """Return the metadata for a safetensors header, which `read_description` reads."""

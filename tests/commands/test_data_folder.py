@@ -50,4 +50,5 @@ def test_what_is_typed_wrong_is_named(call: Command) -> None:
         done = call(*words)
         assert (done.returncode, done.stdout) == (2, "")
         assert message in done.stderr
-    assert "{check|demo|fashion-mnist}" in call("data", "--help").stdout
+    told = call("data", "--help").stdout
+    assert all(f"\n  {name} " in told for name in ("check", "demo", "fashion-mnist"))

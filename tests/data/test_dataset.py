@@ -47,6 +47,22 @@ def test_order_does_not_depend_on_ranks_micro_batches_or_where_it_begins(repeats
         assert [key for part in parts for key in part] == batch
 
 
+@pytest.mark.parametrize(("accumulate", "ranks"), [(1, 1), (2, 1), (1, 2), (2, 2), (1, 4)])
+def test_pairs_of_a_batch_stay_together_in_its_micro_batches(accumulate: int, ranks: int) -> None:
+    whole = order(range(3))
+    micro = [
+        order(range(3), accumulate=accumulate, world=World(rank, ranks, CPU), mirrored=True)
+        for rank in range(ranks)
+    ]
+    for step, batch in enumerate(whole):
+        parts = [dealt for each in micro for dealt in each[step * accumulate : (step + 1) * accumulate]]
+        pairs = {frozenset(pair) for part in parts for pair in zip(part, reversed(part), strict=True)}
+        assert pairs == {frozenset(pair) for pair in zip(batch, reversed(batch), strict=True)}
+        assert sorted(key for part in parts for key in part) == sorted(batch)
+    if accumulate * ranks == 1:
+        assert micro[0] == whole
+
+
 def test_a_repeated_image_follows_itself_and_an_epoch_keeps_its_length() -> None:
     keys = [key for batch in order(range(3), repeats=3) for key in batch]
     assert len(set(keys)) == len(keys) == 24

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deepvit_train.config.compose import compose_command
 from deepvit_train.config.recipe import Precision
-from deepvit_train.data.dataset import Batch
+from deepvit_train.data.dataset import Batch, TrainOrder
 from deepvit_train.distributed.world import World
 from deepvit_train.error import NotFiniteError
 from deepvit_train.models import DeepViT
@@ -127,6 +127,48 @@ def test_mixup_is_a_function_of_the_step_and_its_targets_add_up() -> None:
         losses.append(advance(state, state.model, [batch()], options(mixup=mixup)).loss)
     assert torch.equal(losses[0], losses[1])
     assert losses[0].isfinite()
+
+
+@pytest.mark.parametrize(("ranks", "accumulate"), [(1, 2), (2, 1), (2, 2), (4, 1)])
+def test_mixup_does_not_depend_on_ranks_or_micro_batches(ranks: int, accumulate: int) -> None:
+    mixup = build_mixup(compose_command("train", ["augment=deit"]).augment, 0.1, 3, 2)
+    whole = batch()
+
+    def mixed(rank: int, ranks: int, accumulate: int) -> tuple[list[Tensor], Tensor]:
+        """The images that reach a rank's model in six steps, and its loss in each."""
+        state, seen, losses = state_of(lr=0), [], []
+        world = World(rank=rank, size=1, device=torch.device("cpu"))  # no other process is asked
+        order = TrainOrder(
+            8,
+            batch_size=8,
+            accumulate=accumulate,
+            steps_per_epoch=1,
+            steps=range(1),
+            seed=0,
+            world=World(rank, ranks, torch.device("cpu")),
+            mirrored=True,
+        )
+        places = [[key.image for key in keys] for keys in order]
+
+        def forward(images: Tensor) -> Tensor:
+            seen.append(images.clone())
+            return state.model(images)
+
+        for _ in range(6):
+            # Each time anew, because images are mixed in place.
+            batches = [Batch(whole.images[micro], whole.targets[micro], []) for micro in places]
+            guard = FiniteGuard(world, scaled=False)
+            losses.append(train_step(state, forward, batches, world, options(mixup=mixup), guard).loss)
+        return seen, torch.stack(losses)
+
+    def by_content(seen: list[Tensor]) -> set[bytes]:
+        return {image.numpy().tobytes() for images in seen for image in images}
+
+    alone, loss = mixed(0, 1, 1)
+    found = [mixed(rank, ranks, accumulate) for rank in range(ranks)]
+    assert len(by_content(alone)) == 48
+    assert by_content([images for seen, _ in found for images in seen]) == by_content(alone)
+    torch.testing.assert_close(torch.stack([each for _, each in found]).mean(dim=0), loss)
 
 
 def failing(forward: Callable[[Tensor], Tensor], at: int) -> Callable[[Tensor], Tensor]:
