@@ -178,7 +178,11 @@ def point(folder: Path, name: str, target: Path) -> None:
     link = folder / f"{TEMPORARY}{name}"
     link.unlink(missing_ok=True)
     link.symlink_to(target.name)
-    link.replace(folder / name)
+    place = folder / name
+    if place.is_dir() and not place.is_symlink():
+        # A copy of the run that followed its links (cp -rL) has a whole checkpoint here. It is kept.
+        place.rename(folder / f"{name}-copied")
+    link.replace(place)
     _flush(folder)
 
 

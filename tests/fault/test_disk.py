@@ -43,7 +43,8 @@ def test_a_save_that_does_not_fit_names_need_and_free_space(trained: Path, call:
         Path("said").write_text(result.stderr)
         os._exit(result.returncode)
 
-    assert forked(limited) == 6
+    code = forked(limited)
+    assert code == 6, Path("said").read_text()
     said = Path("said").read_text()
     assert "can't be written" in said or "can't write the checkpoint" in said
     assert {path.name for path in checkpoints_in(run / "checkpoints")} >= before

@@ -298,7 +298,7 @@ def test_a_schedule_that_changes_on_the_way_says_both_rates(
     (line,) = rates(capsys.readouterr().out)
     old, new = (float(word) for word in line.split(": ")[0].split(" changes from ")[1].split(" to "))
     assert line.startswith("the learning rate at step 9 changes from ")
-    assert line.endswith(": the schedule spans 8 epochs of 8 steps now")
+    assert line.endswith(": the schedule spans 8 epochs of 7 steps now")
     assert old < logged[-1]  # the cosine went down already
     assert new > old
     step_10 = [line for line in metrics(folder) if line["step"] == 10 and "train/lr" in line]

@@ -243,3 +243,15 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: bytes) -> No
     for read in (checkpoint.read_tensors, read_description):
         with pytest.raises(CheckpointError, match=r"model\.safetensors"):
             read(file)
+
+
+def test_a_folder_in_the_place_of_a_link_is_kept(tmp_path: Path) -> None:
+    """`cp -rL` of a run makes folders of its links."""
+    target = tmp_path / "step_0000002"
+    for folder in (target, tmp_path / "last"):
+        folder.mkdir()
+    (tmp_path / "last" / "state.json").write_text("{}")
+    for _ in range(2):
+        saving.point(tmp_path, "last", target)
+        assert (tmp_path / "last").resolve() == target.resolve()
+    assert (tmp_path / "last-copied" / "state.json").read_text() == "{}"
