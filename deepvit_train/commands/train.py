@@ -227,13 +227,15 @@ def _probe(job: _Job) -> Probe | None:
 
 
 def _summary(job: _Job) -> str:
-    """Describe the model, the data and the batches in four lines at most."""
+    """Describe the model, the data, the batches and a shortened warm-up, in a line each."""
     config, plan, world = job.run.config, job.run.plan, job.run.world
     with gathered(job.run.state.model) as model:
         parameters, flops = count_parameters(model), count_flops(model, config.model.image_size)
     groups = describe_groups(job.run.state.optimizer)
     tuned = f"\nlearning rate: {groups} parameters" if is_partial(config.optim) else ""
     parts = f"{plan.micro_batch} x {config.trainer.accumulate} accumulated x {world.size} ranks"
+    warmup, wanted = config.schedule.warmup_within(config.trainer.epochs), config.schedule.warmup_epochs
+    short = f"\nwarm-up: {warmup:g} epochs, half of the run, because {wanted:g} leave nothing of it"
     return (
         f"model: {config.attn.kind}, {config.model.depth} blocks, dim {config.model.dim}, "
         f"{config.model.heads} heads; "
@@ -243,6 +245,7 @@ def _summary(job: _Job) -> str:
         f"batch: {config.trainer.batch_size} = {parts}; {plan.total_steps:,} steps, "
         f"{plan.steps_per_epoch:,} an epoch; "
         f"{config.trainer.precision} on {world.device}, {torch.get_num_threads()} threads"
+        f"{short * (warmup != wanted)}"
     )
 
 
