@@ -80,8 +80,10 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run `COMMAND [--help | --version | --cfg | -m] KEY=VALUE ...` and exit with its code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     outlive_readers()
+    # torch prints a page of C++ frames with some warnings, such as that of a lost rank.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
-        sys.exit(_dispatch(arguments))
+        sys.exit(_recorded(arguments))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -134,6 +136,22 @@ def outlive_readers() -> None:
             setattr(sys, name, cast(TextIO, OutlivingStream(stream)))
 
 
+def _recorded(arguments: list[str]) -> int:
+    """Dispatch, and under torchrun leave the error where torchrun looks for the cause of a failure."""
+    if not os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        return _dispatch(arguments)
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    def told() -> int:
+        try:
+            return _dispatch(arguments)
+        except UserError as error:
+            # Without the frames that it came through: torchrun prints them all, and the line says enough.
+            raise error.with_traceback(None) from None
+
+    return record(told)() or 0
+
+
 def _dispatch(arguments: list[str]) -> int:
     if arguments[:1] == ["data"]:
         # deepvit-data's first word names one of its commands.
@@ -161,7 +179,7 @@ def _dispatch(arguments: list[str]) -> int:
     elif "--cfg" in flags:
         print(as_yaml(compose_tree(command, overrides)), end="")
     elif {"-m", "--multirun"} & set(flags):
-        return sweep.run(overrides, partial(run_command, "train"))
+        sweep.run(overrides, partial(run_command, "train"))
     else:
         run_command(command, compose_command(command, overrides))
     return 0

@@ -5,11 +5,12 @@ Errors of torch and of the system are translated by `explain`. This module impor
 
 from __future__ import annotations
 
-import difflib
 import errno
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+# What torch.compile raises, by name: this module imports no torch.
+COMPILATION = {"TorchDynamoException", "BackendCompilerFailed", "InductorError"}
 # A disk, a quota or a file size is exhausted.
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -82,9 +83,36 @@ class Interrupted(UserError):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Return `; did you mean 'X'?` with the known word that is most like `word`, or an empty text."""
-    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean '{matches[0]}'?" if matches else ""
+    """Return `; did you mean 'X'?` with the known word that is most like `word`.
+
+    Returns an empty text where none is near: where more than a third of the letters would have to change, or
+    more than three, and neither word begins with the other.
+    """
+    ranked = sorted((slips(word, each), place, each) for place, each in enumerate(known))
+    near = [each for count, _, each in ranked if count <= min(3, max(len(word), len(each)) // 3)]
+    near += [each for _, _, each in ranked if len(word) > 2 and _begins(word, each)]
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def slips(word: str, other: str) -> int:
+    """Return how many letters were missed, added, changed or swapped with the next. Case does not count."""
+    first, second = word.casefold()[:200], other.casefold()[:200]
+    before: list[int] = []
+    row = list(range(len(second) + 1))
+    for i, letter in enumerate(first, start=1):
+        above, row = row, [i]
+        for j, its in enumerate(second, start=1):
+            changed = min(above[j] + 1, row[j - 1] + 1, above[j - 1] + (letter != its))
+            if i > 1 and j > 1 and letter == second[j - 2] and first[i - 2] == its:
+                changed = min(changed, before[j - 2] + 1)
+            row.append(changed)
+        before = above
+    return row[-1]
+
+
+def _begins(word: str, other: str) -> bool:
+    shorter, longer = sorted((word.casefold(), other.casefold()), key=len)
+    return len(shorter) > 2 and longer.startswith(shorter)
 
 
 @contextmanager
@@ -120,6 +148,12 @@ def explain(error: Exception, stage: str) -> UserError | None:
         return UserError(f"out of memory ({first_line})\ntry {keys}")
     if isinstance(error, OSError):
         return _explain_system(error, first_line, keys)
+    if any(kind.__name__ in COMPILATION for kind in type(error).__mro__):
+        return UserError(
+            f"torch.compile failed ({first_line})\n"
+            "it needs a working C++ compiler (g++, or what CXX names) or, on a GPU, Triton; "
+            "nearest: trainer.compile=none"
+        )
     if not isinstance(error, RuntimeError):
         return None
     if "Bus error" in text or "shared memory" in text:

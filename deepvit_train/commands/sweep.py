@@ -6,6 +6,8 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -16,34 +18,61 @@ from deepvit_train.config.compose import compose_command
 from deepvit_train.config.override import take_texts
 from deepvit_train.config.train import TrainConfig
 from deepvit_train.console import console
-from deepvit_train.error import Interrupted, UserError
+from deepvit_train.distributed.launch import read_launch
+from deepvit_train.error import ConfigError, Interrupted, UserError
 
 # Keys whose values the default name of a run already contains.
 IN_NAME = {"model.depth", "attn", "data", "seed"}
 
 
-def run(overrides: Sequence[str], train: Callable[[TrainConfig], dict[str, Any]]) -> int:
-    """Train every combination of values. All are checked before the first one starts.
+def run(overrides: Sequence[str], train: Callable[[TrainConfig], dict[str, Any]]) -> None:
+    """Train every combination. All are checked before the first starts, and a failed one stops no other.
 
-    A run that fails does not stop the others. Returns the exit code: 0, or that of the first failed run.
-    Raises ConfigError for a combination that is not valid, Interrupted for a stop signal.
+    Where torchrun started several ranks, each rank comes here. A run that fails on one of them ends on the
+    others too, because the ranks lose each other, and they meet again in the next run.
+
+    Raises ConfigError for two runs in one folder. At the end raises a UserError with the exit code of the
+    first run that failed.
     """
     jobs = [(job, _compose(job)) for job in expand(overrides)]
+    _check_folders([config.run_dir for _, config in jobs])
+    launch = read_launch()
+    say = console.print if launch.rank == 0 else _say_nothing
     outcomes: list[tuple[str, str, dict[str, Any]]] = []
-    exit_code = 0
+    failures: list[tuple[str, UserError]] = []
     for number, (job, config) in enumerate(jobs, start=1):
-        console.print(f"run {number} of {len(jobs)}: {' '.join(job)}")
+        say(f"run {number} of {len(jobs)}: {' '.join(job)}")
         try:
-            result = train(config)
-            outcomes.append((config.name, "done", result))
+            outcomes.append((config.name, "done", train(config)))
         except Interrupted:
             raise
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
-            exit_code = exit_code or error.exit_code
+            failures.append((config.name, error))
             outcomes.append((config.name, f"failed (exit code {error.exit_code})", {}))
-    console.print(_table(outcomes))
-    return exit_code
+    say(_table(outcomes))
+    if launch.size > 1:
+        _wait_for_the_others(jobs[-1][1].trainer.timeout_s)
+    if failures:
+        name, first = failures[0]
+        failed = UserError(
+            f"{len(failures)} of {len(jobs)} runs failed; the first is {name}: {str(first).splitlines()[0]}"
+        )
+        failed.exit_code = first.exit_code
+        raise failed
+
+
+def _wait_for_the_others(timeout_s: float) -> None:
+    """Meet the other ranks once more: torchrun ends all ranks when the first of them ends with an error."""
+    from deepvit_train.distributed import world  # imports torch, which a mistake in a key need not wait for
+
+    with suppress(UserError):
+        world.start("cpu", timeout_s).barrier()
+        world.stop()
+
+
+def _say_nothing(_: object) -> None:
+    """Ignore what is said: only the first rank prints."""
 
 
 def expand(overrides: Sequence[str]) -> list[list[str]]:
@@ -62,6 +91,16 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
     seen = Counter(named)
     named = [name if seen[name] == 1 else f"{name}-{number}" for number, name in enumerate(named, start=1)]
     return [[*job, f"name={name}"] for job, name in zip(jobs, named, strict=True)]
+
+
+def _check_folders(run_dirs: list[str]) -> None:
+    folders = Counter(Path(run_dir).expanduser().absolute() for run_dir in run_dirs)
+    folder, runs = folders.most_common(1)[0]
+    if runs > 1:
+        raise ConfigError(
+            f"run_dir={run_dirs[0]}: {runs} of the {len(run_dirs)} runs would be written to {folder}\n"
+            "leave run_dir out, or give it a part that differs: run_dir='runs/${name}'"
+        )
 
 
 def _compose(job: Sequence[str]) -> TrainConfig:

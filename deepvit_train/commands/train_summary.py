@@ -29,6 +29,9 @@ def summary(run: Run, train: ImageIndex, val: ImageIndex) -> list[str]:
     ]
     if not is_partial(config.optim):
         del lines[1]
+    warmup, wanted = config.schedule.warmup_within(config.trainer.epochs), config.schedule.warmup_epochs
+    if warmup != wanted:
+        lines.append(f"warm-up: {warmup:g} epochs, half of the run, because {wanted:g} leave nothing of it")
     limit = config.trainer.limit_batches
     if limit and (images := limit * config.trainer.eval_batch_size * world.size) < len(val):
         lines.append(

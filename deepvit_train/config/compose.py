@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from deepvit_train.config.alias import current_override
 from deepvit_train.config.command import COMMANDS
-from deepvit_train.config.override import check_overrides, explained, take_texts
+from deepvit_train.config.override import check_overrides, explained, take_texts, with_subject
 from deepvit_train.config.preset import config_dir
 from deepvit_train.error import ConfigError
 
@@ -25,19 +25,22 @@ def compose_command(command: str, overrides: Sequence[str]) -> Any:
 
     Raises ConfigError naming the key, the value and the nearest valid one.
     """
+    overrides = with_subject(command, overrides)
     composed = compose_tree(command, overrides)
-    missing = sorted(str(key) for key in OmegaConf.missing_keys(composed))
-    if missing:
-        raise ConfigError(f"{missing[0]} is not given: add {missing[0]}=VALUE")
     try:
-        return OmegaConf.to_object(composed)
+        missing = sorted(str(key) for key in OmegaConf.missing_keys(composed))
+        if missing:
+            raise ConfigError(f"{missing[0]} is not given: add {missing[0]}=VALUE")
+        config: Any = OmegaConf.to_object(composed)
     except OmegaConfBaseException as error:
         raise explained(command, overrides, error) from None
+    config.check_typed({override.lstrip("+").partition("=")[0] for override in overrides})
+    return config
 
 
 def compose_tree(command: str, overrides: Sequence[str]) -> DictConfig:
     """The configuration as Hydra composes it, typed but not yet checked. Raises ConfigError."""
-    overrides = [current_override(each) for each in overrides]
+    overrides = [current_override(each) for each in with_subject(command, overrides)]
     check_overrides(command, overrides)
     for_hydra, texts = take_texts(command, overrides)
     store = ConfigStore.instance()

@@ -50,6 +50,12 @@ class Section:
     def check(self) -> None:
         """Raise ConfigError where several keys together can't be used."""
 
+    def check_typed(self, typed: set[str]) -> None:
+        """Raise ConfigError where a key that was typed on the command line, by dotted name, can't be used.
+
+        What the files of configs/ say in its place is adapted instead.
+        """
+
     @classmethod
     def prefix(cls) -> str:
         """What stands before a key's name in messages, as typed on the command line: `model.`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import unicodedata
 from collections.abc import Sequence
 
@@ -12,10 +11,37 @@ from hydra.errors import HydraException
 
 from deepvit_train.config.command import COMMANDS, console_name, groups_of, keys_of
 from deepvit_train.config.preset import config_dir
-from deepvit_train.error import ConfigError, nearest
+from deepvit_train.error import ConfigError, nearest, slips
 
 # The types of keys that take any text.
 TEXT = ("str", "str or null")
+# What a command is about: a path without KEY= before it is the value of this key.
+SUBJECTS = {
+    "eval": "checkpoint",
+    "analyze": "checkpoint",
+    "convert": "source",
+    "data-check": "root",
+    "study": "root",
+}
+
+
+def with_subject(command: str, overrides: Sequence[str]) -> list[str]:
+    """Put the name of its key before a path that was typed alone: `runs/demo` is `checkpoint=runs/demo`.
+
+    No key holds a slash, so `runs/lr=0.1` is a path too. Raises ConfigError for a second one.
+    """
+    subject = SUBJECTS.get(command)
+    bare = [each for each in overrides if _is_bare(each)]
+    if subject is None or not bare:
+        return list(overrides)
+    if len(bare) > 1 or any(each.lstrip("+").startswith(f"{subject}=") for each in overrides):
+        raise ConfigError(f"{bare[-1]}: {subject} is given already")
+    return [f"{subject}={each}" if _is_bare(each) else each for each in overrides]
+
+
+def _is_bare(override: str) -> bool:
+    name, equals, _ = override.partition("=")
+    return bool(override) and (not equals or "/" in name) and not override.startswith(("+", "~"))
 
 
 def check_overrides(command: str, overrides: Sequence[str]) -> None:
@@ -30,11 +56,17 @@ def check_overrides(command: str, overrides: Sequence[str]) -> None:
             known = groups[name]
             raise ConfigError(f"{name}={value}: unknown{nearest(value, known)} (choices: {', '.join(known)})")
         if name not in {*keys, *groups, *sections}:
-            tails = {key.rsplit(".", 1)[-1]: key for key in reversed([*keys, *groups])}
-            guess = nearest(name, [*keys, *groups])
-            if not guess and (tail := difflib.get_close_matches(name.rsplit(".", 1)[-1], tails, n=1)):
-                guess = f"; did you mean '{tails[tail[0]]}'?"
+            guess = _nearest_key(name, [*keys, *groups])
             raise ConfigError(f"{name}: no such key{guess} ({console_name(command)} --help lists all)")
+
+
+def _nearest_key(name: str, keys: Sequence[str]) -> str:
+    """`; did you mean 'X'?`, where the last part of a key is near; its section may be another one."""
+    section, _, tail = name.rpartition(".")
+    ranked = sorted(keys, key=lambda key: slips(section, key.rpartition(".")[0]))
+    found = nearest(tail, [key.rpartition(".")[2] for key in ranked])
+    meant = next((key for key in ranked if found == f"; did you mean '{key.rpartition('.')[2]}'?"), None)
+    return f"; did you mean '{meant}'?" if meant else ""
 
 
 def take_texts(
@@ -42,10 +74,11 @@ def take_texts(
 ) -> tuple[list[str], dict[str, str | None]]:
     """Part the overrides that Hydra reads from texts that it would read as something else, or not at all.
 
-    Hydra's grammar makes a number of name=1e3, a list of data.root=/a,b and an error of data.root=/photos(2);
-    here they are the text that was typed. Text that Hydra reads as text stays with Hydra: quotes, escapes and
-    ${key} mean what they mean there. A key that has the name of a folder of configs/, such as
-    deepvit-analyze's model, is taken as well: Hydra would look for a file of that folder.
+    Hydra's grammar makes a number of name=1e3, a list of data.root=/a,b and an error of data.root=/photos(2),
+    and strips spaces; here they are the text that was typed. Text that Hydra reads as text stays with Hydra:
+    quotes, escapes and ${key} mean what they mean there. A key that has the name of a folder of configs/,
+    such as deepvit-analyze's model, is taken as well: Hydra would look for a file of that folder.
+    Of a key that is given twice the last value counts, as with Hydra.
 
     Args:
         sweeps: whether several values, as of name=a,b, are left to Hydra; else they are text, or an error.
@@ -59,15 +92,19 @@ def take_texts(
     taken: dict[str, str | None] = {}
     for override in overrides:
         name, _, typed = override.partition("=")
+        name = name.lstrip("+")
         value = _as_hydra_reads(override)
         several = isinstance(value, Sweep)
         if types.get(name) in TEXT and not (several and sweeps):
-            if not isinstance(value, str | None):
+            taken.pop(name, None)
+            if "\\${" in typed:
+                raise ConfigError(f"{override}: a text can't hold '${{'; ${{KEY}} is another key's value")
+            if not isinstance(value, str | None) or typed != typed.strip():
                 taken[name] = typed
             elif name in folders:
                 taken[name] = value
             else:
-                for_hydra.append(override)
+                for_hydra.append(f"{name}={typed}")
         elif isinstance(value, HydraException) or (several and not sweeps):
             raise _wrong_value(override, types)
         else:
@@ -103,6 +140,8 @@ def explained(command: str, overrides: Sequence[str], error: Exception) -> Confi
     types = {key.name: key.type for key in keys_of(COMMANDS[command])}
     name = getattr(error, "full_key", None) or getattr(cause, "full_key", None)
     if name not in types:
-        return ConfigError(f"{' '.join(overrides)}: {str(cause).strip().splitlines()[0]}")
+        # Hydra does not say which override it is about. Most often it is one with ${KEY} in it.
+        suspects = [override for override in overrides if "${" in override] or overrides
+        return ConfigError(f"{' '.join(suspects)}: {str(cause).strip().splitlines()[0]}")
     given = next((override for override in overrides if override.lstrip("+").startswith(f"{name}=")), name)
     return _wrong_value(given, types)

@@ -70,7 +70,11 @@ class OptimConfig(Section):
 
 @dataclass(kw_only=True, slots=True)
 class ScheduleConfig(Section):
-    warmup_epochs: float = option("epochs of linear warm-up; they are a part of trainer.epochs", low=0)
+    warmup_epochs: float = option(
+        "epochs of linear warm-up, a part of trainer.epochs; a default that leaves nothing of a short run "
+        "becomes half of it",
+        low=0,
+    )
     warmup_lr: float = option("learning rate at the first step of the warm-up", low=0, high=1000)
     min_lr: float = option("learning rate at the end of the decay and during the cooldown", low=0, high=1000)
     cooldown_epochs: int = option("epochs at min_lr, on top of trainer.epochs", low=0)
@@ -78,6 +82,10 @@ class ScheduleConfig(Section):
     @classmethod
     def prefix(cls) -> str:
         return "schedule."
+
+    def warmup_within(self, epochs: int) -> float:
+        """Return warmup_epochs, or half of the run's epochs where that leaves nothing of them."""
+        return self.warmup_epochs if self.warmup_epochs < epochs else epochs / 2
 
 
 @dataclass(kw_only=True, slots=True)

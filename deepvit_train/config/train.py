@@ -55,15 +55,17 @@ class TrainConfig(Section):
             raise ConfigError("loss.cosine_weight compares blocks, and model.depth=1; nearest: model.depth=2")
         if self.data.name is None:
             raise ConfigError(f"data.name is not given; choices: data={', data='.join(choices('data'))}")
-        if self.schedule.warmup_epochs >= self.trainer.epochs and self.schedule.warmup_epochs:
-            raise ConfigError(
-                f"schedule.warmup_epochs={self.schedule.warmup_epochs:g} leaves nothing of "
-                f"trainer.epochs={self.trainer.epochs}; nearest: "
-                f"schedule.warmup_epochs={self.trainer.epochs - 1}"
-            )
         for name in ("name", "run_dir"):
             value = getattr(self, name)
-            if not value.strip() or "=" in value or any(ord(letter) < 32 for letter in value):
-                raise ConfigError(f"{name}={value!r}: must not be empty, nor hold '=' or control characters")
+            if not value.strip() or any(ord(letter) < 32 for letter in value):
+                raise ConfigError(f"{name}={value!r}: must not be empty, nor hold control characters")
         if "/" in self.name:
             raise ConfigError(f"name={self.name!r}: must not hold '/'; use run_dir= for a folder elsewhere")
+
+    def check_typed(self, typed: set[str]) -> None:
+        epochs, warmup = self.trainer.epochs, self.schedule.warmup_epochs
+        if "schedule.warmup_epochs" in typed and warmup != self.schedule.warmup_within(epochs):
+            raise ConfigError(
+                f"schedule.warmup_epochs={warmup:g} leaves nothing of trainer.epochs={epochs}; nearest: "
+                f"schedule.warmup_epochs={epochs - 1}"
+            )

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
-from deepvit_train.error import ConfigError
+from deepvit_train.distributed.launch import Launch, local_rank, read_launch
+from deepvit_train.error import ConfigError, UserError
+
+# Where ranks meet, by address, and how often they have met there: a sweep meets anew for each of its runs.
+_meetings: dict[str, tuple[dist.Store, int]] = {}
 
 
 @dataclass(frozen=True)
@@ -73,16 +77,6 @@ class World:
         self.any(0)
 
 
-def launched_rank() -> int:
-    """Return the rank that torchrun gave this process, or 0. It is known before torch.distributed starts."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def launched_size() -> int:
-    """Return the number of processes that torchrun started, or 1."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def choose_device(device: str) -> torch.device:
     """Return this process's device for 'auto', 'cpu' or 'cuda'. CUDA kernels go there from now on.
 
@@ -90,7 +84,7 @@ def choose_device(device: str) -> torch.device:
     """
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
-    number, found = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    number, found = local_rank(), torch.cuda.device_count()
     if not found:
         raise ConfigError(f"device={device}: torch finds no CUDA GPU here; nearest: device=cpu")
     if number >= found:
@@ -106,13 +100,35 @@ def start(device: str, timeout_s: float) -> World:
     Args:
         device: 'auto', 'cpu' or 'cuda'.
         timeout_s: seconds to wait for the others before they count as lost.
+
+    Raises ConfigError for an environment that no launcher made, UserError where the others do not come.
     """
+    launch = read_launch()
     chosen = choose_device(device)
-    if launched_size() > 1 and not dist.is_initialized():
+    if launch.size > 1 and not dist.is_initialized():
         # Tensors on a GPU go through NCCL, decisions about the run through gloo.
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
-    return World(launched_rank(), launched_size(), chosen)
+        _join(backend, launch, timedelta(seconds=timeout_s))
+    return World(launch.rank, launch.size, chosen)
+
+
+def _join(backend: str, launch: Launch, timeout: timedelta) -> None:
+    """Meet the other ranks. Each meeting has keys of its own, so that a former one is not taken for it."""
+    address = f"{launch.host}:{launch.port}"
+    try:
+        if address not in _meetings:
+            launch.wait_for_host(timeout.total_seconds())
+            _meetings[address] = next(rendezvous("env://", timeout=timeout))[0], 0
+        store, times = _meetings[address]
+        _meetings[address] = store, times + 1
+        own = dist.PrefixStore(f"meeting{times}", store)
+        dist.init_process_group(backend, store=own, rank=launch.rank, world_size=launch.size, timeout=timeout)
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"rank {launch.rank} of {launch.size} did not meet the others at {address} ({reason})\n"
+            "torchrun starts all ranks with one WORLD_SIZE, MASTER_ADDR and MASTER_PORT (docs/cluster.md)"
+        ) from None
 
 
 def stop() -> None:

@@ -62,7 +62,7 @@ def build_schedule(
         optimizer,
         t_initial=epochs * steps_per_epoch,
         lr_min=schedule.min_lr,
-        warmup_t=round(schedule.warmup_epochs * steps_per_epoch),
+        warmup_t=round(schedule.warmup_within(epochs) * steps_per_epoch),
         warmup_lr_init=schedule.warmup_lr,
         t_in_epochs=False,
     )

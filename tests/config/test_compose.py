@@ -139,7 +139,10 @@ def test_an_image_folder_is_cropped_and_flipped_unless_told_otherwise() -> None:
         (["optim.lr=-1"], "must be at least 0"),
         (["trainer.precision=fp8"], "trainer.precision=fp8: must be fp32|bf16|fp16"),
         (["trainer.batch_size=10", "trainer.accumulate=3"], "not divisible by trainer.accumulate=3"),
-        (["trainer.epochs=4"], "schedule.warmup_epochs=5 leaves nothing of trainer.epochs=4"),
+        (
+            ["trainer.epochs=4", "schedule.warmup_epochs=5"],
+            "schedule.warmup_epochs=5 leaves nothing of trainer.epochs=4; nearest: schedule.warmup_epochs=3",
+        ),
         (["experiment=deepvit_s"], "data.root is not given"),
         (["experiment=linear_probe", "data.root=/data"], "model.weights is not given"),
         (["optim.freeze_blocks=7"], "optim.freeze_blocks=7 is more than model.depth=6"),
@@ -161,6 +164,9 @@ def test_an_image_folder_is_cropped_and_flipped_unless_told_otherwise() -> None:
         (["attn.norm=(layer"], "attn.norm=(layer: must be batch|layer|none; did you mean 'layer'?"),
         (["model=base"], "model=base: unknown"),
         (["name='a\tb'"], "control characters"),
+        (["data.root=${nowhere}", "seed=3"], "data.root=${nowhere}: Interpolation key 'nowhere' not found"),
+        (["data.root=\\${x}"], "a text can't hold '${'"),
+        (["runs/demo"], "runs/demo: not of the form key=value"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -195,10 +201,105 @@ def test_a_composed_configuration_is_plain_yaml() -> None:
         ("a\\,b", "a,b"),
         ("/data-${seed}", "/data-0"),
         ("null", None),
+        (" a ", " a "),
+        ("trail\\", "trail\\"),
+        ("a\\b", "a\\b"),
+        ("67217e15", "67217e15"),
+        ("3.10", "3.10"),
+        ("2025_11_26", "2025_11_26"),
+        ("x(1)", "x(1)"),
+        ("x=1", "x=1"),
+        ("x#1", "x#1"),
+        ("a;b", "a;b"),
+        ("{a:b}", "{a:b}"),
+        ("$HOME", "$HOME"),
+        ("*", "*"),
     ],
 )
 def test_text_stays_text(typed: str, text: str | None) -> None:
     assert compose_command("train", [f"data.root={typed}"]).data.root == text
+
+
+@pytest.mark.parametrize("text", ["67217e15", "3.10", "2025_11_26", "007", "true", "a=b", "a,b", "x (1)"])
+@pytest.mark.parametrize("prefix", ["", "+", "++"])
+def test_every_text_key_takes_text_and_what_is_made_of_it(prefix: str, text: str) -> None:
+    config = compose_command("train", [f"{prefix}name={text}", f"{prefix}resume={text}"])
+    assert (config.name, config.run_dir, config.resume) == (text, f"runs/{text}", text)
+    assert compose_command("train", [f"{prefix}run_dir={text}"]).run_dir == text
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("name=1e3", "name=foo"), ("name=foo", "name=1e3"), ("name=a,b", "name=c,d")]
+)
+def test_of_two_values_the_last_counts(first: str, second: str) -> None:
+    assert compose_command("train", [first, second]).name == second.removeprefix("name=")
+
+
+@pytest.mark.parametrize(
+    ("command", "typed", "key"),
+    [
+        ("eval", "runs/demo", "checkpoint"),
+        ("eval", "runs/lr=0.1,x (1)", "checkpoint"),
+        ("eval", "größe#1", "checkpoint"),
+        ("analyze", "runs/demo", "checkpoint"),
+        ("convert", "model.pth.tar", "source"),
+        ("data-check", "/data/images", "root"),
+        ("study", "/data/images", "root"),
+    ],
+)
+def test_a_path_alone_is_what_the_command_is_about(command: str, typed: str, key: str) -> None:
+    others = ["out=x"] if command == "convert" else []
+    assert getattr(compose_command(command, [typed, *others]), key) == typed
+    for again in ("other", f"{key}=other"):
+        with pytest.raises(ConfigError, match=f"{key} is given already"):
+            compose_command(command, [typed, again, *others])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "shortened"),
+    [
+        (["trainer.epochs=1"], 0.5),
+        (["trainer.epochs=5"], 2.5),
+        (["trainer.epochs=6"], 5),
+        ([], 5),
+        (["trainer.epochs=5", "schedule.warmup_epochs=3"], 3),
+        (["experiment=deepvit_s", "data.root=/data", "trainer.epochs=2"], 1),
+        (["experiment=deepvit_s", "data.root=/data"], 5),
+    ],
+)
+def test_a_warm_up_that_nobody_typed_leaves_half_of_a_short_run(
+    overrides: list[str], shortened: float
+) -> None:
+    config = compose_command("train", overrides)
+    assert config.schedule.warmup_within(config.trainer.epochs) == shortened
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("trainer.lr", "optim.lr"),
+        ("modle.depth", "model.depth"),
+        ("batch", "trainer.batch_size"),
+        ("nmae", "name"),
+        ("attnn", "attn"),
+        ("Seed", "seed"),
+        ("resnet", None),
+        ("optim.foo", None),
+        ("optim.learning_rate", None),
+        ("model.layers", None),
+        ("k", None),
+    ],
+)
+def test_a_key_is_suggested_only_where_it_is_near(typed: str, meant: str | None) -> None:
+    with pytest.raises(ConfigError) as error:
+        compose_command("train", [f"{typed}=1"])
+    assert (f"did you mean '{meant}'?" if meant else "no such key (") in str(error.value)
+
+
+@pytest.mark.parametrize("word", ["resnet50", "swin_t", "x", "base_patch16"])
+def test_a_choice_is_suggested_only_where_it_is_near(word: str) -> None:
+    with pytest.raises(ConfigError, match="unknown \\(choices"):
+        compose_command("train", [f"model={word}"])
 
 
 def test_text_stays_text_in_a_sweep() -> None:
