@@ -72,6 +72,9 @@ class Plan:
         """Tiles by what was fastest on an H200 (docs/records), smaller where registers would not do."""
         single = self.dtype == torch.float32
         wide = self.head_dim > 32
+        # Rows of head_dim are loaded piece by piece, and the addresses take registers; or they are long.
+        costly = wide and (self.head_dim % 16 != 0 or self.head_dim > 64)
+        crowded = self.padded_heads // 16  # 2: tiles that hold all heads are twice as large
         padded_head_dim = max(16, _power_of_two(self.head_dim))
         of_head: Constants = {"H": self.heads, "D": self.head_dim, "DP": padded_head_dim}
         norm = {"none": 0, "batch": 1, "ranks": 1, "layer": 2}[self.kind.norm]
@@ -79,23 +82,32 @@ class Plan:
         biased, dropout = {"BIASED": self.kind.biased}, {"DROPOUT": self.kind.dropout}
         row = max(16, _power_of_two(self.padded))
 
-        tile = _tile(32, min(row, 32)) if single else _tile(64, min(row, 32), stages=4)
+        tile = _tile(32, 16 if costly else min(row, 32)) if single else _tile(64, min(row, 32), stages=4)
         self.maps: Constants = of_head | tile | {"ONCE": tile["COLUMNS"] >= self.padded}
         self.mix: Constants = of_heads | biased | dropout
-        self.mix |= {"COLUMNS": 256 if single else 512, "STEPS": 8, "num_warps": 4}
+        self.mix |= {"COLUMNS": (256 if single else 512) // crowded, "STEPS": 8, "num_warps": 4}
         self.affine: Constants = of_heads | biased | dropout | {"ROWS": 256, "num_warps": 8}
         self.values: Constants = of_head | {"HP": self.padded_heads}
         self.values |= _tile(32, 32) if single else _tile(64, 64, stages=3) if wide else _tile(128, 128)
 
         self.sums: Constants = of_head | {"ROWS": 128}
         self.coefficients: Constants = of_heads | biased | {"ROWS": 128}
-        self.remap: Constants = of_head | (_tile(32, 32) if single else _tile(64, 64, stages=3))
+        tile = _tile(32, 16 if costly else 32) if single else _tile(64, 64, stages=2 if costly else 3)
+        self.remap: Constants = of_head | tile
         self.remap["CENTRED"] = self.kind.norm != "layer" and not self.kind.dropout
-        columns = min(row, 64) if single else row if row <= LONGEST_ROW else LONGEST_ROW // 2
-        self.unmix: Constants = of_heads | dropout | _tile(8, columns) | {"ONCE": columns >= self.padded}
+        longest = LONGEST_ROW // (4 if single else 1) // crowded
+        columns = row if row <= longest else longest // 2
+        self.unmix: Constants = of_heads | dropout | {"ONCE": columns >= self.padded}
+        many = crowded > 1 or (self.kind.dropout and not single)
+        self.unmix |= _tile(8, columns, warps=8 if many else 4)
         self.unmix |= {"SLICES": min(4, columns // 16)}
         self.gradients: Constants = of_head | {"HP": self.padded_heads}
-        self.gradients |= _tile(32, 32) if single else _tile(64 if wide else 128, 32, stages=3)
+        if single:
+            self.gradients |= _tile(32, 32, warps=8 if costly else 4)
+        elif costly:
+            self.gradients |= _tile(64, 32 if self.head_dim > 64 else 64, warps=8)
+        else:
+            self.gradients |= _tile(64 if wide else 128, 32, stages=3)
         self.totals: Constants = of_heads | dropout | {"ROWS": 512, "num_warps": 16}
 
 
