@@ -139,7 +139,7 @@ def _digest(arrays: Arrays, classes: list[str]) -> str:
     """A digest of which images there are, and of the class of each."""
     digest = hashlib.blake2b(json.dumps(classes).encode(), digest_size=16)
     for name in ("targets", "ends", "paths"):
-        digest.update(arrays[name])
+        digest.update(np.ascontiguousarray(arrays[name]).data)
     return digest.hexdigest()
 
 
