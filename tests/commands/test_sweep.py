@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from deepvit_train.cli import run_command
 from deepvit_train.commands import sweep, train
 from deepvit_train.config.train import TrainConfig
 from deepvit_train.error import ConfigError, DataError, UserError
@@ -58,16 +60,17 @@ def test_a_run_that_fails_on_one_rank_ends_no_other_run(
     real: Callable[..., Any] = train.build_plan
 
     def plan(trainer: Any, *others: Any) -> Any:
-        if (
-            int(os.environ["RANK"]) == trainer.accumulate - 1
-        ):  # the first run fails on rank 0, the second on 1
+        # The first run fails on rank 0, the second on rank 1.
+        if int(os.environ["RANK"]) == trainer.accumulate - 1:
             raise DataError("this rank alone can't read it")
         return real(trainer, *others)
+
+    three_runs = ["trainer.batch_size=36", "trainer.accumulate=1,2,3", "trainer.timeout_s=60"]
 
     def work() -> None:
         monkeypatch.setattr(train, "build_plan", plan)
         with pytest.raises(UserError, match=r"2 of 3 runs failed"):
-            sweep.run([*QUICK, "trainer.batch_size=36", "trainer.accumulate=1,2,3"], train.run)
+            sweep.run([*QUICK, *three_runs], partial(run_command, "train"))
 
     assert as_ranks(2, work) == 0
     assert [folder.name for folder in Path("runs").iterdir() if (folder / "result.json").exists()] == [

@@ -287,7 +287,8 @@ def test_a_warm_up_that_nobody_typed_leaves_half_of_a_short_run(
         ("optim.foo", None),
         ("optim.learning_rate", None),
         ("model.layers", None),
-        ("k", None),
+        ("q", None),
+        ("k", "collapse.k"),
     ],
 )
 def test_a_key_is_suggested_only_where_it_is_near(typed: str, meant: str | None) -> None:
