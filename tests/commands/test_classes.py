@@ -94,7 +94,8 @@ def test_a_run_of_another_order_keeps_it(here: Path, call: Command) -> None:
     assert result["val/top1"] == 1.0
     assert result["val/loss"] < 0.5
     assert classes_of(Path("r/checkpoints/last/model.safetensors")) == TWELVE
-    start = call("train", *LEARN, "data.root=d12", "run_dir=w", "model.weights=r", *STILL)
+    weights = f"model.weights={Path('r/checkpoints/last').resolve()}"
+    start = call("train", *LEARN, "data.root=d12", "run_dir=w", weights, *STILL)
     assert "rows of the head taken by name, of which the file's order is 0, 1, 2, 3, 4, ..." in start.stdout
     assert json.loads(Path("w/result.json").read_text())["val/top1"] == 1.0
 
