@@ -43,7 +43,7 @@ CASES = [
     *(Case(norm, SHAPE, FP16, gradient=size) for norm in ("batch", "layer", "none") for size in (1e-2, 1e2)),
     *(Case(norm, SHAPE, dropout=0.2) for norm in ("batch", "layer", "none")),
     *(Case(norm, (5, 12, 197, 32), chunk=2 * 197) for norm in ("batch", "layer", "none")),
-    *(Case("batch", SHAPE, layout=layout) for layout in ("transposed", "broadcast")),
+    *(Case("batch", SHAPE, FP32, layout=layout) for layout in ("transposed", "broadcast")),
     Case("batch", (5, 12, 197, 32), dropout=0.2, chunk=2 * 197),
     Case("batch", SHAPE, spread=0.1, scale=0.25),
     Case("layer", SHAPE, FP16, bias=False),
