@@ -68,6 +68,10 @@ class Inputs:
     norm: nn.Module | None
     dout: Tensor
 
+    def arguments(self, scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor, HeadMixer]:
+        """The positional arguments of `reattention`."""
+        return self.q, self.k, self.v, HeadMixer(self.theta, self.bias, self.norm, scale)
+
     @property
     def leaves(self) -> Results:
         """What a gradient is wanted of, by the name of the gradient."""
@@ -111,8 +115,7 @@ def found(case: Case, device: str) -> Results:
     """What the operator computes."""
     inputs = inputs_of(case, device)
     torch.manual_seed(SEED)  # which decides what dropout drops
-    mixer = HeadMixer(inputs.theta, inputs.bias, inputs.norm, case.scale)
-    out = reattention(inputs.q, inputs.k, inputs.v, mixer, dropout=case.dropout, chunk=case.chunk)
+    out = reattention(*inputs.arguments(case.scale), dropout=case.dropout, chunk=case.chunk)
     return inputs.results(out)
 
 
@@ -123,14 +126,13 @@ def expected(case: Case, device: str) -> Results:
     for name, tensor in double.items():
         double[name] = None if tensor is None else tensor.detach().double().requires_grad_()
     exact = Inputs(norm=None if inputs.norm is None else inputs.norm.double(), **double)
-    maps = softmax_maps(exact.q, exact.k)
+    q, k, v, mixer = exact.arguments(case.scale)
+    maps = softmax_maps(q, k)
     if case.dropout:
         torch.manual_seed(SEED)
         seed = torch.randint(2**62, (), device="cpu")  # as `reattention` draws it
         maps = maps * kept_entries(int(seed), case.shape, 1 - case.dropout, device) / (1 - case.dropout)
-    results = exact.results(
-        mix_heads(maps, HeadMixer(exact.theta, exact.bias, exact.norm, case.scale)) @ exact.v
-    )
+    results = exact.results(mix_heads(maps, mixer) @ v)
     if case.bias and case.norm == "batch":  # it has no effect, but float64's own rounding gives it a gradient
         results["dbias"].zero_()
     return results

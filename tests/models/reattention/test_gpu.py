@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 pytest.importorskip("triton", reason="CPU builds of torch bring no Triton")
 
-from deepvit_train.models.reattention import gpu, operator, plain_reattention, reattention
+from deepvit_train.models.reattention import HeadMixer, gpu, operator, plain_reattention, reattention
 from deepvit_train.models.reattention.gpu_plan import CHUNK_BYTES
 from tests.models.reattention.case import NORMS, build_norm
 from tests.models.reattention.gpu_case import Case, differing_bits, faults, found, inputs_of
@@ -43,7 +43,7 @@ CASES = [
     *(Case(norm, SHAPE, FP16, gradient=size) for norm in ("batch", "layer", "none") for size in (1e-2, 1e2)),
     *(Case(norm, SHAPE, dropout=0.2) for norm in ("batch", "layer", "none")),
     *(Case(norm, (5, 12, 197, 32), chunk=2 * 197) for norm in ("batch", "layer", "none")),
-    *(Case("batch", SHAPE, layout=layout) for layout in ("transposed", "broadcast")),
+    *(Case("batch", SHAPE, FP32, layout=layout) for layout in ("transposed", "broadcast")),
     Case("batch", (5, 12, 197, 32), dropout=0.2, chunk=2 * 197),
     Case("batch", SHAPE, spread=0.1, scale=0.25),
     Case("layer", SHAPE, FP16, bias=False),
@@ -109,8 +109,10 @@ def test_without_kernels_it_warns_once_and_is_right() -> None:
         warnings.simplefilter("error")
         found(case, DEVICE)
     inputs = inputs_of(case, DEVICE)
-    mixing = inputs.theta.double(), inputs.bias.double(), inputs.norm.double()
-    out = plain_reattention(inputs.q, inputs.k, inputs.v, *mixing)
+    assert inputs.bias is not None
+    assert inputs.norm is not None
+    mixer = HeadMixer(inputs.theta.double(), inputs.bias.double(), inputs.norm.double())
+    out = plain_reattention(inputs.q, inputs.k, inputs.v, mixer)
     for name, exact in inputs.results(out).items():
         torch.testing.assert_close(result[name], exact, rtol=1e-5, atol=1e-6, check_dtype=False)
 
@@ -125,7 +127,7 @@ class Mixed(nn.Module):
         self.norm, self.dropout = build_norm(kind, heads, FP32), dropout
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return reattention(q, k, v, self.theta, self.bias, self.norm, dropout=self.dropout)
+        return reattention(q, k, v, HeadMixer(self.theta, self.bias, self.norm), dropout=self.dropout)
 
 
 def trained(module: nn.Module, function: Callable[..., Tensor]) -> list[Tensor]:
@@ -169,7 +171,9 @@ def _fresh_compiler() -> Iterator[None]:
 @pytest.mark.usefixtures("_fresh_compiler")
 @pytest.mark.parametrize(("norm", "dropout"), [("batch", 0.0), ("layer", 0.2)])
 def test_compiles_whole(norm: str, dropout: float) -> None:
-    assert_trains_alike(Mixed(norm, dropout).to(DEVICE), lambda twin: torch.compile(twin, fullgraph=True))
+    options = {"fallback_random": True}  # the seed of dropout is drawn as without the compiler
+    module = Mixed(norm, dropout).to(DEVICE)
+    assert_trains_alike(module, lambda twin: torch.compile(twin, fullgraph=True, options=options))
 
 
 @pytest.mark.usefixtures("_fresh_compiler")
@@ -192,14 +196,15 @@ def test_registration_holds(norm: str, dropout: float) -> None:
 
 def test_work_goes_to_the_current_stream() -> None:
     inputs = inputs_of(Case("layer", SHAPE), DEVICE)
-    expected = reattention(inputs.q, inputs.k, inputs.v, inputs.theta, inputs.bias, inputs.norm)
-    q = torch.zeros_like(inputs.q)
+    q, *others = inputs.arguments()
+    expected = reattention(q, *others)
+    late = torch.zeros_like(q)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream), torch.no_grad():
         torch.cuda._sleep(100_000_000)  # in which another stream would see zeros
-        q.copy_(inputs.q)
-        out = reattention(q, inputs.k, inputs.v, inputs.theta, inputs.bias, inputs.norm)
+        late.copy_(q)
+        out = reattention(late, *others)
     torch.cuda.synchronize()
     assert torch.equal(out, expected)
 
@@ -212,8 +217,7 @@ def test_memory_holds_the_maps_of_a_chunk_alone() -> None:
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    out = reattention(inputs.q, inputs.k, inputs.v, inputs.theta, inputs.bias, inputs.norm)
-    inputs.results(out)
+    inputs.results(reattention(*inputs.arguments()))
     peak = torch.cuda.max_memory_allocated() - before
     # In the backward pass maps and their gradients; out twice, in float32 once; gradients of q, k and v.
     assert peak < 2 * CHUNK_BYTES + 8 * tensor
