@@ -30,7 +30,7 @@ from deepvit_train.run.checkpoint import read_state
 from deepvit_train.run.description import ModelDescription
 from deepvit_train.run.environment import describe_environment
 from deepvit_train.run.folder import RunFolder, flatten
-from deepvit_train.run.saving import CheckpointWriter, settle_links
+from deepvit_train.run.saving import CheckpointWriter, finish_save
 from deepvit_train.run.tracking import Tracker
 from deepvit_train.training import images
 from deepvit_train.training.interruption import StopSignals
@@ -142,7 +142,7 @@ def _resume(job: _Job) -> Path | None:
     checkpoint = resume(state, job.origin, job.folder, job.run.world, say)
     if checkpoint is not None:
         if _is_here(job, checkpoint) and job.run.world.is_main:
-            settle_links(checkpoint, state.best)
+            finish_save(checkpoint, state.best)
         say(f"resumed from {checkpoint} at step {state.step} of {plan.total_steps}")
         _tell_changes(job, checkpoint)
     elif job.initial is not None:

@@ -37,4 +37,6 @@ class EvalConfig(ForeignKeys):
     device: Device = option("where to evaluate; auto: on CUDA if there is any")
     threads: int | None = option("CPU threads; null: as torch chooses", low=1, high=4096)
     timeout_s: float = option("seconds that a rank waits for the others before the command fails", above=0)
-    limit_batches: int | None = option("batches that each rank evaluates, for trials; null: all", low=1)
+    limit_batches: int | None = option(
+        "batches that each rank evaluates, spread over the classes, for trials; null: all", low=1
+    )

@@ -152,7 +152,9 @@ class TrainerConfig(Section):
     )
     keep_last: int = option("number of newest checkpoints to keep, besides the best", low=1)
     limit_batches: int | None = option(
-        "steps of an epoch, and batches of an evaluation on each rank, for trials; null: all", low=1
+        "steps of an epoch, and batches of an evaluation on each rank (spread over the classes), for trials; "
+        "null: all",
+        low=1,
     )
     timeout_s: float = option("seconds that a rank waits for the others before the run fails", above=0)
     requeue: bool = option("whether to have SLURM queue the job again after a stop signal (scontrol requeue)")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from deepvit_train.data.decode import printable
 from deepvit_train.data.index import ImageIndex
 
-LOOKED_AT = 200  # images of each class whose paths are looked at
+LOOKED_AT = 20  # images of each class whose paths are looked at
 SHOWN = 5
 
 
@@ -35,26 +33,29 @@ def layout_warnings(index: ImageIndex) -> list[str]:
 def _inner_folders(index: ImageIndex) -> dict[str, list[str]]:
     """The folders below each class folder; nothing where a class has images of its own."""
     found: dict[str, list[str]] = {}
-    ends = np.searchsorted(index.targets, np.arange(len(index.classes)), side="right").tolist()
-    start = 0
-    for name, end in zip(index.classes, ends, strict=True):
+    # Classes may have got other numbers than those of their order.
+    order = np.argsort(index.targets, kind="stable")
+    ends = np.bincount(index.targets, minlength=len(index.classes)).cumsum()[:-1]
+    for name, images in zip(index.classes, np.split(order, ends), strict=True):
         folders = set()
-        for inner in _below_class(index, name, start, end):
-            if not inner:
+        for image in images[
+            np.linspace(0, len(images) - 1, min(LOOKED_AT, len(images))).astype(int)
+        ].tolist():
+            if not (inner := _below_class(index, name, image)):
                 return {}
             folders.add(inner)
         found[name] = sorted(folders)
-        start = end
     return found
 
 
-def _below_class(index: ImageIndex, name: str, start: int, end: int) -> Iterator[str]:
-    """The first folder between a class and each of some of its images; empty where there is none."""
-    base = len(f"{index.folder}/")
-    for image in np.unique(np.linspace(start, end - 1, min(LOOKED_AT, end - start)).astype(int)).tolist():
-        *folders, _ = index.path(image)[base:].split("/")
+def _below_class(index: ImageIndex, name: str, image: int) -> str:
+    """The first folder between a class and an image; empty where there is none."""
+    *folders, _ = index.path(image)[len(f"{index.folder}/") :].split("/")
+    if index.tars is None:
+        below = folders[1:]
+    else:
         below = folders[folders.index(name) + 1 :] if name in folders else []
-        yield below[0] if below else ""
+    return next(iter(below), "")
 
 
 def _listed(folders: list[str]) -> str:

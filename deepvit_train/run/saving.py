@@ -186,8 +186,8 @@ def point(folder: Path, name: str, target: Path) -> None:
     _flush(folder)
 
 
-def settle_links(newest: Path, best: dict[str, float]) -> None:
-    """Let `last` and `best` lead where they should, if a kill came before they did.
+def finish_save(newest: Path, best: dict[str, float]) -> None:
+    """Do what a kill prevented after the newest checkpoint got its name: links, and what is left over.
 
     Args:
         newest: the newest checkpoint.
@@ -200,6 +200,8 @@ def settle_links(newest: Path, best: dict[str, float]) -> None:
     for name, target in wanted.items():
         if target.is_dir() and (folder / name).resolve() != target.resolve():
             point(folder, name, target)
+    shutil.rmtree(newest.with_name(f"{newest.name}{SET_ASIDE}"), ignore_errors=True)
+    _remove_partial(folder)
 
 
 def prune(folder: Path, keep_last: int, written: Path, keep: set[str]) -> None:
@@ -213,8 +215,15 @@ def prune(folder: Path, keep_last: int, written: Path, keep: set[str]) -> None:
     for path in found[: found.index(written) + 1][:-keep_last]:
         if path.name not in keep:
             shutil.rmtree(path, ignore_errors=True)
+    _remove_partial(folder)
+
+
+def _remove_partial(folder: Path) -> None:
     for path in folder.glob(f"{TEMPORARY}*"):
-        shutil.rmtree(path, ignore_errors=True)
+        if path.is_symlink():
+            path.unlink()
+        else:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _flush(path: Path) -> None:

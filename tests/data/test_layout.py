@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,18 @@ def test_folders_of_classes_in_several_folders(tmp_path: Path) -> None:
     said = warned(tmp_path)
     assert "none of the 2 class folders holds an image itself" in said
     assert "train/ holds a/, b/, c/, d/, e/, ... 3 more; val/ holds a/" in said
+
+
+def test_classes_may_have_other_numbers_than_their_order(tmp_path: Path) -> None:
+    write(tmp_path, "a/1.png", "b/x/1.png", "b/y/1.png")
+    index = scan_split(tmp_path, "train", False)
+    swapped = replace(index, classes=["b", "a"], targets=1 - index.targets)
+    assert layout_warnings(swapped) == []
+    (tmp_path / "train" / "a" / "1.png").unlink()
+    write(tmp_path, "a/v/1.png", "a/w/1.png")
+    index = scan_split(tmp_path, "train", False)
+    (line,) = layout_warnings(replace(index, classes=["b", "a"], targets=1 - index.targets))
+    assert "b/ holds x/, y/; a/ holds v/, w/" in line
 
 
 @pytest.mark.parametrize(
