@@ -17,7 +17,7 @@ from deepvit_train.config.data import DataConfig, DataName
 from deepvit_train.data.decode import BadImageError, Limits, parse_picture, printable
 from deepvit_train.data.folder import Walk
 from deepvit_train.data.index import ImageIndex, index_images, scan_tars
-from deepvit_train.error import DataError
+from deepvit_train.error import DataError, spelled
 
 CHUNK = 64  # files handed to a process at a time
 
@@ -83,7 +83,7 @@ def compare_classes(train: Split, other: Split) -> list[str]:
     if not (train.index.classes and other.index.classes):
         return []
     return [
-        f"class {name}: in {here.name}, not in {there.name}"
+        f"class {spelled(name, there.index.classes)}: in {here.name}, not in {there.name}"
         for here, there in ((train, other), (other, train))
         for name in sorted(set(here.index.classes) - set(there.index.classes))
     ]

@@ -19,7 +19,7 @@ from deepvit_train.data.decode import read_file
 from deepvit_train.data.digits import digits_root
 from deepvit_train.data.folder import Walk
 from deepvit_train.data.tar import TarFiles, list_tars
-from deepvit_train.error import DataError
+from deepvit_train.error import DataError, spelled
 
 
 @dataclass(frozen=True)
@@ -145,8 +145,14 @@ def check_classes(index: ImageIndex, expected: list[str]) -> None:
     missing = sorted(set(expected) - set(index.classes))
     unknown = sorted(set(index.classes) - set(expected))
     if missing or unknown:
-        parts = [f"unknown to the model: {', '.join(unknown[:5])}"] if unknown else []
-        parts += [f"missing: {', '.join(missing[:5])}"] if missing else []
+        parts = [
+            f"{what}: {', '.join(spelled(name, others) for name in names[:5])}"
+            for what, names, others in (
+                ("unknown to the model", unknown, missing),
+                ("missing", missing, unknown),
+            )
+            if names
+        ]
         raise DataError(f"{index.folder}: other classes than the model's ({'; '.join(parts)})")
     if index.classes != expected:
         mine, other = next(pair for pair in zip(expected, index.classes, strict=True) if pair[0] != pair[1])

@@ -44,7 +44,7 @@ def start_from(model: DeepViT, path: str) -> Start:
         CheckpointError: as `load_model`; where heads are known to differ; where something else is missing,
             left over or of another shape, naming it. The model is then as it was.
     """
-    found = find(path)
+    found = find(path, key="model.weights")
     source = read_source(found)
     notes: list[str] = []
     try:
