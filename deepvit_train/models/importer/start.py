@@ -9,10 +9,11 @@ from pathlib import Path
 
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 
+from deepvit_train.config.model import Pool
 from deepvit_train.error import CheckpointError
 from deepvit_train.models.deepvit import DeepViT
-from deepvit_train.models.importer import check_fit, own_tensors
-from deepvit_train.models.importer.file import read_source
+from deepvit_train.models.importer import check_fit, own_tensors, timm_vit
+from deepvit_train.models.importer.file import Source, read_source
 from deepvit_train.models.importer.layout import Tensors
 from deepvit_train.run.checkpoint import find
 from deepvit_train.run.description import ModelDescription
@@ -51,6 +52,7 @@ def start_from(model: DeepViT, path: str) -> Start:
         layout, tensors, _ = own_tensors(source)
         tensors = tensors | (found.calibrated() or {})
         _check_heads(model, source.description)
+        _check_pool(model, source)
         expected = model.state_dict()
         for adapt in (_head, _positions, _patches, _theta):
             tensors = adapt(expected, tensors, notes)
@@ -65,6 +67,15 @@ def _check_heads(model: DeepViT, description: ModelDescription | None) -> None:
     heads = model.heads if description is None else description.architecture.model.heads
     if heads != model.heads:
         raise CheckpointError(f"is of {heads} heads, not model.heads={model.heads}")
+
+
+def _check_pool(model: DeepViT, source: Source) -> None:
+    """Refuse the norm that timm puts after the mean of the patches for a head that reads something else."""
+    if timm_vit.NORM_AFTER_MEAN in source.tensors and model.pool != Pool.mean_patches:
+        raise CheckpointError(
+            f"its head reads the mean of the patches (fc_norm), not model.pool={model.pool}; nearest: "
+            "model.pool=mean_patches"
+        )
 
 
 def _head(expected: Tensors, tensors: Tensors, notes: list[str]) -> Tensors:
