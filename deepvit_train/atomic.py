@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,6 +27,15 @@ def write_text(path: Path, text: str) -> None:
         raise OutputError(f"{path}: can't be written ({error.strerror})") from None
 
 
+def unfinished(target: Path) -> Path:
+    """Return a name that nothing has yet, for what becomes `target` by a rename.
+
+    It lies beside the target, so that the rename stays on one file system. What is made under it has the mode
+    that the umask says, where those of `tempfile` let in their owner alone.
+    """
+    return target.with_name(f".{target.name}-{secrets.token_hex(4)}")
+
+
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """Give a folder to write into. It gets the name `out` at the end, if nothing went wrong inside.
@@ -37,11 +46,10 @@ def new_folder(out: Path) -> Iterator[Path]:
         if out.exists() and any(out.iterdir()):
             raise OutputError(f"out={out}: holds something already; name a new folder or empty it")
         out.parent.mkdir(parents=True, exist_ok=True)
-        # Beside the target, so that the rename stays on one file system.
-        partial = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
+        partial = unfinished(out)
+        partial.mkdir()
         try:
             yield partial
-            partial.chmod(0o755)  # mkdtemp lets only its owner in
             partial.rename(out)
         finally:
             shutil.rmtree(partial, ignore_errors=True)

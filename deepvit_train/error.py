@@ -6,6 +6,7 @@ Errors of torch and of the system are translated by `explain`. This module impor
 from __future__ import annotations
 
 import errno
+import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -88,10 +89,24 @@ def nearest(word: str, known: Iterable[str]) -> str:
     Returns an empty text where none is near: where more than a third of the letters would have to change, or
     more than three, and neither word begins with the other.
     """
+    known = list(known)
+    for each in known:
+        if looks_like(word, each):
+            return f"; did you mean {each!a}? It differs from {word!a} in its Unicode form only"
     ranked = sorted((slips(word, each), place, each) for place, each in enumerate(known))
     near = [each for count, _, each in ranked if count <= min(3, max(len(word), len(each)) // 3)]
     near += [each for _, _, each in ranked if len(word) > 2 and _begins(word, each)]
     return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def looks_like(word: str, other: str) -> bool:
+    """Return whether two different words differ in their Unicode form only, and so look the same."""
+    return word != other and unicodedata.normalize("NFKC", word) == unicodedata.normalize("NFKC", other)
+
+
+def spelled(word: str, others: Iterable[str]) -> str:
+    """Return a word as it is shown beside others: with escapes, if one of them looks the same."""
+    return ascii(word) if any(looks_like(word, other) for other in others) else word
 
 
 def slips(word: str, other: str) -> int:

@@ -82,17 +82,17 @@ def run(config: AnalyzeConfig) -> dict[str, Any]:
 
 
 def _subjects(config: AnalyzeConfig) -> list[Subject]:
-    def ours(path: str) -> Subject:
-        return from_checkpoint(path, config.weights.value, config.preset, config.said())
+    def ours(path: str, key: str) -> Subject:
+        return from_checkpoint(path, config.weights.value, config.preset, config.said(), key)
 
     if config.model is not None:
         found = [from_timm(config.model, config.checkpoint)]
     else:
         assert config.checkpoint is not None
-        found = [ours(config.checkpoint)]
+        found = [ours(config.checkpoint, "checkpoint")]
     if config.compare is not None:
         is_timm = config.compare.startswith(TIMM)
-        found.append(from_timm(config.compare, None) if is_timm else ours(config.compare))
+        found.append(from_timm(config.compare, None) if is_timm else ours(config.compare, "compare"))
     if config.accuracy and any(subject.loaded is None for subject in found):
         raise ConfigError("accuracy=true needs checkpoints of deepvit-train; nearest: accuracy=false")
     return found

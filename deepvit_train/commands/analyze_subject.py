@@ -10,7 +10,6 @@ from typing import Any
 import timm
 import torch
 from timm.data import resolve_model_data_config
-from timm.models import load_state_dict
 from torch import nn
 
 from deepvit_train.config.data import DataConfig
@@ -19,6 +18,8 @@ from deepvit_train.config.preset import plain_from
 from deepvit_train.error import CheckpointError, ConfigError, nearest
 from deepvit_train.evaluation.loaded import LoadedModel, load
 from deepvit_train.models import DeepViT
+from deepvit_train.models.importer.file import read_source
+from deepvit_train.run.checkpoint import find
 
 TIMM = "timm:"
 
@@ -50,9 +51,11 @@ class Subject:
         return {"trained": self.model.to(device), "untrained": self.fresh().to(device)}
 
 
-def from_checkpoint(path: str, weights: str, preset: str | None, said: dict[str, Any]) -> Subject:
+def from_checkpoint(
+    path: str, weights: str, preset: str | None, said: dict[str, Any], key: str = "checkpoint"
+) -> Subject:
     """Load a run, a checkpoint or a weights file. Arguments and errors are those of `loaded.load`."""
-    loaded = load(path, weights, preset, **said)
+    loaded = load(path, weights, preset, key, **said)
     shape, attn = loaded.architecture.model, loaded.architecture.attn
 
     def fresh() -> nn.Module:
@@ -84,7 +87,7 @@ def from_timm(name: str, file: str | None) -> Subject:
     if not timm.is_model(name):
         raise ConfigError(f"model={TIMM}{name}: timm has no such model{nearest(name, timm.list_models())}")
     options: dict[str, Any] = {}
-    state = None if file is None else _read_weights(file)
+    state = None if file is None else read_source(find(file)).tensors
     if state is not None and "head.weight" in state:
         options["num_classes"] = len(state["head.weight"])
 
@@ -135,13 +138,3 @@ def data_of(subject: Subject, given: DataConfig) -> DataConfig:
     if given.name is None:
         raise ConfigError("data is not given: add data=imagefolder data.root=FOLDER")
     return given
-
-
-def _read_weights(file: str) -> dict[str, torch.Tensor]:
-    if not Path(file).is_file():
-        raise CheckpointError(f"checkpoint={file}: no such file")
-    try:
-        return load_state_dict(file, weights_only=True)
-    except Exception as error:
-        # Broken files make torch, pickle and safetensors raise nearly every kind of exception.
-        raise CheckpointError(f"checkpoint={file}: can't be read ({error or type(error).__name__})") from None

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from deepvit_train.atomic import new_folder
 from deepvit_train.classes import shortened
@@ -19,6 +18,7 @@ from deepvit_train.error import OutputError
 from deepvit_train.models.importer import Imported, import_model
 from deepvit_train.models.summary import count_parameters
 from deepvit_train.run.checkpoint import WEIGHT_FILES, find
+from deepvit_train.run.saving import save_tensors
 
 
 def run(config: ConvertConfig) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def run(config: ConvertConfig) -> dict[str, Any]:
     Raises CheckpointError for a source that can't be read or is in doubt, OutputError for a folder that holds
     something already or can't be written.
     """
-    found = find(config.source, config.weights.value)
+    found = find(config.source, config.weights.value, key="source")
     imported = import_model(found, config.preset, config.weights.value, config.said())
     statistics = found.calibrated() or {}
     imported.model.load_state_dict(statistics, strict=False)
@@ -57,7 +57,7 @@ def _write(out: Path, imported: Imported, calibrated: bool) -> Path:
         description = replace(description, calibrate_images=0)
     with new_folder(out) as folder:
         try:
-            save_file(imported.model.state_dict(), folder / name, metadata=description.header())
+            save_tensors(imported.model.state_dict(), folder / name, description.header())
         except SafetensorError as error:
             raise OutputError(f"out={out}: can't be written ({error})") from None
     return out / name

@@ -35,8 +35,10 @@ class Stem(Choice):
 
 
 class Pool(Choice):
-    cls = "cls"
-    mean = "mean"
+    cls = "cls"  # the class token
+    mean = "mean"  # the mean of class token and patches, normalised after it (vit-pytorch)
+    mean_patches = "mean_patches"  # the mean of the patches, normalised after it (timm's avg with fc_norm)
+    mean_normed_patches = "mean_normed_patches"  # the mean of the normalised patches (timm's without)
 
 
 class Init(Choice):
@@ -55,7 +57,10 @@ class ModelConfig(Section):
     head_dim: int | None = option("width of a head; null: dim / heads", low=1, high=65536)
     mlp_ratio: float = option("hidden width of the MLP, in units of dim", above=0, high=64)
     qkv_bias: bool = option("whether the query-key-value projection has a bias")
-    pool: Pool = option("what the classifier reads: the class token, or the mean of all tokens")
+    pool: Pool = option(
+        "what the head reads: the class token; the mean of it and the patches; or the mean of the patches "
+        "alone, normalised after or before it"
+    )
     dropout: float = option("dropout after projections and inside the MLP", low=0, below=1)
     emb_dropout: float = option("dropout on the embedded tokens", low=0, below=1)
     drop_path: float = option("stochastic depth of the last block, rising linearly from 0", low=0, below=1)

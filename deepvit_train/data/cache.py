@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import zipfile
 from pathlib import Path
 
 import numpy as np
 
+from deepvit_train.atomic import unfinished
 from deepvit_train.error import DataError
 
 VERSION = 3
@@ -76,13 +76,13 @@ def write(file: Path, arrays: Arrays, names: Names, stamps: list[Stamp], started
     about = json.dumps({"names": names, "stamps": stamps, "arrays": list(arrays)}).encode()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, partial = tempfile.mkstemp(dir=file.parent, suffix=".partial")
+        partial = unfinished(file)
         try:
-            with os.fdopen(descriptor, "wb") as opened:
+            with partial.open("xb") as opened:
                 np.savez(opened, about=np.frombuffer(about, np.uint8), allow_pickle=False, **arrays)
-            Path(partial).replace(file)
+            partial.replace(file)
         except BaseException:
-            Path(partial).unlink()
+            partial.unlink(missing_ok=True)
             raise
     except OSError:
         return

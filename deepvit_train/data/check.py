@@ -18,7 +18,7 @@ from deepvit_train.data.decode import BadImageError, Limits, parse_picture, prin
 from deepvit_train.data.folder import Walk
 from deepvit_train.data.index import ImageIndex, index_images, renamed, scan_tars
 from deepvit_train.data.layout import layout_warnings
-from deepvit_train.error import DataError
+from deepvit_train.error import DataError, spelled
 
 CHUNK = 64  # files handed to a process at a time
 
@@ -90,7 +90,7 @@ def compare_classes(train: Split, other: Split, subset: bool = False) -> list[st
     if not (train.index.classes and other.index.classes):
         return []
     return [
-        f"class {name}: in {here.name}, not in {there.name}"
+        f"class {spelled(name, there.index.classes)}: in {here.name}, not in {there.name}"
         for here, there in ([] if subset else [(train, other)]) + [(other, train)]
         for name in sorted(set(here.index.classes) - set(there.index.classes))
     ]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from deepvit_train.atomic import unfinished
 from deepvit_train.data.cache import cache_folder
 from deepvit_train.determinism import permutation
 from deepvit_train.error import DataError
@@ -28,7 +28,8 @@ def digits_root() -> Path:
         return root
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=cache, prefix=f".{VERSION}-"))
+        partial = unfinished(root)
+        partial.mkdir()
         write_digits(partial)
         try:
             partial.rename(root)

@@ -149,17 +149,19 @@ def _imagenet_names(outputs: int, names: list[str]) -> list[str] | None:
     return known if set(names) <= set(known) else None
 
 
-def load(path: str, weights: str, preset: str | None = None, **said: Any) -> LoadedModel:
+def load(
+    path: str, weights: str, preset: str | None = None, key: str = "checkpoint", **said: Any
+) -> LoadedModel:
     """Load the model of a run, a checkpoint or a weights file, of this project or another.
 
     Args:
-        path: as `checkpoint=` was given.
+        path: as `checkpoint=` was given, or `key`, the key that a message is to name.
         weights: 'live', 'ema', or 'auto' for the averaged weights if there are any.
         preset, said: what the tensors of another project's file do not show, as in `models.load_model`.
 
     Raises CheckpointError if the file is missing, is damaged or does not fit, as `models.load_model` does.
     """
-    found = find(path, weights)
+    found = find(path, weights, key=key)
     imported = import_model(found, preset, weights, said)
     model = imported.model.float()
     unsaid = [] if imported.described or preset is not None else list(UNSHOWN)

@@ -122,6 +122,10 @@ class DeepViT(TimmInterface):
         """Pool the tokens and classify them. (B, N, D) -> (B, classes), or (B, D) with `pre_logits`."""
         if self.pool == Pool.mean:
             tokens = self.norm(self._mean(tokens))
+        elif self.pool == Pool.mean_patches:
+            tokens = self.norm(tokens[:, self.num_prefix_tokens :].mean(dim=1))
+        elif self.pool == Pool.mean_normed_patches:
+            tokens = tokens[:, self.num_prefix_tokens :].mean(dim=1)
         elif self.pool == Pool.cls:
             tokens = tokens[:, 0]
         return self.head_drop(tokens) if pre_logits else self.head(self.head_drop(tokens))
@@ -132,4 +136,4 @@ class DeepViT(TimmInterface):
         return tokens.mean(dim=1)
 
     def _normalised(self, tokens: Tensor) -> Tensor:
-        return tokens if self.pool == Pool.mean else self.norm(tokens)
+        return tokens if self.pool in (Pool.mean, Pool.mean_patches) else self.norm(tokens)

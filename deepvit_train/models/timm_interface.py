@@ -32,7 +32,8 @@ def pool_named(name: str | Pool | None) -> Pool | None:
     known = {**POOLS, **{pool.value: pool for pool in Pool}}
     if name not in known:
         raise ConfigError(
-            f"pool={name}: unknown{nearest(name, list(known))} (choices: cls|token, mean|avg, '')"
+            f"pool={name}: unknown{nearest(name, list(known))} (choices: cls|token, mean|avg, "
+            "mean_patches, mean_normed_patches, '')"
         )
     return known[name]
 

@@ -30,6 +30,10 @@ SET_ASIDE = "-before"  # ends the name of a checkpoint while another of its step
 WEIGHT_FILES = {"live": "model", "ema": "ema"}  # stems of the files of a checkpoint that hold a whole model
 
 
+class UnreadableError(CheckpointError):
+    """A checkpoint that this user may not read. It may be whole, so no older one takes its place."""
+
+
 @dataclass(frozen=True)
 class Found:
     """What a path that the user gave leads to: a weights file, and the checkpoint and run it belongs to.
@@ -65,7 +69,7 @@ class Found:
         return subject.with_name(f"{subject.name}.{ending}")
 
 
-def find(path: str, weights: str = "auto", prefer: str = "best") -> Found:
+def find(path: str, weights: str = "auto", prefer: str = "best", key: str = "checkpoint") -> Found:
     """Find the weights file that a path means. The checkpoint that was chosen for it is verified.
 
     Args:
@@ -73,21 +77,30 @@ def find(path: str, weights: str = "auto", prefer: str = "best") -> Found:
             checkpoint, or for its newest whole one if it has no best one.
         weights: 'live', 'ema', or 'auto' for the averaged weights where a checkpoint has both.
         prefer: 'best', or 'last' if a run is to stand for its newest whole checkpoint.
+        key: the key that the path was given by, for messages.
 
     Raises CheckpointError.
     """
-    given = _followed(Path(path).expanduser())
+    try:
+        given = _followed(Path(path).expanduser())
+        return _found_at(given, weights, prefer, key)
+    except (OSError, RuntimeError) as error:  # RuntimeError: the home of an unknown user
+        reason = getattr(error, "strerror", None) or error
+        raise UnreadableError(f"{key}={path}: can't be read ({reason})") from None
+
+
+def _found_at(given: Path, weights: str, prefer: str, key: str) -> Found:
     if given.is_file():
         return _found(given)
     if not given.is_dir():
         siblings = [entry.name for entry in given.parent.iterdir()] if given.parent.is_dir() else []
-        raise CheckpointError(f"checkpoint={path}: no such file or folder{nearest(given.name, siblings)}")
+        raise CheckpointError(f"{key}={given}: no such file or folder{nearest(given.name, siblings)}")
     if (given / MANIFEST).exists() or (given / STATE).exists():
         verify(given)
         return _found(_weights_in(given, weights))
     if (converted := given / f"{WEIGHT_FILES['live']}.safetensors").is_file():
         return _found(converted)
-    return _found(_weights_in(_chosen_of_run(given, prefer), weights))
+    return _found(_weights_in(_chosen_of_run(given, prefer, key), weights))
 
 
 def _followed(path: Path) -> Path:
@@ -96,7 +109,7 @@ def _followed(path: Path) -> Path:
     return aside if not path.exists() and aside.exists() else path
 
 
-def _chosen_of_run(given: Path, prefer: str) -> Path:
+def _chosen_of_run(given: Path, prefer: str, key: str) -> Path:
     """Choose a checkpoint of a run, verified. The run's folder or its folder of checkpoints was given."""
     folder = given if given.name == "checkpoints" else given / "checkpoints"
     if prefer == "best" and (best := _followed(folder / "best")).exists():
@@ -107,7 +120,7 @@ def _chosen_of_run(given: Path, prefer: str) -> Path:
     newest = newest_valid(folder, problems.append)
     if newest is None:
         raise CheckpointError(
-            problems[0] if problems else f"checkpoint={given}: holds no checkpoint (looked in {folder})"
+            problems[0] if problems else f"{key}={given}: holds no checkpoint (looked in {folder})"
         )
     return newest
 
@@ -132,20 +145,34 @@ def _found(file: Path) -> Found:
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """List the checkpoints in a folder, oldest first, by the step in their names and not by the clock."""
-    found = {
-        path: int(step)
-        for path in folder.glob("step_*")
-        if (step := path.name[5:].removesuffix(SET_ASIDE)).isdigit() and path.is_dir()
-    }
+    """List the checkpoints in a folder, oldest first, by the step in their names and not by the clock.
+
+    Raises UnreadableError for a folder that may not be listed: it does not count as empty.
+    """
+    try:
+        entries = list(folder.iterdir()) if folder.is_dir() else []
+        found = {
+            path: int(step)
+            for path in entries
+            if path.name.startswith("step_")
+            and (step := path.name[5:].removesuffix(SET_ASIDE)).isdigit()
+            and path.is_dir()
+        }
+    except PermissionError as error:
+        raise _unread(folder, error) from None
     return sorted(found, key=lambda path: (found[path], not path.name.endswith(SET_ASIDE)))
 
 
 def newest_valid(folder: Path, warn: Callable[[str], None]) -> Path | None:
-    """Return the newest checkpoint that is whole. `warn` is told of each damaged one that is newer."""
+    """Return the newest checkpoint that is whole. `warn` is told of each damaged one that is newer.
+
+    Raises UnreadableError for a newer one that may not be read.
+    """
     for path in reversed(checkpoints_in(folder)):
         try:
             verify(path)
+        except UnreadableError:
+            raise
         except CheckpointError as error:
             warn(f"{error}; trying the one before")
         else:
@@ -154,7 +181,10 @@ def newest_valid(folder: Path, warn: Callable[[str], None]) -> Path | None:
 
 
 def verify(path: Path) -> None:
-    """Compare every file of a checkpoint with its digest. Raises CheckpointError that names the file."""
+    """Compare every file of a checkpoint with its digest.
+
+    Raises CheckpointError that names the file; UnreadableError where it is not damaged, but may not be read.
+    """
     manifest = _read_json(path / MANIFEST)
     digests = manifest.get("sha256")
     if not isinstance(digests, dict) or STATE not in digests or manifest.get("format") != FORMAT:
@@ -169,7 +199,7 @@ def verify(path: Path) -> None:
         try:
             found = digest_of(file)
         except OSError as error:
-            raise CheckpointError(f"{file}: damaged checkpoint ({error.strerror})") from None
+            raise _unread(file, error) from None
         if found != digest:
             raise CheckpointError(f"{file}: damaged checkpoint (its SHA-256 is not the manifest's)")
 
@@ -219,9 +249,17 @@ def as_json(content: dict[str, Any]) -> str:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "not JSON"
-        raise CheckpointError(f"{path}: damaged checkpoint ({reason})") from None
+    except OSError as error:
+        raise _unread(path, error) from None
+    except ValueError:
+        raise CheckpointError(f"{path}: damaged checkpoint (not JSON)") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: damaged checkpoint (not a JSON object)")
     return content
+
+
+def _unread(path: Path, error: OSError) -> CheckpointError:
+    """The error for a file that could not be read: what may not be read is not damaged."""
+    if isinstance(error, PermissionError):
+        return UnreadableError(f"{path}: can't be read ({error.strerror}); its owner can allow it")
+    return CheckpointError(f"{path}: damaged checkpoint ({error.strerror})")

@@ -77,7 +77,12 @@ class RunFolder:
 
     def __init__(self, path: str, writes: bool = True) -> None:
         self.writes = writes  # one process alone makes, locks and writes the folder
-        self.path = _existing(Path(path).expanduser())
+        try:
+            self.path = _existing(Path(path).expanduser())
+        except (OSError, RuntimeError) as error:  # RuntimeError: the home of an unknown user
+            raise OutputError(
+                f"run_dir={path}: can't be used ({getattr(error, 'strerror', None) or error})"
+            ) from None
         self.checkpoints = self.path / "checkpoints"
         self._lock: int | None = None
         self._config: dict[str, Any] | None = None  # to be stored

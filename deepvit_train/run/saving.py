@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,7 +127,7 @@ def write_checkpoint(
         digests = _take_over(target, partial) if completes else {}
         for name, file in files.items():
             contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in file.tensors.items()}
-            save_file(contiguous, partial / f"{name}.safetensors", metadata=file.header)
+            save_tensors(contiguous, partial / f"{name}.safetensors", file.header)
         _write_json(partial / STATE, {"format": FORMAT, "step": step, **state})
         new = [path for path in sorted(partial.iterdir()) if path.name not in digests]
         digests |= {path.name: digest_of(path, flush=True) for path in new}
@@ -159,6 +161,19 @@ def _take_over(target: Path, partial: Path) -> dict[str, str]:
             shutil.copyfile(before / name, partial / name)
             _flush(partial / name)
     return digests
+
+
+def save_tensors(tensors: dict[str, Tensor], file: Path, header: dict[str, str] | None) -> None:
+    """Write a new safetensors file. Raises OSError or SafetensorError.
+
+    The library lets its owner alone read it. It gets the mode of any new file here, as the umask says.
+    """
+    file.touch()
+    mode = stat.S_IMODE(file.stat().st_mode)
+    save_file(tensors, file, metadata=header)
+    if stat.S_IMODE(file.stat().st_mode) != mode:
+        with suppress(OSError):  # a file system without modes
+            file.chmod(mode)
 
 
 def set_aside(target: Path) -> Path:

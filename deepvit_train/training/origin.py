@@ -44,7 +44,7 @@ def find_origin(config: TrainConfig, folder: RunFolder) -> Origin:
     if folder.begun:
         return Origin()
     if config.resume not in ("auto", "never"):
-        found = find(config.resume, prefer="last")
+        found = find(config.resume, prefer="last", key="resume")
         if found.folder is None:
             raise CheckpointError(
                 f"resume={config.resume}: holds weights but no training state; "

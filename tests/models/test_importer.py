@@ -160,6 +160,56 @@ def test_timms_vision_transformer(tmp_path: Path, options: dict[str, object]) ->
     torch.testing.assert_close(model(IMAGES.float()), theirs(IMAGES.float()), rtol=1e-5, atol=1e-5)
 
 
+TIMM_SHAPE = {
+    "img_size": 16,
+    "patch_size": 4,
+    "embed_dim": 24,
+    "depth": 2,
+    "num_heads": 4,
+    "num_classes": 5,
+}
+
+
+@pytest.mark.parametrize("others", [{}, {"reg_tokens": 2}, {"num_classes": 0}, {"no_embed_class": True}])
+@pytest.mark.parametrize(
+    ("pooling", "said"),
+    [
+        ({"global_pool": "avg"}, {}),  # fc_norm shows the mean
+        ({"global_pool": "avg"}, {"pool": "mean"}),
+        ({"global_pool": "avg"}, {"pool": "mean_patches"}),
+        ({"global_pool": "avg", "fc_norm": False}, {"pool": "mean"}),
+        ({"global_pool": "avg", "fc_norm": False}, {"pool": "mean_normed_patches"}),
+        ({"global_pool": "token", "fc_norm": True}, {"pool": "cls"}),
+        ({"global_pool": "token"}, {}),
+    ],
+)
+def test_timms_mean_leaves_out_the_class_token(
+    tmp_path: Path, pooling: dict[str, object], said: dict[str, str], others: dict[str, object]
+) -> None:
+    torch.manual_seed(0)
+    theirs = timm.create_model("vit_tiny_patch16_224", **{**TIMM_SHAPE, **pooling, **others}).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model = load_model(saved(tmp_path, theirs.state_dict()), heads=4, **said)
+    torch.testing.assert_close(model(IMAGES.float()), theirs(IMAGES.float()), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "unread"),
+    [
+        ({"class_token": False, "global_pool": "avg"}, "missing: cls_token"),
+        ({"global_pool": "map"}, r"not read: attn_pool\.latent"),
+        ({"global_pool": "avg", "final_norm": False}, r"missing: norm\.weight"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else " ".join(value),
+)
+def test_other_heads_of_timm_are_refused(tmp_path: Path, options: dict[str, object], unread: str) -> None:
+    theirs = timm.create_model("vit_tiny_patch16_224", **{**TIMM_SHAPE, **options})
+    with pytest.raises(CheckpointError, match=unread):
+        load_model(saved(tmp_path, theirs.state_dict()), heads=4, pool="mean")
+
+
 @pytest.mark.parametrize("attn", ["self", "reattention", "reattention_vit_pytorch", "talking_heads"])
 @pytest.mark.parametrize("stem", ["conv", "cnn", "rearrange"])
 def test_own_names_without_a_description(tmp_path: Path, attn: str, stem: str) -> None:

@@ -133,3 +133,15 @@ def test_theta_in_fewer_blocks_than_the_model_mixes_is_refused(tmp_path: Path) -
     path = saved(tmp_path, authors_state(from_block=1))
     with pytest.raises(CheckpointError, match=r"does not mix heads in the blocks that attn\.from_block says"):
         start_from(DeepViT(**SHAPE, **PAPER), path)
+
+
+def test_the_norm_after_timms_mean_is_taken_by_the_same_head_alone(tmp_path: Path) -> None:
+    size = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 3, "num_heads": 3, "num_classes": 5}
+    theirs = timm.create_model("vit_tiny_patch16_224", **size, mlp_ratio=3, global_pool="avg").eval()
+    path = saved(tmp_path, theirs.state_dict())
+    plain = {**SHAPE, **PAPER, "attn": "self"}
+    with pytest.raises(CheckpointError, match=r"not model\.pool=cls; nearest: model\.pool=mean_patches"):
+        start_from(DeepViT(**plain), path)
+    model = DeepViT(**plain, pool="mean_patches").eval()
+    start_from(model, path)
+    torch.testing.assert_close(model(images_of().float()), theirs(images_of().float()))

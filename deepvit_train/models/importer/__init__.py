@@ -85,6 +85,8 @@ def import_model(found: Found, preset: str | None, weights: str, overrides: dict
         if source.description is not None:
             description = _changed(source.description, choices)
         else:
+            if layout is timm_vit.LAYOUT:
+                choices = timm_vit.choices_with_pool(choices, source.tensors)
             description = ModelDescription(infer_architecture(tensors, layout.norm_eps, base, choices))
         model = build_from(description.architecture, tensors)
     except (CheckpointError, ConfigError) as error:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from deepvit_train.error import CheckpointError
+from deepvit_train.models.importer.kind import SAVE_TENSORS, not_weights
 from deepvit_train.run.checkpoint import Found, read_tensors
 from deepvit_train.run.description import ModelDescription, read_description
 
@@ -54,7 +55,9 @@ def read_source(found: Found, weights: str = "auto") -> Source:
     file = found.file
     try:
         with file.open("rb") as opened:
-            start = opened.read(9)
+            start = opened.read(512)
+        if (other := not_weights(file, start)) is not None:
+            raise CheckpointError(f"{file}: {other}")
         if start[8:9] == b"{":
             tensors, description = read_tensors(file), read_description(file)
             return Source(found.kind, _stripped(file, tensors), description)
@@ -62,10 +65,10 @@ def read_source(found: Found, weights: str = "auto") -> Source:
     except CheckpointError:
         raise
     except pickle.UnpicklingError as error:
-        what = re.search(r"(?:GLOBAL|Unsupported (?:class|global)|global) ?:?\s*([\w.]+)", str(error))
+        what = re.search(r"(?:GLOBAL|[Uu]nsupported class|function) ([\w.]+)", str(error))
         raise CheckpointError(
             f"{file}: holds more than tensors{f' ({what[1]})' if what else ''}, and nothing of it was "
-            "executed; save its state_dict alone"
+            f"executed; {SAVE_TENSORS}"
         ) from None
     except OSError as error:
         raise CheckpointError(f"{file}: can't be read ({error.strerror or error})") from None

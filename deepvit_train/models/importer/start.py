@@ -11,10 +11,11 @@ import torch
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 
 from deepvit_train.classes import TORCHVISION, difference, ordered, shortened
+from deepvit_train.config.model import Pool
 from deepvit_train.error import CheckpointError
 from deepvit_train.models.deepvit import DeepViT
-from deepvit_train.models.importer import check_fit, class_names, own_tensors
-from deepvit_train.models.importer.file import read_source
+from deepvit_train.models.importer import check_fit, class_names, own_tensors, timm_vit
+from deepvit_train.models.importer.file import Source, read_source
 from deepvit_train.models.importer.layout import Tensors
 from deepvit_train.run.checkpoint import find
 from deepvit_train.run.description import ModelDescription
@@ -52,7 +53,7 @@ def start_from(model: DeepViT, path: str, classes: list[str] | None = None, said
         CheckpointError: the file can't be read (see `load_model`), its number of heads is known to differ, or
             a tensor is missing, left over or of another shape. The model is then unchanged.
     """
-    found = find(path)
+    found = find(path, key="model.weights")
     source = read_source(found)
     notes: list[str] = []
     try:
@@ -62,6 +63,7 @@ def start_from(model: DeepViT, path: str, classes: list[str] | None = None, said
             names, order = class_names(source, layout, said, _outputs(tensors))
             tensors = _rows_by_name(model, tensors, classes, names, order or TORCHVISION, notes)
         _check_heads(model, source.description)
+        _check_pool(model, source)
         expected = model.state_dict()
         for adapt in (_head, _positions, _patches, _theta):
             tensors = adapt(expected, tensors, notes)
@@ -76,6 +78,15 @@ def _check_heads(model: DeepViT, description: ModelDescription | None) -> None:
     heads = model.heads if description is None else description.architecture.model.heads
     if heads != model.heads:
         raise CheckpointError(f"has {heads} heads, not model.heads={model.heads}")
+
+
+def _check_pool(model: DeepViT, source: Source) -> None:
+    """Refuse the norm that timm puts after the mean of the patches for a head that reads something else."""
+    if timm_vit.NORM_AFTER_MEAN in source.tensors and model.pool != Pool.mean_patches:
+        raise CheckpointError(
+            f"its head reads the mean of the patches (fc_norm), not model.pool={model.pool}; nearest: "
+            "model.pool=mean_patches"
+        )
 
 
 def _head(expected: Tensors, tensors: Tensors, notes: list[str]) -> Tensors:

@@ -1,24 +1,31 @@
 """Translate the tensor names of timm's VisionTransformer, which DeiT shares.
 
 They are cls_token, reg_token, pos_embed, patch_embed.proj.*, blocks.i.{norm1, norm2}.*,
-blocks.i.attn.{qkv, proj}.*, blocks.i.{ls1, ls2}.gamma, blocks.i.mlp.{fc1, fc2}.*, norm.*, head.*
+blocks.i.attn.{qkv, proj}.*, blocks.i.{ls1, ls2}.gamma, blocks.i.mlp.{fc1, fc2}.*, norm.*, head.*.
+A model that was trained with global_pool=avg has fc_norm.* in the place of norm.*, unless it was told
+fc_norm=False.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 
 from deepvit_train.classes import TIMM
+from deepvit_train.config.model import Pool
 from deepvit_train.models.importer.layout import Layout, Tensors
 
+NORM_AFTER_MEAN = "fc_norm.weight"
 RULES = (
     (r"(cls_token|reg_token|pos_embed)", r"\1"),
     (r"patch_embed\.proj\.(weight|bias)", r"patch_embed.proj.\1"),
     (r"blocks\.(\d+)\.(norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)\.(\w+)", r"blocks.\1.\2.\3"),
     (r"blocks\.(\d+)\.(ls[12])\.gamma", r"blocks.\1.\2.gamma"),
     (r"(norm|head)\.(weight|bias)", r"\1.\2"),
+    (r"fc_norm\.(weight|bias)", r"norm.\1"),
 )
 
 
@@ -45,6 +52,21 @@ def _with_own_positions(tensors: Tensors) -> Tensors:
 
 def _is_square(number: int) -> bool:
     return number > 0 and math.isqrt(number) ** 2 == number
+
+
+def choices_with_pool(choices: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Put what timm's head reads into what the caller says of a file with these names.
+
+    timm's mean leaves out the class token, and fc_norm comes after it, but norm before it. Only fc_norm shows
+    that there is a mean at all.
+    """
+    if NORM_AFTER_MEAN in names:
+        return {"pool": Pool.mean_patches} | choices | _mean_as(choices, Pool.mean_patches)
+    return choices | _mean_as(choices, Pool.mean_normed_patches)
+
+
+def _mean_as(choices: dict[str, Any], pool: Pool) -> dict[str, Any]:
+    return {"pool": pool} if choices.get("pool") == Pool.mean else {}
 
 
 LAYOUT = Layout("timm", r"^blocks\.\d+\.attn\.qkv\.weight$", RULES, 1e-6, _with_own_positions, TIMM)
