@@ -376,7 +376,7 @@ def _truncated_safetensors(file: Path) -> None:
         (_truncated_zip, "damaged"),
         (_truncated_legacy, "damaged"),
         (_truncated_safetensors, "can't be read"),
-        (lambda file: file.write_bytes(b""), "damaged"),
+        (lambda file: file.write_bytes(b""), "an empty file"),
         (lambda file: file.write_bytes(b"PK\3\4 and no more"), "damaged"),
         (lambda file: file.write_bytes(b"\xff" * 8 + b"{}"), "can't be read"),
         (lambda file: torch.save([torch.zeros(1)], file), "holds a list"),

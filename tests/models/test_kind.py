@@ -121,7 +121,7 @@ def test_programs_of_torch_are_called_what_they_are(tmp_path: Path) -> None:
     assert told(file).startswith("a program of torch.export")
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_torchscript_is_called_what_it_is(tmp_path: Path) -> None:
     file = tmp_path / "model.pt"
     torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)), str(file))
