@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple
 
 import cv2
@@ -119,6 +120,7 @@ class ImageDataset(Dataset[RawBatch]):
         return black, int(self.index.targets[key.image]), NOTHING_ERASED
 
 
+@dataclass(eq=False)
 class TrainOrder(Sampler[list[Key]]):
     """The micro-batches of one rank, from one optimizer step to another, across epochs.
 
@@ -132,28 +134,16 @@ class TrainOrder(Sampler[list[Key]]):
     number of ranks and micro-batches.
     """
 
-    def __init__(
-        self,
-        images: int,
-        *,
-        batch_size: int,
-        accumulate: int,
-        steps_per_epoch: int,
-        steps: range,
-        seed: int,
-        repeats: int = 1,
-        world: World = ALONE,
-        mirrored: bool = False,
-    ) -> None:
-        self.images = images
-        self.batch_size = batch_size
-        self.accumulate = accumulate
-        self.steps_per_epoch = steps_per_epoch
-        self.steps = steps
-        self.seed = seed
-        self.repeats = repeats
-        self.world = world
-        self.mirrored = mirrored
+    images: int
+    _: KW_ONLY
+    batch_size: int
+    accumulate: int
+    steps_per_epoch: int
+    steps: range
+    seed: int
+    repeats: int = 1
+    world: World = ALONE
+    mirrored: bool = False
 
     @property
     def largest_batch(self) -> int:
