@@ -51,9 +51,8 @@ class Plan:
         # Maps are kept times a power of two near N (gpu_part.py): `level` is 1/N there, `unit` undoes it.
         self.scale = float(_power_of_two(self.tokens))
         self.level, self.unit = self.scale / self.tokens, 1 / self.scale
-        if (
-            kind.dropout
-        ):  # then what is dropped, 0 - level, is not rounded at every place in the same direction
+        if kind.dropout:
+            # A dropped entry is 0 - level. A level that the type holds exactly saves it from being rounded.
             self.level = torch.tensor(self.level, dtype=dtype).item()
         self.uniform = self.level * self.unit
         self.logit_scale, self.exponent_scale = self.head_dim**-0.5, self.head_dim**-0.5 * math.log2(math.e)
@@ -72,9 +71,9 @@ class Plan:
         """Tiles by what was fastest on an H200 (docs/records), smaller where registers would not do."""
         single = self.dtype == torch.float32
         wide = self.head_dim > 32
-        # Rows of head_dim are loaded piece by piece, and the addresses take registers; or they are long.
+        # Rows of such head_dims take many registers: they are long, or are loaded in small pieces.
         costly = wide and (self.head_dim % 16 != 0 or self.head_dim > 64)
-        crowded = self.padded_heads // 16  # 2: tiles that hold all heads are twice as large
+        crowded = self.padded_heads // 16  # 2 for more than 16 heads: a tile of all heads is twice as high
         padded_head_dim = max(16, _power_of_two(self.head_dim))
         of_head: Constants = {"H": self.heads, "D": self.head_dim, "DP": padded_head_dim}
         norm = {"none": 0, "batch": 1, "ranks": 1, "layer": 2}[self.kind.norm]
