@@ -178,16 +178,16 @@ def remap_kernel(
 
 
 @triton.jit
-def through_layer_norm(m, dx, COEFFICIENTS, unit, eps, H: tl.constexpr, HP: tl.constexpr):
+def through_layer_norm(m, dx, COEFFICIENTS, deviation, unit, eps, H: tl.constexpr, HP: tl.constexpr):
     """m = Theta^T S (A - 1/N), and dX -> X less CONSTANT, and dM / INVERSE; (HP, columns) each.
 
-    dM itself can be too large for half precision.
+    dM itself can be too large for half precision. deviation: 1 / INVERSE.
     """
     h = tl.arange(0, HP)
     m = m * unit + tl.load(COEFFICIENTS + UNIFORM * HP + h)[:, None]
     inverse = tl.rsqrt(tl.sum(m * m, 0) / H + eps)[None, :]
     x = m * inverse
-    dm = (dx - x * (tl.sum(dx * x, 0) / H)[None, :]) * (inverse / tl.load(COEFFICIENTS + INVERSE * HP))
+    dm = (dx - x * (tl.sum(dx * x, 0) / H)[None, :]) * (inverse * deviation)
     return x - tl.load(COEFFICIENTS + CONSTANT * HP + h)[:, None], dm
 
 
@@ -227,6 +227,8 @@ def unmix_kernel(
     if NORM == BATCH:
         along = rounded(tl.load(COEFFICIENTS + ROWS_OF_COEFFICIENTS * HP + square), dtype)
         lost = tl.sum(back * tl.load(COEFFICIENTS + DX_MEAN * HP + h)[None, :], 1)
+    if NORM == LAYER:
+        deviation = 1.0 / tl.load(COEFFICIENTS + INVERSE * HP)
     cross = tl.zeros((SLICES, HP, HP), tl.float32)
     own = tl.zeros((SLICES, HP, HP), tl.float32)
     sums = tl.zeros((HP,), tl.float32)
@@ -247,7 +249,7 @@ def unmix_kernel(
                 dx = tl.load(GRADS + places + j[None, :], mask=inside, other=0.0)
                 x = mixed(forth_high, forth_low, a)
                 if NORM == LAYER:
-                    x, dm = through_layer_norm(x, placed(dx, 1.0), COEFFICIENTS, unit, eps, H, HP)
+                    x, dm = through_layer_norm(x, placed(dx, 1.0), COEFFICIENTS, deviation, unit, eps, H, HP)
                     if ONCE or turn == 1:
                         sums += tl.sum(dm, 1)
                     dx = rounded(dm, dtype)

@@ -87,10 +87,12 @@ class Plan:
         self.mix |= {"COLUMNS": (256 if single else 512) // crowded, "STEPS": 8, "num_warps": 4}
         self.affine: Constants = of_heads | biased | dropout | {"ROWS": 256, "num_warps": 8}
         self.values: Constants = of_head | {"HP": self.padded_heads}
-        self.values |= _tile(32, 32) if single else _tile(64, 64, stages=3) if wide else _tile(128, 128)
+        self.values |= (
+            _tile(32, 32) if single else _tile(64, 64, warps=8, stages=3) if wide else _tile(128, 128)
+        )
 
-        self.sums: Constants = of_head | {"ROWS": 128}
-        self.coefficients: Constants = of_heads | biased | {"ROWS": 128}
+        self.sums: Constants = of_head | {"ROWS": min(128, 4096 // padded_head_dim)}
+        self.coefficients: Constants = of_heads | biased | {"ROWS": 64}
         tile = _tile(32, 16 if costly else 32) if single else _tile(64, 64, stages=2 if costly else 3)
         self.remap: Constants = of_head | tile
         self.remap["CENTRED"] = self.kind.norm != "layer" and not self.kind.dropout
@@ -104,7 +106,7 @@ class Plan:
         if single:
             self.gradients |= _tile(32, 32, warps=8 if costly else 4)
         elif costly:
-            self.gradients |= _tile(64, 32 if self.head_dim > 64 else 64, warps=8)
+            self.gradients |= _tile(64, 32, warps=8) if self.head_dim > 64 else _tile(32, 32)
         else:
             self.gradients |= _tile(64 if wide else 128, 32, stages=3)
         self.totals: Constants = of_heads | dropout | {"ROWS": 512, "num_warps": 16}
