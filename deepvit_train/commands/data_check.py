@@ -69,11 +69,16 @@ def run(config: DataCheckConfig) -> dict[str, Any]:
         errors += check.compare_classes(splits[0], other, config.data.allow_subset)
         errors += check.duplicates(splits[0], other)
 
+    fitting = check.value_range_of(splits[0])
     report = {
         "root": str(root),
         "errors": errors,
-        "warnings": [warning for split in splits for warning in split.warnings],
+        "warnings": [
+            *_told_of_values(config, splits[0], fitting),
+            *[warning for split in splits for warning in split.warnings],
+        ],
         "splits": {split.name: check.statistics_of(split) for split in splits},
+        "value_range": fitting,
         "timing": _timing(config, splits[0].index, world.device) if config.timing else None,
     }
     _tell(report)
@@ -83,6 +88,19 @@ def run(config: DataCheckConfig) -> dict[str, Any]:
     if errors:
         raise DataError(f"errors in {root}: {len(errors)}; the first: {errors[0]}")
     return report
+
+
+def _told_of_values(config: DataCheckConfig, train: check.Split, fitting: list[float] | None) -> list[str]:
+    """A line on values of more than 8 bits that another data.value_range would fit better."""
+    floats = any(kind.endswith(" F") for kind in train.extents)
+    usual = [0.0, 1.0 if floats else 65535.0]
+    if fitting is None or fitting == usual or config.data.value_range is not None:
+        return []
+    spans = ", ".join(f"{kind} {low:g}..{high:g}" for kind, (low, high) in sorted(train.extents.items()))
+    return [
+        f"{train.name}: values of more than 8 bits are {spans}; data.value_range=[{fitting[0]:g},{fitting[1]:g}] "
+        f"fits them, where {usual[0]:g}..{usual[1]:g} is black to white without it"
+    ]
 
 
 def _timing(config: DataCheckConfig, train: ImageIndex, device: torch.device) -> dict[str, Any] | None:
@@ -134,7 +152,7 @@ def _load(config: DataCheckConfig, train: ImageIndex, most: int, seconds: dict[s
             with _timed(seconds, "read"):
                 data = train.read(image, config.data.max_bytes)
             with _timed(seconds, "decode"):
-                picture = parse_picture(path, data, config.data.max_pixels)
+                picture = parse_picture(path, data, limits(config.data))
             timed = replace(picture, decode=partial(_decode, picture, seconds))
             with generators_kept(), _timed(seconds, "augment"):
                 loaded.append(transform(timed, seed=image)[0])
@@ -178,7 +196,7 @@ def _forget(path: str) -> None:
 def _tell(report: dict[str, Any]) -> None:
     splits = report["splits"]
     table = Table("", *splits, title=report["root"])
-    for row in ("images", "bad", "classes", "images_a_class", "kinds", "width", "height", "bytes", "gib"):
+    for row in ("images", "bad", "classes", "images_a_class", "kinds", "left_out", "width", "height", "bytes", "gib"):
         table.add_row(row.replace("_", " "), *(_phrase(statistics[row]) for statistics in splits.values()))
     console.print(table)
     if timing := report["timing"]:

@@ -45,8 +45,9 @@ def run(config: EvalConfig) -> dict[str, Any]:
     data = loaded.data_for(config.data)
     index = open_split(data, data.split)
     warnings = layout_warnings(index)
+    left_out = index.told_of_left_out()
     index, labels = loaded.labelled(index, data)
-    for line in [*labels.lines, *(f"warning: {each}" for each in warnings)]:
+    for line in [*([left_out] if left_out else []), *labels.lines, *(f"warning: {each}" for each in warnings)]:
         say(line)
 
     # Calibrate if there are no statistics for these weights at this size, then evaluate.

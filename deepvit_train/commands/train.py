@@ -105,6 +105,9 @@ def _build(config: TrainConfig, stack: ExitStack) -> _Job:
 
     stack.enter_context(folder)
     say(f"run folder: {folder.path}")
+    for index in (train, val):
+        if (line := index.told_of_left_out()) is not None:
+            say(line)
     folder.adopt(plain(config), config.resume, say)
     world.barrier()
     state = build_state(model, config, plan, world)
@@ -205,6 +208,7 @@ def _saver(job: _Job, resumed: Path | None, stack: ExitStack) -> Saver:
         data=config.data.name,
         seed=config.seed,
         calibrate_images=job.calibrate_images,
+        value_range=config.data.value_range,
     )
     writer = None
     if job.run.world.is_main:

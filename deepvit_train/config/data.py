@@ -44,6 +44,10 @@ class DataConfig(Section):
     max_pixels: int = option(
         "pixels of the largest image to decode; a larger one counts as unreadable", low=1, high=2**32
     )
+    value_range: list[float] | None = option(
+        "values of grey images of more than 8 bits that become black and white, the same in all images: "
+        "[0,4095]; null: as the checkpoint was trained, else 0 and 65535, or 0 and 1 for floats"
+    )
 
     @classmethod
     def prefix(cls) -> str:
@@ -52,6 +56,9 @@ class DataConfig(Section):
     def check(self) -> None:
         if not self.split.strip("./"):
             raise ConfigError(f"data.split={self.split!r}: not a folder under root; nearest: data.split=val")
+        span = self.value_range
+        if span is not None and (len(span) != 2 or span[0] >= span[1]):
+            raise ConfigError(f"data.value_range={span}: needs two numbers, the lower first")
         if self.name in (DataName.imagefolder, DataName.tar) and not self.root:
             raise ConfigError(
                 f"data.root is not given: data={self.name} needs data.root=FOLDER with train and val in it"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-from deepvit_train.data.dataset import Batch
+from deepvit_train.data.dataset import NONE_LEFT, Batch
 from deepvit_train.distributed.world import World
 from deepvit_train.error import DataError
 
@@ -33,10 +33,13 @@ class BadFiles:
     def settle(self) -> int:
         """Share the new ones, name each once, and return how many there are; every rank must call it.
 
-        Raises DataError, on every rank alike, for more files than max_bad.
+        Raises DataError, on every rank alike, for more files than max_bad, or where no image is left.
         """
         new = sorted(set(self.world.union(self._new)) - set(self.known))
         self._new.clear()
+        if NONE_LEFT in new:
+            one = next(line for line in [*new, *self.known] if line != NONE_LEFT)
+            raise DataError(f"every training image is bad; one of them: {one}")
         for line in new:
             self.known.append(line)
             self.say(f"bad image, replaced by the next one: {line}")

@@ -17,7 +17,7 @@ import numpy as np
 from deepvit_train.atomic import unfinished
 from deepvit_train.error import DataError
 
-VERSION = 3
+VERSION = 4
 # Some file systems store times in steps of two seconds, so a change soon after another may leave no trace.
 COARSEST_TICK_S = 2.0
 

@@ -21,6 +21,7 @@ from deepvit_train.data.layout import layout_warnings
 from deepvit_train.error import DataError, spelled
 
 CHUNK = 64  # files handed to a process at a time
+TOPS = [2.0**bits - 1 for bits in (8, 10, 12, 14, 16)]  # the largest values of so many bits
 
 
 class Examined(NamedTuple):
@@ -33,6 +34,7 @@ class Examined(NamedTuple):
     width: int = 0
     height: int = 0
     kind: str = ""
+    extent: tuple[float, ...] = ()  # the least and the largest value, of more than 8 bits
 
 
 @dataclass
@@ -46,6 +48,8 @@ class Split:
     kinds: Counter[str] = field(default_factory=Counter)  # of the images that can be read
     measures: np.ndarray = field(default_factory=lambda: np.empty((0, 3), np.int64))  # bytes, width, height
     digests: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
+    left_out: dict[str, int] = field(default_factory=dict)  # files that are no images, by ending
+    extents: dict[str, tuple[float, float]] = field(default_factory=dict)  # of values of more than 8 bits, by kind
 
     @property
     def bad(self) -> int:
@@ -59,10 +63,12 @@ def list_split(root: Path, data: DataConfig, name: str) -> Split:
     try:
         if data.name == DataName.tar:
             split.index = scan_tars(root, name)
+            split.left_out = split.index.left_out
         else:
             walk = Walk(root, name, data.follow_links)
             images = {class_name: _images(walk, class_name, split.errors) for class_name in walk.classes()}
             split.index = index_images(root / name, images)
+            split.left_out = dict(walk.left_out)
         split.index = renamed(split.index, data)
     except DataError as error:
         split.errors.append(str(error))
@@ -103,6 +109,9 @@ def examine_split(split: Split, limits: Limits, workers: int, advance: Callable[
     for image, found in enumerate(_examined(Examination(split.index, limits), workers)):
         split.measures[image] = found.size, found.width, found.height
         split.digests[image] = found.digest
+        if found.extent:
+            low, high = split.extents.get(found.kind, found.extent)
+            split.extents[found.kind] = min(low, found.extent[0]), max(high, found.extent[1])
         if found.bad:
             split.errors.append(found.bad)
         else:
@@ -132,12 +141,17 @@ class Examination(Dataset[Examined]):
             return Examined(bad=str(error))
         digest, size = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big"), len(data)
         try:
-            picture = parse_picture(path, data, self.limits.max_pixels)
-            picture.pixels()
+            picture = parse_picture(path, data, self.limits)
         except BadImageError as error:
             return Examined(bad=str(error), digest=digest, size=size)
+        try:
+            picture.pixels()
+        except BadImageError as error:
+            extent = tuple(picture.extent)
+            return Examined(bad=str(error), digest=digest, size=size, kind=picture.kind, extent=extent)
         damage = "; ".join([*picture.damage, *_png_damage(data)])
-        return Examined("", damage, digest, size, picture.width, picture.height, picture.kind)
+        extent = tuple(picture.extent)
+        return Examined("", damage, digest, size, picture.width, picture.height, picture.kind, extent)
 
 
 def _png_damage(data: bytes) -> list[str]:
@@ -182,11 +196,30 @@ def statistics_of(split: Split) -> dict[str, object]:
         "classes": len(classes),
         "images_a_class": _spread(np.bincount(split.index.targets, minlength=len(classes))),
         "kinds": dict(split.kinds.most_common()),
+        "left_out": dict(Counter(split.left_out).most_common()),
+        "values": {kind: list(extent) for kind, extent in split.extents.items()},
         "gib": round(float(good[:, 0].sum()) / 2**30, 3),
     }
     for name, column in (("bytes", good[:, 0]), ("width", good[:, 1]), ("height", good[:, 2])):
         summary[name] = _spread(column)
     return summary
+
+
+def value_range_of(train: Split) -> list[float] | None:
+    """The data.value_range that fits the training images; None without images of more than 8 bits.
+
+    Whole numbers from 0 on span what so many bits hold: 0..4095 for 12 bits. Floats from 0 to 1 span 0..1.
+    """
+    if not train.extents:
+        return None
+    low = min(extent[0] for extent in train.extents.values())
+    high = max(extent[1] for extent in train.extents.values())
+    floats = any(kind.endswith(" F") for kind in train.extents)
+    if low < 0:
+        return [low, max(high, low + 1)]
+    if floats:
+        return [0.0, 1.0 if high <= 1 else high]
+    return [0.0, next((top for top in TOPS if high <= top), high)]
 
 
 def _spread(values: np.ndarray) -> dict[str, int]:

@@ -24,6 +24,8 @@ from deepvit_train.data.transform import NOTHING_ERASED, Erasure, Transform
 from deepvit_train.determinism import derive_seed, generators_kept, permutation
 from deepvit_train.distributed.world import World
 
+# Among the bad files of a batch: all images of the index are bad, and what is trained on is black.
+NONE_LEFT = "no image is left"
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))  # one process that reads everything
 
 
@@ -110,12 +112,14 @@ class ImageDataset(Dataset[RawBatch]):
             image = (key.image + step) % len(self.index)
             try:
                 data = self.index.read(image, self.limits.max_bytes)
-                picture = parse_picture(self.index.path(image), data, self.limits.max_pixels)
+                picture = parse_picture(self.index.path(image), data, self.limits)
                 pixels, erasure = self.transform(picture, seed)
             except BadImageError as error:
                 bad.append(str(error))
             else:
                 return pixels, int(self.index.targets[image]), erasure
+        if len(self.index) <= self.replacements:
+            bad.append(NONE_LEFT)
         black = np.zeros((self.transform.size, self.transform.size, 3), np.uint8)
         return black, int(self.index.targets[key.image]), NOTHING_ERASED
 

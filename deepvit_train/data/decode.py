@@ -19,19 +19,28 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageFile, PngImagePlugin
 
 from deepvit_train.data import jpeg
 
 # Pillow has a fixed limit of its own, which would overrule a higher data.max_pixels.
 Image.MAX_IMAGE_PIXELS = None
 
-# The formats that a file may have, if this Pillow reads them. Others are left out because they run other
-# programs (EPS), because they are decoded before their size is known (ICO), or because nobody keeps
-# photographs in them.
+# A PNG may carry megabytes of text, or of a colour profile, which Pillow unpacks before the pixels.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
+
+# The formats that a file may have, if this Pillow reads them. Some are left out because it is dangerous to decode
+# them: they run other programs (EPS), are decoded before their size is known (ICO, ICNS, BLP), or are unpacked
+# without a limit (FITS). Others are left out because Pillow only recognises them, or because they have no
+# signature (docs/maintain/decoding.md).
 Image.init()
 _WANTED = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF")
+_WANTED += ("QOI", "PSD", "SGI", "PCX", "SUN", "DDS")
 FORMATS = [name for name in _WANTED if name in Image.OPEN]
+# MPO is a JPEG with a second picture behind the first.
+ENDINGS = frozenset(
+    ending for ending, name in Image.registered_extensions().items() if name in (*FORMATS, "MPO")
+)
 
 UNSAFE = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories: control, surrogate, line and paragraph separators
 # Characters that turn the direction of text.
@@ -67,10 +76,16 @@ Decode = Callable[[int, int], tuple[np.ndarray, int]]
 
 @dataclass(frozen=True)
 class Limits:
-    """The largest file and the largest image that are read. Both are checked before an image is decoded."""
+    """What a file may demand, checked before it is decoded, and what values of more than 8 bits mean.
+
+    Args:
+        max_bytes, max_pixels: of the largest file and of the largest image that are read.
+        value_range: the values that become black and white; None: 0 and 65535, or 0 and 1 for floats.
+    """
 
     max_bytes: int
     max_pixels: int
+    value_range: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +98,8 @@ class Picture:
     kind: str  # format and Pillow's mode, such as 'JPEG RGB'
     decode: Decode
     damage: list[str] = field(default_factory=list)  # errors of a decoder that another one got past
+    # The least and the largest value of more than 8 bits, once it is decoded.
+    extent: list[float] = field(default_factory=list)
 
     def pixels(self, shrink: int = 1, rows: int | None = None) -> tuple[np.ndarray, int]:
         """Decode to upright pixels (ceil(height / n), ceil(width / n), 3), uint8. Returns them and n.
@@ -105,11 +122,11 @@ class Picture:
             raise BadImageError(self.path, error) from None
 
 
-def parse_picture(path: str, data: bytes, max_pixels: int) -> Picture:
+def parse_picture(path: str, data: bytes, limits: Limits) -> Picture:
     """Read the head of a file's content. Raises BadImageError for content that is no image, or too large."""
     try:
-        found = _jpeg(path, data, max_pixels) if data.startswith(b"\xff\xd8\xff") else None
-        return found or _general(path, data, max_pixels)
+        found = _jpeg(path, data, limits.max_pixels) if data.startswith(b"\xff\xd8\xff") else None
+        return found or _general(path, data, limits)
     except (MemoryError, BadImageError):
         raise
     except Exception as error:
@@ -175,22 +192,28 @@ def _jpeg(path: str, data: bytes, max_pixels: int) -> Picture | None:
     return Picture(path, *_turned_size(width, height, turned), kind, decode, damage)
 
 
-def _general(path: str, data: bytes, max_pixels: int) -> Picture:
+def _general(path: str, data: bytes, limits: Limits) -> Picture:
     image = _open(data)
-    _check_size(path, *image.size, max_pixels)  # comes first, because Pillow decodes a PNG to find metadata
+    _check_size(path, *image.size, limits.max_pixels)  # comes first, because Pillow decodes a PNG for metadata
+    # Asked for now, because Pillow forgets it once the pixels are decoded.
+    cut = image.mode[:1] not in ("I", "F") and any(";16" in str(tile[3]) for tile in image.tile)
     turned = _orientation(image)
+    extent: list[float] = []
 
     def decode(shrink: int, rows: int) -> tuple[np.ndarray, int]:
-        return upright(_rgb(image), turned), 1
+        if cut and limits.value_range is not None:
+            raise ValueError("16 bits a colour, of which Pillow gives 8: data.value_range can't be applied")
+        return upright(_rgb(image, limits.value_range, extent), turned), 1
 
-    return Picture(path, *_turned_size(*image.size, turned), f"{image.format} {image.mode}", decode)
+    kind = f"{image.format} {image.mode}"
+    return Picture(path, *_turned_size(*image.size, turned), kind, decode, extent=extent)
 
 
 def _turned_size(width: int, height: int, orientation: int) -> tuple[int, int]:
     return (height, width) if orientation > 4 else (width, height)
 
 
-def _open(data: bytes) -> Image.Image:
+def _open(data: bytes) -> ImageFile.ImageFile:
     with warnings.catch_warnings():
         # Pillow warns about odd metadata in each file, but only the pixels matter.
         warnings.simplefilter("ignore")
@@ -224,29 +247,36 @@ def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return pixels.copy()  # torch takes no negative strides, not even along an axis of one pixel
 
 
-def _rgb(image: Image.Image) -> np.ndarray:
-    """Decode the first frame to (H, W, 3) uint8. Alpha is dropped, as in timm and torchvision."""
+def _rgb(
+    image: Image.Image, value_range: tuple[float, float] | None = None, extent: list[float] | None = None
+) -> np.ndarray:
+    """Decode the first frame to (H, W, 3) uint8. Alpha is dropped, as in timm and torchvision.
+
+    Values of more than 8 bits are scaled by `value_range`, and what they span is put into `extent`.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if image.mode.startswith("I") or image.mode == "F":
-            image = Image.fromarray(_eight_bits(image))
+            image = Image.fromarray(_eight_bits(image, value_range, [] if extent is None else extent))
         elif image.mode == "P" and "transparency" in image.info:
             image = image.convert("RGBA")
         return np.array(image.convert("RGB"))  # a copy, because Pillow's own array is read-only
 
 
-def _eight_bits(image: Image.Image) -> np.ndarray:
+def _eight_bits(
+    image: Image.Image, value_range: tuple[float, float] | None, extent: list[float]
+) -> np.ndarray:
     """Scale grey values of more than 8 bits to uint8. Pillow's own conversion would clip them at 255.
 
-    16-bit images have the range 0..65535; Pillow opens those of PPM files as 32 bits. Other 32-bit images do
-    not tell their range: it is taken to end at 1, 255 or 65535, at the least of these that holds all values.
+    All images of a data set have one scale: `value_range`, or else 0..65535, or 0..1 for floats, which no
+    value may leave. Raises ValueError where one does.
     """
     values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-    top = values.max(initial=0.0)
-    if image.mode.startswith("I;16") or (image.format == "PPM" and image.mode == "I"):
-        top = 65535.0
-    elif image.mode == "F" and top <= 1:
-        top = 1.0
-    else:
-        top = 255.0 if top <= 255 else 65535.0
-    return (values * (255.0 / top)).clip(0, 255).astype(np.uint8)
+    low, high = value_range or (0.0, 1.0 if image.mode == "F" else 65535.0)
+    extent[:] = float(values.min()), float(values.max())
+    if value_range is None and (extent[0] < low or extent[1] > high):
+        raise ValueError(
+            f"values from {extent[0]:g} to {extent[1]:g}, beyond {low:g}..{high:g}: set data.value_range, "
+            "which deepvit-data check finds"
+        )
+    return ((values - low) * (255.0 / (high - low))).clip(0, 255).astype(np.uint8)

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from torchvision.datasets.folder import IMG_EXTENSIONS
-
 from deepvit_train.data.cache import Stamp, stamp_of
 from deepvit_train.data.decode import printable
+from deepvit_train.data.ending import OUTSIDE, ending_of, is_image, split_hint
 from deepvit_train.error import DataError
 
 
 @dataclass
 class Walk:
-    """Lists the files of one split. `stamps` are of all listed folders, to tell later changes."""
+    """Lists the files of one split.
+
+    `stamps` are of all listed folders, to tell later changes. `left_out` counts the files that are no images,
+    by ending, and the images that lie in no class folder.
+    """
 
     root: Path
     split: str
     follow_links: bool
     stamps: list[Stamp] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self._stamped: set[str] = set()
@@ -31,11 +36,13 @@ class Walk:
         """The names of the class folders, sorted. Raises DataError."""
         folder = self.root / self.split
         if not os.path.isdir(folder):  # noqa: PTH112 - Path's raises where it may not look
-            present = [entry.name for entry in self._entries(str(self.root)) if _is_folder(entry)][:5]
-            raise DataError(
-                f"{folder}: no such folder; {self.root} holds {', '.join(present) or 'no folders'}"
-            )
-        classes = [entry.name for entry in self._entries(str(folder)) if _is_folder(entry)]
+            raise self._missing(folder)
+        classes = []
+        for entry in self._entries(str(folder)):
+            if _is_folder(entry):
+                classes.append(entry.name)
+            else:
+                self.left_out[ending_of(entry.name) + OUTSIDE * is_image(entry.name)] += 1
         if not classes:
             raise DataError(f"{folder}: holds no class folders (expected {folder}/CLASS/IMAGE.jpg)")
         for name in classes:
@@ -63,13 +70,25 @@ class Walk:
         for entry in self._entries(folder):
             if _is_folder(entry):
                 folders.append(entry.path)
-            elif entry.name.lower().endswith(IMG_EXTENSIONS):
+            elif is_image(entry.name):
                 if entry.is_symlink():
                     self._follow(entry.path)
                 files.append(entry.path)
+            else:
+                self.left_out[ending_of(entry.name)] += 1
         for inner in folders:
             files += self._images(inner, [*above, real])
         return files
+
+    def _missing(self, folder: Path) -> DataError:
+        """The error for a split's folder that is not there: what is there instead."""
+        present = [entry.name for entry in self._entries(str(self.root)) if _is_folder(entry)]
+        if self.split in present:
+            return DataError(f"{folder}: can't be listed (Permission denied)")
+        return DataError(
+            f"{folder}: no such folder; {self.root} holds {printable(', '.join(present[:5])) or 'no folders'}"
+            f"{split_hint(self.split, present)}"
+        )
 
     def _entries(self, folder: str) -> list[os.DirEntry[str]]:
         """What a folder holds, by name; hidden names are left out, as tools leave them everywhere."""

@@ -7,19 +7,18 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from torchvision.datasets.folder import IMG_EXTENSIONS
-
 from deepvit_train.classes import TORCHVISION, ordered, read_map
 from deepvit_train.config.data import DataConfig, DataName
 from deepvit_train.data import cache
 from deepvit_train.data.cache import Arrays, Listing, Names
 from deepvit_train.data.decode import read_file
 from deepvit_train.data.digits import digits_root
+from deepvit_train.data.ending import as_names, from_names, summed_up
 from deepvit_train.data.folder import Walk
 from deepvit_train.data.tar import TarFiles, list_tars
 from deepvit_train.error import DataError, nearest
@@ -41,9 +40,16 @@ class ImageIndex:
     targets: np.ndarray
     tars: TarFiles | None = None
     digest: str = ""
+    left_out: dict[str, int] = field(default_factory=dict)  # files that are no images, by ending
 
     def __len__(self) -> int:
         return len(self.ends)
+
+    def told_of_left_out(self) -> str | None:
+        """A line on the files that are no images that can be read; None if there are none."""
+        if not self.left_out:
+            return None
+        return f"{self.folder}: left out, as no images that can be read: {summed_up(self.left_out)}"
 
     def path(self, image: int) -> str:
         """The file of an image; in a tar file its path behind that of the tar file."""
@@ -111,7 +117,10 @@ def scan_split(root: Path, split: str, follow_links: bool) -> ImageIndex:
     walk = Walk(root.absolute(), split, follow_links)
     kept, names = _kept(("folder", root.absolute(), split, follow_links), partial(_list, walk))
     arrays = kept["paths"], kept["ends"], kept["targets"]
-    return ImageIndex(root / split, names["classes"], *arrays, digest=names["digest"][0])
+    left_out = from_names(names["left_out"])
+    return ImageIndex(
+        root / split, names["classes"], *arrays, digest=names["digest"][0], left_out=left_out
+    )
 
 
 def scan_tars(root: Path, split: str) -> ImageIndex:
@@ -119,7 +128,8 @@ def scan_tars(root: Path, split: str) -> ImageIndex:
     kept, names = _kept(("tar", root.absolute(), split), partial(list_tars, root.absolute(), split))
     tars, folder = TarFiles(names["tars"], kept["places"]), Path(names["tars"][0]).parent
     arrays = kept["paths"], kept["ends"], kept["targets"]
-    return ImageIndex(folder, names["classes"], *arrays, tars, names["digest"][0])
+    left_out = from_names(names["left_out"])
+    return ImageIndex(folder, names["classes"], *arrays, tars, names["digest"][0], left_out)
 
 
 def _kept(key: tuple[object, ...], make: Callable[[], Listing]) -> tuple[Arrays, Names]:
@@ -150,9 +160,9 @@ def _list(walk: Walk) -> Listing:
     if empty := [name for name, images in zip(classes, counts, strict=True) if not images]:
         raise DataError(
             f"{walk.root / walk.split}: no image in class {', '.join(empty[:5])} "
-            f"(looked for {', '.join(IMG_EXTENSIONS)})"
+            f"(docs/data.md lists the endings){'; left out: ' * bool(walk.left_out)}{summed_up(walk.left_out)}"
         )
-    return arrays, {"classes": classes}, walk.stamps
+    return arrays, {"classes": classes, "left_out": as_names(walk.left_out)}, walk.stamps
 
 
 def index_images(folder: Path, images: dict[str, list[str]]) -> ImageIndex:

@@ -16,6 +16,7 @@ from deepvit_train.data.index import ImageIndex
 from deepvit_train.data.loader import Loader, LoaderOptions
 from deepvit_train.data.transform import eval_transform, train_transform
 from deepvit_train.determinism import derive_seed, permutation
+from deepvit_train.distributed.launch import local_size
 from deepvit_train.distributed.world import World
 
 
@@ -62,10 +63,9 @@ def worker_count(data: DataConfig) -> int:
     """Return the loader processes of this rank: as asked for, or this machine's cores shared by its ranks."""
     if data.workers is not None:
         return data.workers
-    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return min(16, max(1, len(os.sched_getaffinity(0)) // ranks_here))
+    return min(16, max(1, len(os.sched_getaffinity(0)) // local_size()))
 
 
 def limits(data: DataConfig) -> Limits:
-    """Return what a file may demand."""
-    return Limits(max_bytes=data.max_bytes, max_pixels=data.max_pixels)
+    """Return what a file may demand, and what its values mean."""
+    return Limits(data.max_bytes, data.max_pixels, data.value_range and (data.value_range[0], data.value_range[1]))

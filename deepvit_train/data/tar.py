@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import tarfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -16,11 +17,10 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
-from torchvision.datasets.folder import IMG_EXTENSIONS
-
 from deepvit_train.classes import TORCHVISION, ordered
 from deepvit_train.data.cache import Listing, Stamp, stamp_of
 from deepvit_train.data.decode import BadImageError, printable
+from deepvit_train.data.ending import as_names, ending_of, is_image, split_hint, summed_up
 from deepvit_train.error import DataError
 
 OPEN_FILES = 64  # kept open by a process; a system allows about a thousand
@@ -82,9 +82,11 @@ def list_tars(root: Path, split: str) -> Listing:
     and what tells later changes. Raises DataError.
     """
     files, stamps = _tar_files(root, split)
-    members = [member for number, file in enumerate(files) for member in _images(number, file)]
+    left_out: Counter[str] = Counter()
+    members = [member for number, file in enumerate(files) for member in _images(number, file, left_out)]
     if not members:
-        raise DataError(f"{files[0]}: holds no image (looked for {', '.join(IMG_EXTENSIONS)})")
+        said = f"; left out: {summed_up(left_out)}" if left_out else ""
+        raise DataError(f"{files[0]}: holds no image (docs/data.md lists the endings){said}")
     shared = _shared_folders(members)
     found = [
         (_class_of(member, shared, files), f"{files[member.number].name}/{member.path}", member)
@@ -100,7 +102,12 @@ def list_tars(root: Path, split: str) -> Listing:
         "targets": np.array([order[label] for label, *_ in found], dtype=np.int32),
         "places": np.array([(one.number, one.offset, one.size) for *_, one in found], dtype=np.int64),
     }
-    return arrays, {"classes": classes, "tars": [str(file) for file in files]}, stamps
+    names_kept = {
+        "classes": classes,
+        "tars": [str(file) for file in files],
+        "left_out": as_names(left_out),
+    }
+    return arrays, names_kept, stamps
 
 
 def _tar_files(root: Path, split: str) -> tuple[list[Path], list[Stamp]]:
@@ -115,26 +122,41 @@ def _tar_files(root: Path, split: str) -> tuple[list[Path], list[Stamp]]:
     if not files:
         raise DataError(
             f"{root}: holds no tar files of {split}: {split}.tar, {split}/*.tar or *{split}-*.tar"
+            f"{split_hint(split, _splits_in(root))}"
         )
     return files, stamps
 
 
-def _images(number: int, file: Path) -> Iterator[Member]:
-    """The images in a tar file; of two members of one name the later, which would overwrite the other."""
+def _splits_in(root: Path) -> list[str]:
+    """The splits that the tar files in a folder, and in its folders, belong to by their names."""
+    folders = {file.parent.name for file in root.glob("*/*.tar")}
+    shards = {match[1] for file in root.glob("*.tar") if (match := re.match(r"(?:.*-)?([^-]+)-[^-]*$", file.stem))}
+    return sorted(folders | shards | {file.stem for file in root.glob("*.tar")})
+
+
+def _images(number: int, file: Path, left_out: Counter[str]) -> Iterator[Member]:
+    """The images in a tar file; of two members of one name the later, which would overwrite the other.
+
+    What is no image is counted in `left_out`, by ending.
+    """
     images: dict[str, tuple[int, int]] = {}
     labels: dict[str, str] = {}
     try:
         with tarfile.open(file, "r:") as opened:
             for member in opened:
                 path = str(PurePosixPath(member.name))
-                if not member.isreg() or path.startswith(".") or "/." in path:
+                if member.isdir() or path.startswith(".") or "/." in path:
                     continue
-                if path.lower().endswith(IMG_EXTENSIONS):
+                if not member.isreg():
+                    left_out["links"] += 1
+                elif is_image(path):
                     if member.issparse():
                         raise DataError(f"{file}: {printable(path)} is stored as a sparse file")
                     images[path] = member.offset_data, member.size
                 elif path.endswith(".cls") and (content := opened.extractfile(member)):
                     labels[path.removesuffix(".cls")] = content.read(100).decode().strip()
+                else:
+                    left_out[ending_of(path.rpartition("/")[2])] += 1
     except (OSError, tarfile.TarError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: can't be read as an uncompressed tar file ({error})") from None
     for path, (offset, size) in images.items():

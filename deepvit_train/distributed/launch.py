@@ -77,6 +77,11 @@ def local_rank() -> int:
     return _number("LOCAL_RANK", 0)
 
 
+def local_size() -> int:
+    """Return how many processes were started on this machine. Raises ConfigError."""
+    return _number("LOCAL_WORLD_SIZE", 1, least=1)
+
+
 def _check_alone() -> None:
     for name in ("RANK", "LOCAL_RANK"):
         if _number(name, 0):

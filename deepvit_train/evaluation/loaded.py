@@ -74,8 +74,11 @@ class LoadedModel:
     def data_for(self, given: DataConfig) -> DataConfig:
         """Return the data that was given, or else the data of the model's own run.
 
+        Values of more than 8 bits are read as they were in training, unless the user says otherwise.
+
         Raises ConfigError if no data was given and the file does not name any.
         """
+        given = replace(given, value_range=given.value_range or self.description.value_range)
         if given.name is not None:
             return given
         if self.description.data is None:

@@ -34,6 +34,7 @@ class ModelDescription:
             that needs no such measurement.
         class_order: where classes is None, the order of a data set's names that the outputs are taken to be
             in: 'torchvision' or 'timm'.
+        value_range: the values of more than 8 bits that were black and white, where the user said so.
     """
 
     architecture: Architecture
@@ -42,6 +43,7 @@ class ModelDescription:
     seed: int = 0
     calibrate_images: int = 0
     class_order: str | None = None
+    value_range: list[float] | None = None
 
     def header(self) -> dict[str, str]:
         """Return the metadata for a safetensors header, which `read_description` reads."""
@@ -56,6 +58,8 @@ class ModelDescription:
         }
         if self.class_order is not None:  # of a converted file alone
             content["class_order"] = self.class_order
+        if self.value_range is not None:
+            content["value_range"] = self.value_range
         return {DESCRIPTION: json.dumps(content, sort_keys=True)}
 
 
@@ -89,6 +93,7 @@ def _parsed(content: dict[str, Any]) -> ModelDescription:
         data=DataName(content["data"]) if content.get("data") else None,
         seed=int(content.get("seed", 0)),
         calibrate_images=int(content.get("calibrate_images", 0)),
+        value_range=[float(value) for value in content.get("value_range") or []] or None,
     )
 
 

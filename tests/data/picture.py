@@ -7,4 +7,4 @@ from deepvit_train.data.decode import Limits, Picture, parse_picture, read_file
 
 def open_picture(path: str, limits: Limits) -> Picture:
     """Read a file and look at its head. Raises BadImageError for what is no image or more than the limits."""
-    return parse_picture(path, read_file(path, limits.max_bytes), limits.max_pixels)
+    return parse_picture(path, read_file(path, limits.max_bytes), limits)
