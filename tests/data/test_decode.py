@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import os
+import random
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import PIL
 import pytest
@@ -49,7 +52,8 @@ def test_every_kind_of_pixel_becomes_rgb(tmp_path: Path, mode: str) -> None:
     if mode == "I;16":
         image = Image.fromarray(grey.astype(np.uint16) * 257)
     elif mode in ("I", "F"):
-        image = Image.fromarray(grey.astype({"I": np.int32, "F": np.float32}[mode]))
+        scaled = {"I": grey.astype(np.int32) * 257, "F": (grey / 255).astype(np.float32)}
+        image = Image.fromarray(scaled[mode])
     else:
         image = Image.fromarray(grey).convert(mode)
     file = tmp_path / "image.png"
@@ -79,6 +83,61 @@ def test_a_portable_map_of_16_bits_keeps_its_range(tmp_path: Path) -> None:
     Image.fromarray(values).save(tmp_path / "dark.ppm")
     assert (tmp_path / "dark.ppm").read_bytes().startswith(b"P5")
     assert pixels_of(tmp_path / "dark.ppm").max() <= 1
+
+
+DEEP = {
+    "12 bits in 16": (np.array([[0, 1024, 2048, 4095]], np.uint16), (0, 4095), [0, 63, 127, 255]),
+    "floats": (np.array([[-3.0, 0.0, 47.0, 97.0]], np.float32), (-3, 97), [0, 7, 127, 255]),
+    "32 bits": (np.array([[0, 10, 100, 200]], np.int32), (0, 200), [0, 12, 127, 255]),
+    "a window": (np.array([[0, 10, 100, 200]], np.uint16), (10, 100), [0, 0, 255, 255]),
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+@pytest.mark.parametrize("kind", ["TIFF", "PNG"])
+def test_deep_values_have_the_scale_of_the_data_set(tmp_path: Path, name: str, kind: str) -> None:
+    """A dark image and a bright one are scaled alike: not by what each holds."""
+    values, span, expected = DEEP[name]
+    if kind == "PNG" and values.dtype != np.uint16:
+        pytest.skip("PNG has no such values")
+    for chosen in (slice(None), slice(0, 2), slice(2, 4)):
+        Image.fromarray(values[:, chosen]).save(tmp_path / "deep", kind)
+        picture = open_picture(str(tmp_path / "deep"), replace(LIMITS, value_range=span))
+        assert picture.pixels()[0][0, :, 0].tolist() == expected[chosen]
+        assert picture.extent == [values[:, chosen].min(), values[:, chosen].max()]
+
+
+@pytest.mark.parametrize("values", [[0.0, 1.5], [-0.5, 1.0], [0, 70_000], [-1, 5], [0.0, np.inf]])
+def test_deep_values_beyond_the_usual_are_refused_with_the_key(tmp_path: Path, values: list[float]) -> None:
+    whole = all(isinstance(value, int) for value in values)
+    Image.fromarray(np.array([values], np.int32 if whole else np.float32)).save(tmp_path / "deep.tiff")
+    assert "set data.value_range, which deepvit-data check finds" in bad(tmp_path / "deep.tiff", LIMITS)
+
+
+def test_colours_of_16_bits_are_not_cut_to_8_unseen_where_a_range_is_given(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "deep.png"), np.full((4, 4, 3), 4095, np.uint16))
+    assert pixels_of(tmp_path / "deep.png").max() == 15
+    assert "16 bits a colour" in bad(tmp_path / "deep.png", replace(LIMITS, value_range=(0, 4095)))
+
+
+@pytest.mark.parametrize("chunk", [b"tEXt", b"zTXt", b"iTXt", b"iCCP"])
+def test_a_png_with_megabytes_of_text_is_whole(tmp_path: Path, chunk: bytes) -> None:
+    text = random.Random(0).randbytes(1_000_000).hex().encode()  # 2 MB
+    content = {
+        b"tEXt": b"Comment\0" + text,
+        b"zTXt": b"Comment\0\0" + zlib.compress(text),
+        b"iTXt": b"Comment\0\1\0\0\0" + zlib.compress(text),
+        b"iCCP": b"profile\0\0" + zlib.compress(text),
+    }[chunk]
+    buffer = io.BytesIO()
+    expected = next(photographs(1)).resize((60, 40))
+    expected.save(buffer, "PNG")
+    png, end = buffer.getvalue(), 33  # behind the signature and IHDR
+    piece = chunk + content
+    piece = len(content).to_bytes(4, "big") + piece + zlib.crc32(piece).to_bytes(4, "big")
+    for place in (end, len(png) - 12):  # before the pixels, and behind them
+        (tmp_path / "text.png").write_bytes(png[:place] + piece + png[place:])
+        assert np.array_equal(pixels_of(tmp_path / "text.png"), np.asarray(expected))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
