@@ -36,6 +36,7 @@ WARM_UP_IMAGES = 16
 TIMED_IMAGES = 128
 TIMED_STEPS = 2
 SPARE = 1.25  # more loader processes than the mean image asks for, because images differ
+ROWS = ["images", "bad", "classes", "images_a_class", "kinds", "left_out", "width", "height", "bytes", "gib"]
 PARTS = {
     "read": "from the disk",
     "decode": "to pixels",
@@ -97,9 +98,10 @@ def _told_of_values(config: DataCheckConfig, train: check.Split, fitting: list[f
     if fitting is None or fitting == usual or config.data.value_range is not None:
         return []
     spans = ", ".join(f"{kind} {low:g}..{high:g}" for kind, (low, high) in sorted(train.extents.items()))
+    low, high = fitting
     return [
-        f"{train.name}: values of more than 8 bits are {spans}; data.value_range=[{fitting[0]:g},{fitting[1]:g}] "
-        f"fits them, where {usual[0]:g}..{usual[1]:g} is black to white without it"
+        f"{train.name}: values of more than 8 bits are {spans}; data.value_range=[{low:g},{high:g}] fits "
+        f"them, where {usual[0]:g}..{usual[1]:g} is black to white without it"
     ]
 
 
@@ -196,7 +198,7 @@ def _forget(path: str) -> None:
 def _tell(report: dict[str, Any]) -> None:
     splits = report["splits"]
     table = Table("", *splits, title=report["root"])
-    for row in ("images", "bad", "classes", "images_a_class", "kinds", "left_out", "width", "height", "bytes", "gib"):
+    for row in ROWS:
         table.add_row(row.replace("_", " "), *(_phrase(statistics[row]) for statistics in splits.values()))
     console.print(table)
     if timing := report["timing"]:

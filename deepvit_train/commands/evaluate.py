@@ -47,7 +47,11 @@ def run(config: EvalConfig) -> dict[str, Any]:
     warnings = layout_warnings(index)
     left_out = index.told_of_left_out()
     index, labels = loaded.labelled(index, data)
-    for line in [*([left_out] if left_out else []), *labels.lines, *(f"warning: {each}" for each in warnings)]:
+    for line in [
+        *([left_out] if left_out else []),
+        *labels.lines,
+        *(f"warning: {each}" for each in warnings),
+    ]:
         say(line)
 
     # Calibrate if there are no statistics for these weights at this size, then evaluate.

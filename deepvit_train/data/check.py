@@ -49,7 +49,8 @@ class Split:
     measures: np.ndarray = field(default_factory=lambda: np.empty((0, 3), np.int64))  # bytes, width, height
     digests: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
     left_out: dict[str, int] = field(default_factory=dict)  # files that are no images, by ending
-    extents: dict[str, tuple[float, float]] = field(default_factory=dict)  # of values of more than 8 bits, by kind
+    # The least and the largest value of more than 8 bits, by kind.
+    extents: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def bad(self) -> int:

@@ -194,7 +194,9 @@ def _jpeg(path: str, data: bytes, max_pixels: int) -> Picture | None:
 
 def _general(path: str, data: bytes, limits: Limits) -> Picture:
     image = _open(data)
-    _check_size(path, *image.size, limits.max_pixels)  # comes first, because Pillow decodes a PNG for metadata
+    _check_size(
+        path, *image.size, limits.max_pixels
+    )  # comes first, because Pillow decodes a PNG for metadata
     # Asked for now, because Pillow forgets it once the pixels are decoded.
     cut = image.mode[:1] not in ("I", "F") and any(";16" in str(tile[3]) for tile in image.tile)
     turned = _orientation(image)

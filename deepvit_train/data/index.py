@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+
 from deepvit_train.classes import TORCHVISION, ordered, read_map
 from deepvit_train.config.data import DataConfig, DataName
 from deepvit_train.data import cache
@@ -118,9 +119,7 @@ def scan_split(root: Path, split: str, follow_links: bool) -> ImageIndex:
     kept, names = _kept(("folder", root.absolute(), split, follow_links), partial(_list, walk))
     arrays = kept["paths"], kept["ends"], kept["targets"]
     left_out = from_names(names["left_out"])
-    return ImageIndex(
-        root / split, names["classes"], *arrays, digest=names["digest"][0], left_out=left_out
-    )
+    return ImageIndex(root / split, names["classes"], *arrays, digest=names["digest"][0], left_out=left_out)
 
 
 def scan_tars(root: Path, split: str) -> ImageIndex:

@@ -68,4 +68,6 @@ def worker_count(data: DataConfig) -> int:
 
 def limits(data: DataConfig) -> Limits:
     """Return what a file may demand, and what its values mean."""
-    return Limits(data.max_bytes, data.max_pixels, data.value_range and (data.value_range[0], data.value_range[1]))
+    return Limits(
+        data.max_bytes, data.max_pixels, data.value_range and (data.value_range[0], data.value_range[1])
+    )

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
+
 from deepvit_train.classes import TORCHVISION, ordered
 from deepvit_train.data.cache import Listing, Stamp, stamp_of
 from deepvit_train.data.decode import BadImageError, printable
@@ -130,7 +131,9 @@ def _tar_files(root: Path, split: str) -> tuple[list[Path], list[Stamp]]:
 def _splits_in(root: Path) -> list[str]:
     """The splits that the tar files in a folder, and in its folders, belong to by their names."""
     folders = {file.parent.name for file in root.glob("*/*.tar")}
-    shards = {match[1] for file in root.glob("*.tar") if (match := re.match(r"(?:.*-)?([^-]+)-[^-]*$", file.stem))}
+    shards = {
+        match[1] for file in root.glob("*.tar") if (match := re.match(r"(?:.*-)?([^-]+)-[^-]*$", file.stem))
+    }
     return sorted(folders | shards | {file.stem for file in root.glob("*.tar")})
 
 

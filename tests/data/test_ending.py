@@ -81,7 +81,15 @@ def test_counts_are_told_the_most_frequent_first_and_kept() -> None:
 
 def strew(root: Path) -> dict[str, int]:
     """Put files that are no images among those of a split. Returns their counts."""
-    for name in ("ant/a.txt", "ant/b.TXT", "bee/deep/c.heic", "cat/Thumbs.db", "cat/README", "d.csv", "e.png"):
+    for name in (
+        "ant/a.txt",
+        "ant/b.TXT",
+        "bee/deep/c.heic",
+        "cat/Thumbs.db",
+        "cat/README",
+        "d.csv",
+        "e.png",
+    ):
         (root / "train" / name).parent.mkdir(parents=True, exist_ok=True)
         (root / "train" / name).write_bytes(b"x")
     (root / "train" / "cat" / ".hidden.txt").write_bytes(b"x")
@@ -101,7 +109,9 @@ def test_what_is_left_out_of_a_folder_is_counted_now_and_from_the_cache(
         assert index.left_out == counts
         assert len(index) == 24
         told = index.told_of_left_out() or ""
-        assert told.startswith(f"{image_folder}/train: left out, as no images that can be read: 2 .txt, 1 .csv")
+        assert told.startswith(
+            f"{image_folder}/train: left out, as no images that can be read: 2 .txt, 1 .csv"
+        )
     data = compose_command("data-check", [f"root={image_folder}"]).data
     assert statistics_of(list_split(image_folder, data, "train"))["left_out"] == counts
 
