@@ -29,10 +29,10 @@ Image.MAX_IMAGE_PIXELS = None
 # A PNG may carry megabytes of text, or of a colour profile, which Pillow unpacks before the pixels.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 
-# The formats that a file may have, if this Pillow reads them. Some are left out because it is dangerous to decode
-# them: they run other programs (EPS), are decoded before their size is known (ICO, ICNS, BLP), or are unpacked
-# without a limit (FITS). Others are left out because Pillow only recognises them, or because they have no
-# signature (docs/maintain/decoding.md).
+# The formats that a file may have, if this Pillow reads them. Some are left out because it is dangerous to
+# decode them: they run other programs (EPS), are decoded before their size is known (ICO, ICNS, BLP), or are
+# unpacked without a limit (FITS). Others are left out because Pillow only recognises them, or because they have
+# no signature (docs/maintain/decoding.md).
 Image.init()
 _WANTED = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF")
 _WANTED += ("QOI", "PSD", "SGI", "PCX", "SUN", "DDS")

@@ -159,7 +159,8 @@ def _list(walk: Walk) -> Listing:
     if empty := [name for name, images in zip(classes, counts, strict=True) if not images]:
         raise DataError(
             f"{walk.root / walk.split}: no image in class {', '.join(empty[:5])} "
-            f"(docs/data.md lists the endings){'; left out: ' * bool(walk.left_out)}{summed_up(walk.left_out)}"
+            "(docs/data.md lists the endings)"
+            f"{'; left out: ' * bool(walk.left_out)}{summed_up(walk.left_out)}"
         )
     return arrays, {"classes": classes, "left_out": as_names(walk.left_out)}, walk.stamps
 
