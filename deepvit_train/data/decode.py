@@ -31,8 +31,8 @@ PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 
 # The formats that a file may have, if this Pillow reads them. Some are left out because it is dangerous to
 # decode them: they run other programs (EPS), are decoded before their size is known (ICO, ICNS, BLP), or are
-# unpacked without a limit (FITS). Others are left out because Pillow only recognises them, or because they have
-# no signature (docs/maintain/decoding.md).
+# unpacked without a limit (FITS). Others are left out because Pillow only recognises them, or because they
+# have no signature (docs/maintain/decoding.md).
 Image.init()
 _WANTED = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF")
 _WANTED += ("QOI", "PSD", "SGI", "PCX", "SUN", "DDS")
@@ -281,4 +281,6 @@ def _eight_bits(
             f"values from {extent[0]:g} to {extent[1]:g}, beyond {low:g}..{high:g}: set data.value_range, "
             "which deepvit-data check finds"
         )
-    return ((values - low) * (255.0 / (high - low))).clip(0, 255).astype(np.uint8)
+    # In the second order of operations `high` becomes 255 exactly; the first is that of former versions.
+    scaled = values * (255.0 / high) if value_range is None else (values - low) * 255.0 / (high - low)
+    return scaled.clip(0, 255).astype(np.uint8)

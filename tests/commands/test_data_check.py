@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from deepvit_train.commands import data_check
+from deepvit_train.commands import data_check, evaluate, train
 from deepvit_train.config.compose import compose_command
 from deepvit_train.error import ConfigError, DataError
+from tests.conftest import QUICK
 
 SMALL = ["model=digits", "threads=1", "data.workers=0"]
 
@@ -115,3 +119,52 @@ def test_more_bad_images_than_training_replaces_are_told(
         said = capsys.readouterr().out
         assert ("training would stop: more bad images than data.max_bad=1" in said) == told
         assert json.loads(said.splitlines()[-1])["splits"]["train"]["bad"] == 2
+
+
+DEEP = {
+    "12 bits in 16": (np.uint16, 4095, "[0,4095]", "TIFF I;16 0..4095"),
+    "few bits in 32": (np.int32, 200, "[0,255]", "TIFF I 0..200"),
+    "floats": (np.float32, 812.5, "[0,812.5]", "TIFF F 0..812.5"),
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_the_range_of_deep_values_is_found_and_makes_the_data_set_good(
+    image_folder: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the whole data set: one image holds the largest value, all others half of it."""
+    kind, top, span, told = DEEP[name]
+    for number, file in enumerate(sorted(image_folder.rglob("*.png"))):
+        values = np.full((8, 8), top if number == 5 else top / 2)
+        values[0, 0] = 0
+        values[number % 7, 3] = number / 100  # no two images are alike
+        file.unlink()
+        Image.fromarray(values.astype(kind)).save(file.with_suffix(".tiff"))
+    with contextlib.suppress(DataError):  # floats beyond 0..1 are bad without the key
+        run(image_folder, "timing=false")
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert any(f"{told}; data.value_range={span} fits" in line for line in report["warnings"])
+    assert all("set data.value_range" in line for line in report["errors"] if "the same content" not in line)
+    with contextlib.suppress(DataError):
+        run(image_folder, "timing=false", f"data.value_range={span}")
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report["warnings"] == []
+    assert not any("value_range" in line for line in report["errors"])
+
+
+def test_the_range_of_a_run_is_that_of_its_evaluation(image_folder: Path, tmp_path: Path) -> None:
+    """Bright values alone would be darker under the usual range, and the loss another."""
+    rng = np.random.default_rng(0)
+    for file in image_folder.rglob("*.png"):
+        Image.fromarray(rng.integers(0, 4096, (16, 16), dtype=np.uint16)).save(file)
+    data = ["data=imagefolder", f"data.root={image_folder}", "augment=none", "trainer.batch_size=8"]
+    run_dir = tmp_path / "run"
+    options = [*data, "data.value_range=[0,4095]", "trainer.epochs=1", "schedule.warmup_epochs=0"]
+    trained = train.run(compose_command("train", [*QUICK, *options, f"run_dir={run_dir}"]))
+    where = [f"checkpoint={run_dir}", f"data.root={image_folder}", "threads=1", "data=imagefolder"]
+    losses = [
+        evaluate.run(compose_command("eval", [*where, *more]))["loss"]
+        for more in ([], ["data.value_range=[0,4095]"], ["data.value_range=[0,65535]"])
+    ]
+    assert losses[0] == losses[1] == pytest.approx(trained["val/loss"])
+    assert losses[2] != losses[0]

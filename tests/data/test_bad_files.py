@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from deepvit_train.data.bad_files import BadFiles
-from deepvit_train.data.dataset import Batch
+from deepvit_train.data.dataset import NONE_LEFT, Batch
 from deepvit_train.distributed.world import World
 from deepvit_train.error import DataError
 
@@ -28,3 +28,12 @@ def test_each_file_is_named_once() -> None:
     bad.note(["d: z"])
     with pytest.raises(DataError, match=r"4 bad training images, more than data\.max_bad=3; the last: d: z"):
         bad.settle()
+
+
+def test_a_data_set_of_bad_images_alone_ends_the_run_however_many_may_be_bad() -> None:
+    said: list[str] = []
+    bad = BadFiles([], max_bad=100, world=WORLD, say=said.append)
+    bad.note(["a: x", "b: y", NONE_LEFT])
+    with pytest.raises(DataError, match="every training image is bad; one of them: a: x"):
+        bad.settle()
+    assert bad.known == []

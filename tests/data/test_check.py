@@ -45,6 +45,8 @@ def test_a_good_data_set_has_no_errors(image_folder: Path) -> None:
         "classes": 3,
         "images_a_class": {"min": 8, "median": 8, "max": 8},
         "kinds": {"PNG RGB": 24},
+        "left_out": {},
+        "values": {},
         "gib": 0,
         "bytes": 0,
         "width": {"min": 24, "median": 24, "max": 24},
