@@ -69,5 +69,7 @@ def worker_count(data: DataConfig) -> int:
 def limits(data: DataConfig) -> Limits:
     """Return what a file may demand, and what its values mean."""
     return Limits(
-        data.max_bytes, data.max_pixels, data.value_range and (data.value_range[0], data.value_range[1])
+        data.max_bytes,
+        data.max_pixels,
+        None if data.value_range is None else (data.value_range[0], data.value_range[1]),
     )

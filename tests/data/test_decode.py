@@ -15,7 +15,7 @@ import PIL
 import pytest
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
-from deepvit_train.data.decode import BadImageError, Limits, Picture
+from deepvit_train.data.decode import FORMATS, BadImageError, Limits, Picture
 from scripts.photographs import photographs
 from tests.data.picture import open_picture
 
@@ -321,7 +321,7 @@ def test_what_is_no_image_is_bad(tmp_path: Path, content: bytes) -> None:
     bad(tmp_path / "bad.png")
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
+@pytest.mark.parametrize("kind", sorted(set(FORMATS) & set(Image.SAVE)))
 def test_a_truncated_file_is_bad(tmp_path: Path, kind: str) -> None:
     buffer = io.BytesIO()
     next(photographs(1)).resize((64, 48)).save(buffer, kind)
@@ -331,6 +331,22 @@ def test_a_truncated_file_is_bad(tmp_path: Path, kind: str) -> None:
     for share in (0.02, 0.3, 0.5, 0.9, 0.97):
         (tmp_path / "cut").write_bytes(whole[: int(share * len(whole))])
         bad(tmp_path / "cut")
+
+
+@pytest.mark.parametrize("kind", sorted(set(FORMATS) & set(Image.SAVE)))
+def test_a_flipped_file_is_read_or_bad_and_no_larger_than_allowed(tmp_path: Path, kind: str) -> None:
+    buffer = io.BytesIO()
+    next(photographs(1)).resize((64, 48)).save(buffer, kind)
+    for seed in range(100):
+        draws, content = random.Random(seed), bytearray(buffer.getvalue())
+        for _ in range(draws.randrange(1, 6)):
+            content[draws.randrange(min(400, len(content)))] = draws.randrange(256)
+        (tmp_path / "flipped").write_bytes(content)
+        try:
+            pixels, _ = open_picture(str(tmp_path / "flipped"), Limits(10**6, 40_000)).pixels()
+        except BadImageError:
+            continue
+        assert pixels.shape[0] * pixels.shape[1] <= 40_000
 
 
 def test_a_file_is_looked_at_before_it_is_read_or_decoded(

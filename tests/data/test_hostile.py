@@ -36,8 +36,10 @@ def noise(draws: random.Random, mode: str = "RGB") -> Image.Image:
     if mode == "I;16":
         return Image.fromarray(rng.integers(0, 65536, (height, width), dtype=np.uint16))
     if mode in ("I", "F"):
-        values = rng.integers(0, 70000, (height, width))
-        return Image.fromarray(values.astype(np.int32 if mode == "I" else np.float32))
+        values = rng.integers(0, 65536, (height, width))
+        return Image.fromarray(
+            values.astype(np.int32) if mode == "I" else (values / 65535).astype(np.float32)
+        )
     return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).convert(mode)
 
 
