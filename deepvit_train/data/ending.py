@@ -10,13 +10,15 @@ from deepvit_train.error import nearest
 
 OUTSIDE = " outside a class folder"  # follows the ending of an image that lies there
 SHOWN = 8
+# Asked for first: a list of a million names takes a tenth of a second less.
+COMMON = (".jpg", ".JPEG", ".png", ".jpeg", ".JPG")
 # What people call the split that is evaluated, the likeliest first.
 EVALUATED = ("val", "valid", "validation", "test", "testing", "dev", "eval")
 
 
 def is_image(name: str) -> bool:
     """Whether a file's name ends like that of an image that can be read, in any case."""
-    return name[name.rfind(".") :].lower() in ENDINGS
+    return name.endswith(COMMON) or name[name.rfind(".") :].lower() in ENDINGS
 
 
 def ending_of(name: str) -> str:
