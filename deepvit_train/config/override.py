@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Sequence
 
@@ -28,7 +29,7 @@ SUBJECTS = {
 def with_subject(command: str, overrides: Sequence[str]) -> list[str]:
     """Put the name of its key before a path that was typed alone: `runs/demo` is `checkpoint=runs/demo`.
 
-    No key holds a slash, so `runs/lr=0.1` is a path too. Raises ConfigError for a second one.
+    No key holds a slash or a space, so `runs/lr=0.1` is a path too. Raises ConfigError for a second one.
     """
     subject = SUBJECTS.get(command)
     bare = [each for each in overrides if _is_bare(each)]
@@ -41,7 +42,8 @@ def with_subject(command: str, overrides: Sequence[str]) -> list[str]:
 
 def _is_bare(override: str) -> bool:
     name, equals, _ = override.partition("=")
-    return bool(override) and (not equals or "/" in name) and not override.startswith(("+", "~"))
+    is_key = re.fullmatch(r"[+~]*[A-Za-z_][\w.]*", name, flags=re.ASCII)
+    return bool(override) and (not equals or is_key is None) and not override.startswith(("+", "~"))
 
 
 def check_overrides(command: str, overrides: Sequence[str]) -> None:

@@ -241,6 +241,8 @@ def test_of_two_values_the_last_counts(first: str, second: str) -> None:
         ("eval", "runs/demo", "checkpoint"),
         ("eval", "runs/lr=0.1,x (1)", "checkpoint"),
         ("eval", "größe#1", "checkpoint"),
+        ("eval", "r (1),x=2#ö", "checkpoint"),
+        ("eval", "ö=1", "checkpoint"),
         ("analyze", "runs/demo", "checkpoint"),
         ("convert", "model.pth.tar", "source"),
         ("data-check", "/data/images", "root"),
