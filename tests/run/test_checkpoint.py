@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import stat
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from safetensors import safe_open
 from deepvit_train.error import CheckpointError, OutputError
 from deepvit_train.run import checkpoint, saving
 from deepvit_train.run.description import read_description
+from tests.conftest import forked
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3, dtype=torch.int64)}
 
@@ -255,3 +258,59 @@ def test_a_folder_in_the_place_of_a_link_is_kept(tmp_path: Path) -> None:
         saving.point(tmp_path, "last", target)
         assert (tmp_path / "last").resolve() == target.resolve()
     assert (tmp_path / "last-copied" / "state.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_all_files_of_a_checkpoint_have_the_mode_that_the_umask_says(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        written = write(tmp_path, 1)
+    finally:
+        os.umask(before)
+    assert {oct(stat.S_IMODE(file.stat().st_mode)) for file in written.iterdir()} == {oct(0o666 & ~umask)}
+    assert stat.S_IMODE(written.stat().st_mode) == 0o777 & ~umask
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "manifest.json", "state.json", "", ".."])
+def test_what_may_not_be_read_is_not_called_damaged_and_no_older_one_takes_its_place(
+    tmp_path: Path, name: str
+) -> None:
+    """As another user, since root may read everything."""
+    tmp_path.chmod(0o755)
+    for step in (1, 2):
+        write(tmp_path / "checkpoints", step)
+    closed = tmp_path / "checkpoints" / "step_0000002" / name
+
+    def as_a_stranger() -> None:
+        for parent in tmp_path.parents[:2]:  # pytest's folders are for their owner alone
+            parent.chmod(0o755)
+        closed.chmod(0)
+        os.seteuid(65534)
+        for look in (
+            lambda: checkpoint.newest_valid(tmp_path / "checkpoints", pytest.fail),
+            lambda: checkpoint.find(str(tmp_path)),
+        ):
+            with pytest.raises(checkpoint.UnreadableError, match="Permission denied") as error:
+                look()
+            assert "damaged" not in str(error.value)
+
+    if os.geteuid():
+        pytest.skip("needs root, to become another user")
+    assert forked(as_a_stranger) == 0
+
+
+@pytest.mark.parametrize("path", ["nofile", "~nobody-of-that-name/x", "a" * 300])
+def test_the_key_that_was_given_is_named(tmp_path: Path, path: str) -> None:
+    for key in ("checkpoint", "resume", "model.weights", "source"):
+        with pytest.raises(CheckpointError) as error:
+            checkpoint.find(path, key=key)
+        assert str(error.value).startswith(f"{key}={path}: ")
+
+
+def test_a_name_that_differs_in_its_unicode_form_only_is_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "cafe\u0301").mkdir()
+    with pytest.raises(CheckpointError) as error:
+        checkpoint.find(f"{tmp_path}/caf\u00e9")
+    assert r"did you mean 'cafe\u0301'? It differs from 'caf\xe9' in its Unicode form only" in str(
+        error.value
+    )
