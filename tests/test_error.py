@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -11,20 +12,24 @@ from torch import nn
 
 from deepvit_train.cli import main
 from deepvit_train.error import explain, nearest, slips, spelled
+from tests.conftest import forked
 
 
-def test_no_compiler_is_told_of_with_the_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from torch._inductor import config
+def test_no_compiler_is_told_of_with_the_key(tmp_path: Path) -> None:
+    def work() -> None:
+        from torch._inductor import config
 
-    monkeypatch.setattr(config.cpp, "cxx", (None, str(tmp_path / "no compiler")))
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    with pytest.raises(RuntimeError) as error:
-        torch.compile(nn.Sequential(nn.Linear(3, 5), nn.GELU()))(torch.zeros(2, 3))
-    told = explain(error.value, "train")
-    assert told is not None
-    assert str(told).startswith("torch.compile failed (")
-    assert str(told).endswith("nearest: trainer.compile=false")
-    assert len(str(told).splitlines()) == 2
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path)
+        config.cpp.cxx = (None, str(tmp_path / "no compiler"))
+        with pytest.raises(RuntimeError) as error:
+            torch.compile(nn.Sequential(nn.Linear(3, 5), nn.GELU()))(torch.zeros(2, 3))
+        told = str(explain(error.value, "train"))
+        assert told.startswith("torch.compile failed (")
+        assert "nearest: trainer.compile=" in told
+        assert len(told.splitlines()) == 2
+
+    # In a process of its own: a compiled model starts threads, after which this one could not be forked.
+    assert forked(work) == 0
 
 
 def test_torchrun_is_told_the_cause(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
