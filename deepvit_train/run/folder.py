@@ -47,6 +47,8 @@ FREE_KEYS = {
     "collapse.images",
     "collapse.warn_above",
     "collapse.stop_above",
+    "collapse.swap_rise",
+    "collapse.alarm_from",
     "trainer.keep_last",
     "trainer.max_scaler_skips",
     "trainer.timeout_s",
