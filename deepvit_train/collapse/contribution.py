@@ -15,28 +15,33 @@ from deepvit_train.models.walk import Walk, in_evaluation_mode, walk_through
 
 
 def contributions(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor | None]], removal: bool = True
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor | None]], at_most: int | None = None
 ) -> dict[str, Tensor]:
     """Measure all blocks of a model on batches of images (B, 3, height, width) and classes (B,).
 
-    A model with L blocks is run about L / 2 times for the swaps, and as often for `removal`. The caller
-    chooses the statistics that the BatchNorms of re-attention normalise with. The model's mode is put back
-    afterwards.
+    A model with L blocks is run about L / 2 times for swaps, and as often for removals. The caller chooses the
+    statistics that the BatchNorms of re-attention normalise with. The model's mode is put back afterwards.
+
+    Args:
+        at_most: swap the maps of so many blocks only, evenly spread and the last among them, and remove none.
 
     Returns, as float64 means over images:
         'branch_share' (L,): mean |attention branch| / |x| over the tokens x that enter the block.
         'loss' (): the cross-entropy of the model as it is.
         'map_swap' (L - 1,): how much the loss rises when one of the blocks 1 to L - 1 uses the softmax maps
             of the block before in the place of its own. Re-attention mixes and normalises them as usual.
-        'removal' (L,): how much the loss rises when one block is left out, if that is asked for.
+            With `at_most` it holds the chosen blocks alone.
+        'removal' (L,): how much the loss rises when one block is left out.
 
     For batches without classes (None), only the first.
     """
     totals: dict[str, Tensor] = {}
     images = 0
+    walk = walk_through(model)
+    swapped = range(1, len(walk.blocks)) if at_most is None else _spread(len(walk.blocks), at_most)
     with in_evaluation_mode(model), torch.no_grad():
         for pixels, classes in batches:
-            for name, value in _of_batch(walk_through(model), pixels, classes, removal).items():
+            for name, value in _of_batch(walk, pixels, classes, set(swapped), at_most is None).items():
                 totals[name] = totals.get(name, torch.zeros_like(value)) + len(pixels) * value
             images += len(pixels)
     return {name: total / images for name, total in totals.items()}
@@ -50,7 +55,15 @@ def replaceable(map_swap: Tensor, rise: float) -> float:
     return float((map_swap < rise).double().mean()) if len(map_swap) else 0.0
 
 
-def _of_batch(walk: Walk, pixels: Tensor, classes: Tensor | None, removal: bool) -> dict[str, Tensor]:
+def _spread(depth: int, count: int) -> list[int]:
+    """Choose blocks of 1 to depth - 1, evenly spread. The last one is always among them."""
+    last, count = depth - 1, min(count, depth - 1)
+    return [last - round(place * last / count) for place in reversed(range(count))]
+
+
+def _of_batch(
+    walk: Walk, pixels: Tensor, classes: Tensor | None, chosen: set[int], removal: bool
+) -> dict[str, Tensor]:
     shares, swapped, without = [], [], []
     x, before = walk.embed(pixels), None
     for index in range(len(walk.blocks)):
@@ -58,7 +71,7 @@ def _of_batch(walk: Walk, pixels: Tensor, classes: Tensor | None, removal: bool)
         shares.append((passage.branch.norm(dim=-1) / x.norm(dim=-1).clamp(min=1e-30)).mean())
         if classes is not None and removal:
             without.append(_loss(walk, index + 1, x, classes))
-        if classes is not None and before is not None:
+        if classes is not None and before is not None and index in chosen:
             other = walk.through(index, x, given=before)
             swapped.append(_loss(walk, index + 1, other.features, classes))
         x, before = passage.features, passage.before

@@ -18,6 +18,7 @@ from deepvit_train.config.collapse import CollapseConfig, Maps, Metric
 from deepvit_train.models.record import BlockRecord, record_maps
 
 CHUNK = 8  # images whose maps are in memory at a time
+SWAPPED = 8  # blocks whose maps are swapped, which keeps the cost of a look under 1 % of the training
 CELL = 8  # side of one matrix entry in the picture, pixels
 
 
@@ -56,7 +57,7 @@ class Probe:
         for images, classes in zip(self.images.split(CHUNK), self.classes.split(CHUNK), strict=True):
             with _batch_statistics(model):
                 records = list(record_maps(model, images))
-                contributed = contributions(model, [(images, classes)], removal=False)
+                contributed = contributions(model, [(images, classes)], at_most=SWAPPED)
             for name, value in (self._measures(records) | contributed).items():
                 totals[name] = totals.get(name, torch.zeros_like(value)) + value * len(images)
         look = self._summary({name: total / len(self.images) for name, total in totals.items()})

@@ -124,6 +124,16 @@ def test_batches_of_any_size_give_the_same_averages_and_leave_the_model_alone() 
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_a_few_blocks_of_a_deep_model_are_swapped() -> None:
+    model, images = build("self", depth=9), images_of()
+    every = contributions(model, [(images, CLASSES)])["map_swap"]
+    few = contributions(model, [(images, CLASSES)], at_most=4)
+    assert few.keys() == {"branch_share", "loss", "map_swap"}
+    torch.testing.assert_close(few["map_swap"], every[[1, 3, 5, 7]])  # blocks 2, 4, 6 and 8
+    all_of_them = contributions(model, [(images, CLASSES)], at_most=20)["map_swap"]
+    torch.testing.assert_close(all_of_them, every)
+
+
 def test_images_without_classes_and_a_single_block() -> None:
     assert contributions(build("self"), [(images_of(), None)]).keys() == {"branch_share"}
     found = contributions(build("self", depth=1), [(images_of(), CLASSES)])
