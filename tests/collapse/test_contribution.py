@@ -111,6 +111,24 @@ def test_uniform_maps_and_copied_maps_are_replaceable_and_others_are_not() -> No
     assert replaceable(found, rise=1e-5) >= 2 / 3
 
 
+def test_a_block_with_the_maps_of_the_block_before_is_replaceable() -> None:
+    model, images = build("self", depth=4), images_of()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for block in model.blocks:
+            block.attn.qkv.weight.normal_(std=0.6)
+        # Block 1 adds nothing, so that block 2 sees the same tokens; with its weights it makes the same maps.
+        for layer in (model.blocks[1].attn.proj, model.blocks[1].mlp.fc2):
+            layer.weight.zero_()
+            layer.bias.zero_()
+        query, key, _ = model.blocks[1].attn.qkv.weight.chunk(3)
+        model.blocks[2].attn.qkv.weight[: 2 * len(query)] = torch.cat([query, key])
+        model.blocks[2].norm1.load_state_dict(model.blocks[1].norm1.state_dict())
+    rises = contributions(model, [(images, CLASSES)])["map_swap"]
+    assert abs(float(rises[1])) < 1e-6
+    assert abs(float(rises[2])) > 1e-3
+
+
 def test_batches_of_any_size_give_the_same_averages_and_leave_the_model_alone() -> None:
     model, images = build("reattention").train(), images_of()
     model.blocks[1].eval()
