@@ -19,8 +19,8 @@ def contributions(
 ) -> dict[str, Tensor]:
     """Measure all blocks of a model on batches of images (B, 3, height, width) and classes (B,).
 
-    A model with L blocks is run about L / 2 times for swaps, and as often for removals. The caller chooses the
-    statistics that the BatchNorms of re-attention normalise with. The model's mode is put back afterwards.
+    A model with L blocks is run about L / 2 times for swaps, and as often for removals. The caller chooses
+    the statistics that the BatchNorms of re-attention normalise with. The model's mode is put back after.
 
     Args:
         at_most: swap the maps of so many blocks only, evenly spread and the last among them, and remove none.
