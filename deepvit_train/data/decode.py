@@ -42,6 +42,9 @@ ENDINGS = frozenset(
     ending for ending, name in Image.registered_extensions().items() if name in (*FORMATS, "MPO")
 )
 
+# O_NONBLOCK, because opening a pipe would wait for its writer; O_NOCTTY, because a terminal would be taken.
+OPENING = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+
 UNSAFE = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories: control, surrogate, line and paragraph separators
 # Characters that turn the direction of text.
 TURNING = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
@@ -54,6 +57,14 @@ class BadImageError(Exception):
         # Addresses of objects are removed, so that the same file gives the same line in every process.
         plain = re.sub(r"<.* object at 0x\w+>", "the file", str(reason).strip() or type(reason).__name__)
         super().__init__(printable(f"{path}: {plain}"))
+
+
+class UnreadableError(BadImageError):
+    """The system gives no content of a file. `number` is the system's error number."""
+
+    def __init__(self, path: str, error: OSError) -> None:
+        super().__init__(path, error.strerror or error)
+        self.number = error.errno or 0
 
 
 def printable(text: str) -> str:
@@ -141,8 +152,7 @@ def _check_size(path: str, width: int, height: int, max_pixels: int) -> None:
 def read_file(path: str, max_bytes: int) -> bytes:
     """Return the content of a file. Raises BadImageError if it is empty, too large or no regular file."""
     try:
-        # O_NONBLOCK, because opening a pipe would wait for its writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        descriptor = os.open(path, OPENING)
         with io.FileIO(descriptor) as file:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
@@ -151,7 +161,7 @@ def read_file(path: str, max_bytes: int) -> bytes:
                 raise BadImageError(path, f"{status.st_size} bytes, more than data.max_bytes={max_bytes}")
             data = file.read()
     except OSError as error:
-        raise BadImageError(path, error.strerror or error) from None
+        raise UnreadableError(path, error) from None
     if not data:
         raise BadImageError(path, "an empty file")
     return data

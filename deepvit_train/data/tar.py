@@ -20,7 +20,7 @@ import numpy as np
 
 from deepvit_train.classes import TORCHVISION, ordered
 from deepvit_train.data.cache import Listing, Stamp, stamp_of
-from deepvit_train.data.decode import BadImageError, printable
+from deepvit_train.data.decode import OPENING, BadImageError, UnreadableError, printable
 from deepvit_train.data.ending import as_names, ending_of, is_image, split_hint, summed_up
 from deepvit_train.error import DataError
 
@@ -45,7 +45,8 @@ class TarFiles:
         try:
             data = os.pread(self._descriptor(number), size, offset)
         except OSError as error:
-            raise BadImageError(name, error.strerror or error) from None
+            self._close(number)  # a server that was restarted knows nothing of what was open before
+            raise UnreadableError(name, error) from None
         if len(data) < size:
             raise BadImageError(name, f"cut short: {len(data)} of {size} bytes")
         return data
@@ -54,10 +55,14 @@ class TarFiles:
         """An open file, which processes can share: it is never read at its own position."""
         if number not in self._open:
             if len(self._open) >= OPEN_FILES:
-                os.close(self._open.popitem(last=False)[1])
-            self._open[number] = os.open(self.files[number], os.O_RDONLY | os.O_CLOEXEC)
+                self._close(next(iter(self._open)))
+            self._open[number] = os.open(self.files[number], OPENING)
         self._open.move_to_end(number)
         return self._open[number]
+
+    def _close(self, number: int) -> None:
+        if number in self._open:
+            os.close(self._open.pop(number))
 
 
 class Member(NamedTuple):
