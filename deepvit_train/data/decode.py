@@ -19,12 +19,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image, ImageFile, PngImagePlugin
+from PIL import ExifTags, Image, ImageFile, PngImagePlugin, TiffImagePlugin
 
 from deepvit_train.data import jpeg
-
-# Pillow has a fixed limit of its own, which would overrule a higher data.max_pixels.
-Image.MAX_IMAGE_PIXELS = None
 
 # A PNG may carry megabytes of text, or of a colour profile, which Pillow unpacks before the pixels.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
@@ -45,6 +42,7 @@ ENDINGS = frozenset(
 # O_NONBLOCK, because opening a pipe would wait for its writer; O_NOCTTY, because a terminal would be taken.
 OPENING = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 
+TILE_WIDTH, TILE_LENGTH = 322, 323  # of TIFF
 UNSAFE = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories: control, surrogate, line and paragraph separators
 # Characters that turn the direction of text.
 TURNING = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
@@ -135,11 +133,16 @@ class Picture:
 
 def parse_picture(path: str, data: bytes, limits: Limits) -> Picture:
     """Read the head of a file's content. Raises BadImageError for content that is no image, or too large."""
+    # Pillow asks for memory by the size in a file's head before it says that size, but never for more than
+    # twice this limit.
+    Image.MAX_IMAGE_PIXELS = limits.max_pixels
     try:
         found = _jpeg(path, data, limits.max_pixels) if data.startswith(b"\xff\xd8\xff") else None
         return found or _general(path, data, limits)
     except (MemoryError, BadImageError):
         raise
+    except Image.DecompressionBombError:
+        raise BadImageError(path, f"far more pixels than data.max_pixels={limits.max_pixels}") from None
     except Exception as error:
         raise BadImageError(path, error) from None
 
@@ -169,6 +172,9 @@ def read_file(path: str, max_bytes: int) -> bytes:
 
 def _jpeg(path: str, data: bytes, max_pixels: int) -> Picture | None:
     """Return the picture of a JPEG, or None for a JPEG that simplejpeg does not read as Pillow does."""
+    segments = jpeg.read_head(data)
+    if jpeg.has_many_scans(data, segments):
+        raise BadImageError(path, f"more than {jpeg.MAX_SCANS} scans, each over the whole image")
     try:
         head: tuple[int, int, str, str] = simplejpeg.decode_jpeg_header(data)  # pyright: ignore[reportAssignmentType]
     except (ValueError, KeyError):  # the file is damaged, or simplejpeg has no name for its subsampling
@@ -177,7 +183,6 @@ def _jpeg(path: str, data: bytes, max_pixels: int) -> Picture | None:
     if colours not in ("YCbCr", "Gray"):
         return None
     _check_size(path, width, height, max_pixels)
-    segments = jpeg.read_head(data)
     turned = _orientation(_open(data)) if segments.metadata else 1
     damage: list[str] = []
 
@@ -207,6 +212,10 @@ def _general(path: str, data: bytes, limits: Limits) -> Picture:
     _check_size(
         path, *image.size, limits.max_pixels
     )  # comes first, because Pillow decodes a PNG for metadata
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        # A tile may be larger than the image, and is unpacked as a whole.
+        width, length = (image.tag_v2.get(tag, 0) for tag in (TILE_WIDTH, TILE_LENGTH))
+        _check_size(f"{path}: a tile", int(width), int(length), limits.max_pixels)
     # Asked for now, because Pillow forgets it once the pixels are decoded.
     cut = image.mode[:1] not in ("I", "F") and any(";16" in str(tile[3]) for tile in image.tile)
     turned = _orientation(image)

@@ -6,8 +6,10 @@ An image is read by its offset, so order, draws and resume are those of a folder
 from __future__ import annotations
 
 import glob
+import io
 import os
 import re
+import stat
 import tarfile
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
@@ -24,6 +26,7 @@ from deepvit_train.data.decode import OPENING, BadImageError, UnreadableError, p
 from deepvit_train.data.ending import as_names, ending_of, is_image, split_hint, summed_up
 from deepvit_train.error import DataError
 
+LONGEST_HEADER = 2**20  # bytes; real ones have a few hundred
 OPEN_FILES = 64  # kept open by a process; a system allows about a thousand
 
 
@@ -150,8 +153,8 @@ def _images(number: int, file: Path, left_out: Counter[str]) -> Iterator[Member]
     images: dict[str, tuple[int, int]] = {}
     labels: dict[str, str] = {}
     try:
-        with tarfile.open(file, "r:") as opened:
-            for member in opened:
+        with _open_headers(file) as headers, tarfile.open(fileobj=headers, mode="r:") as opened:
+            for member in _forwards(opened):
                 path = str(PurePosixPath(member.name))
                 if member.isdir() or path.startswith(".") or "/." in path:
                     continue
@@ -165,10 +168,48 @@ def _images(number: int, file: Path, left_out: Counter[str]) -> Iterator[Member]
                     labels[path.removesuffix(".cls")] = content.read(100).decode().strip()
                 else:
                     left_out[ending_of(path.rpartition("/")[2])] += 1
-    except (OSError, tarfile.TarError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: can't be read as an uncompressed tar file ({error})") from None
+            headers.check_end(opened.offset)
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:
+        # Python's tarfile raises nearly every kind of exception on broken headers.
+        reason = printable(str(error)) or type(error).__name__
+        raise DataError(f"{file}: can't be read as an uncompressed tar file ({reason})") from None
     for path, (offset, size) in images.items():
         yield Member(number, path, labels.get(path.rpartition(".")[0]), offset, size)
+
+
+def _forwards(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The members of a tar file. Raises TarError for one that leads back or has a size below zero."""
+    place = -1
+    for member in archive:
+        if member.size < 0 or member.offset <= place:
+            raise tarfile.ReadError(f"{member.name} has a size of {member.size} bytes")
+        place = member.offset
+        yield member
+
+
+def _open_headers(file: Path) -> _Headers:
+    headers = _Headers(os.open(file, OPENING))
+    if not stat.S_ISREG(os.fstat(headers.fileno()).st_mode):
+        headers.close()
+        raise tarfile.ReadError("not a regular file")
+    return headers
+
+
+class _Headers(io.FileIO):
+    """A tar file of which only headers are read, none of them long. Raises TarError for others."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or not 0 <= size <= LONGEST_HEADER:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return super().read(size)
+
+    def check_end(self, place: int) -> None:
+        """Raise TarError for a place that has neither a header nor zeros: Python says nothing of it."""
+        self.seek(place)
+        if self.read(tarfile.BLOCKSIZE).strip(b"\0"):
+            raise tarfile.ReadError(f"no header at byte {place}")
 
 
 def _shared_folders(members: list[Member]) -> int:
