@@ -23,6 +23,9 @@ from PIL import ExifTags, Image, ImageFile, PngImagePlugin, TiffImagePlugin
 
 from deepvit_train.data import jpeg
 
+# Pillow has a fixed limit of its own, which would overrule a higher data.max_pixels.
+Image.MAX_IMAGE_PIXELS = None
+
 # A PNG may carry megabytes of text, or of a colour profile, which Pillow unpacks before the pixels.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 
@@ -133,16 +136,14 @@ class Picture:
 
 def parse_picture(path: str, data: bytes, limits: Limits) -> Picture:
     """Read the head of a file's content. Raises BadImageError for content that is no image, or too large."""
-    # Pillow asks for memory by the size in a file's head before it says that size, but never for more than
-    # twice this limit.
-    Image.MAX_IMAGE_PIXELS = limits.max_pixels
     try:
         found = _jpeg(path, data, limits.max_pixels) if data.startswith(b"\xff\xd8\xff") else None
         return found or _general(path, data, limits)
     except (MemoryError, BadImageError):
         raise
-    except Image.DecompressionBombError:
-        raise BadImageError(path, f"far more pixels than data.max_pixels={limits.max_pixels}") from None
+    except Image.DecompressionBombError as error:
+        pixels = re.findall(r"\d+", str(error))[0]
+        raise BadImageError(path, f"{pixels} pixels, more than data.max_pixels={limits.max_pixels}") from None
     except Exception as error:
         raise BadImageError(path, error) from None
 
@@ -208,7 +209,13 @@ def _jpeg(path: str, data: bytes, max_pixels: int) -> Picture | None:
 
 
 def _general(path: str, data: bytes, limits: Limits) -> Picture:
-    image = _open(data)
+    # Pillow asks for memory by the size in a file's head before it says that size, but never for more than
+    # twice this limit. It is put back, because others in this process use Pillow too.
+    Image.MAX_IMAGE_PIXELS = limits.max_pixels
+    try:
+        image = _open(data)
+    finally:
+        Image.MAX_IMAGE_PIXELS = None
     _check_size(
         path, *image.size, limits.max_pixels
     )  # comes first, because Pillow decodes a PNG for metadata

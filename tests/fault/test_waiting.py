@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from deepvit_train.cli import main
+from deepvit_train.data import dataset, patience
+from deepvit_train.data.decode import Limits, Picture
 from tests.fault.test_kill import RUN as KILLED
 from tests.fault.test_kill import finish, lines_logged, metrics, outcome
 from tests.fault.test_signal import _alive as alive
@@ -163,3 +167,55 @@ def test_a_data_set_that_goes_away_costs_neither_an_image_nor_a_step(
         finish(*run)
     assert outcome(folder) == outcome(whole)
     assert metrics(folder) == metrics(whole)
+
+
+def trained(overrides: list[str], hang: Path) -> int:
+    """Start a run in a copy of this process, whose training images hang while a file is there."""
+    process = os.fork()
+    if process:
+        return process
+    patience.SAID_AFTER_S, patience.GIVEN_UP_AFTER_S = 0.5, 0.5
+    parse = dataset.parse_picture
+
+    def slow(path: str, data: bytes, limits: Limits) -> Picture:
+        while hang.exists() and "/train/" in path:
+            time.sleep(0.1)
+        return parse(path, data, limits)
+
+    dataset.parse_picture = slow
+    try:
+        main(["train", *overrides])
+    except SystemExit as end:
+        os._exit(int(end.code or 0))
+    os._exit(70)
+
+
+@pytest.mark.parametrize("harm", ["slow image", "vanished data root"])
+@pytest.mark.parametrize("moments", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_harm_at_random_moments_costs_no_step(digits: Path, tmp_path: Path, harm: str, moments: int) -> None:
+    rng, lost = random.Random(moments), []
+    root, hang = tmp_path / "digits", tmp_path / "hang"
+    shutil.copytree(digits, root)
+    for moment in range(moments):
+        folder, workers = tmp_path / f"run{moment}", moment % 3
+        overrides = [*RUN, "trainer.epochs=400", f"run_dir={folder}", f"data.root={root}"]
+        process = trained([*overrides, f"data.workers={workers}"], hang)
+        seen = rng.randrange(1, 30)
+        while lines_logged(folder) < seen:
+            assert os.waitpid(process, os.WNOHANG)[0] == 0
+            time.sleep(0.001)
+        time.sleep(rng.random() * 0.05)
+        if harm == "slow image":
+            hang.touch()
+            time.sleep(1)
+            os.kill(process, signal.SIGTERM)
+        else:
+            root.rename(tmp_path / "away")
+        code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        assert code == (143 if harm == "slow image" else 4)
+        hang.unlink(missing_ok=True)
+        if (tmp_path / "away").exists():
+            (tmp_path / "away").rename(root)
+        lost.append(lines_logged(folder) - saved_step(folder))
+    print(f"{harm}, {moments} moments: steps lost: {lost}")
+    assert lost == [0] * moments
