@@ -113,9 +113,12 @@ class ThreadSource:
         except Empty:
             return None
         self._busy = False
-        if isinstance(found, BaseException):
-            raise found
-        return found
+        try:
+            if isinstance(found, BaseException):
+                raise found
+            return found
+        finally:
+            del found  # an error and the frame that raised it would keep each other
 
 
 def _work(
