@@ -39,14 +39,15 @@ def is_gone(index: ImageIndex, image: int, error: UnreadableError) -> bool:
     another image can be read.
     """
     file, folder = index.file(image), str(index.folder)
-    if _is_lost(folder) or _hangs_in_the_air(file, folder):
+    if is_lost(folder) or _hangs_in_the_air(file, folder):
         return True
     if index.tars is not None and not os.path.exists(file):  # noqa: PTH110 - Path's raises if it may not look
         return True
     return error.number in OF_THE_WAY and not _another_can_be_read(index, image)
 
 
-def _is_lost(folder: str) -> bool:
+def is_lost(folder: str) -> bool:
+    """Return whether a folder is missing, empty or not to be listed."""
     try:
         with os.scandir(folder) as entries:
             return next(entries, None) is None
