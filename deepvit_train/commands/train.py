@@ -22,6 +22,7 @@ from deepvit_train.data.dataset import Batch, TrainOrder
 from deepvit_train.data.index import ImageIndex
 from deepvit_train.data.label import Labels
 from deepvit_train.data.loaders import Loaders
+from deepvit_train.data.patience import Patience
 from deepvit_train.distributed import world as distributed
 from deepvit_train.distributed.world import World
 from deepvit_train.evaluation.calibration import reattention_norms
@@ -174,10 +175,11 @@ def _fit(job: _Job, resumed: Path | None, stack: ExitStack) -> Trainer:
     """Train to the plan's end: log, calibrate, evaluate, save. `resumed` is the checkpoint to go on from."""
     config, world, state, folder = job.run.config, job.run.world, job.run.state, job.folder
     bad = BadFiles(state.bad_files, config.data.max_bad, world, job.run.say)
-    loaders = Loaders(config.model.preprocessing, config.data, world)
+    patience = Patience(lambda: job.run.signals.stop, job.run.say)
+    loaders = Loaders(config.model.preprocessing, config.data, world, patience)
     batches = _training_batches(job, loaders)
     validation = _validation(job, loaders, bad)
-    probe = _probe(job)
+    probe = _probe(job, patience)
     tracker = Tracker(folder.path if world.is_main else None, state.step, state.evaluated_step == state.step)
     stack.callback(tracker.close)
     folder.note_environment(describe_environment(world.device, world.size))
@@ -265,6 +267,8 @@ def _training_batches(job: _Job, loaders: Loaders) -> Iterator[Batch]:
         world=job.run.world,
         mirrored=bool(config.augment.mixup or config.augment.cutmix),
     )
+    if job.run.world.size == 1:  # several ranks save between two steps only
+        loaders = replace(loaders, patience=replace(loaders.patience, interrupts=job.run.signals.asked))
     return iter(loaders.train(job.train, config.augment, order))
 
 
@@ -288,14 +292,15 @@ def _validation(job: _Job, loaders: Loaders, bad: BadFiles) -> Validation:
     )
 
 
-def _probe(job: _Job) -> Probe | None:
+def _probe(job: _Job, patience: Patience) -> Probe | None:
     """Build what looks at attention maps, on a fixed choice of validation images. Only rank 0 has one."""
     config, world = job.run.config, job.run.world
     if config.trainer.probe_every_steps is None or not world.is_main:
         return None
     alone, data = World(rank=0, size=1, device=world.device), replace(config.data, workers=0)
     count = config.collapse.images
-    (batch,) = Loaders(config.model.preprocessing, data, alone).calibration(job.val, count, count, seed=0)
+    loaders = Loaders(config.model.preprocessing, data, alone, patience)
+    (batch,) = loaders.calibration(job.val, count, count, seed=0)
     return Probe(batch.images, batch.targets, config.collapse)
 
 

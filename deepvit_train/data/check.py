@@ -14,6 +14,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from deepvit_train.config.data import DataConfig, DataName
+from deepvit_train.data.absence import is_lost
 from deepvit_train.data.decode import BadImageError, Limits, parse_picture, printable
 from deepvit_train.data.folder import Walk
 from deepvit_train.data.index import ImageIndex, index_images, renamed, scan_tars
@@ -104,7 +105,7 @@ def compare_classes(train: Split, other: Split, subset: bool = False) -> list[st
 
 
 def examine_split(split: Split, limits: Limits, workers: int, advance: Callable[[int], None]) -> None:
-    """Read and decode every image of a split, in so many processes, and note in it what was found."""
+    """Examine every image of a split, in so many processes. Raises DataError if the data set goes away."""
     split.measures = np.zeros((len(split.index), 3), np.int64)
     split.digests = np.zeros(len(split.index), np.uint64)
     for image, found in enumerate(_examined(Examination(split.index, limits), workers)):
@@ -114,6 +115,8 @@ def examine_split(split: Split, limits: Limits, workers: int, advance: Callable[
             low, high = split.extents.get(found.kind, found.extent)
             split.extents[found.kind] = min(low, found.extent[0]), max(high, found.extent[1])
         if found.bad:
+            if is_lost(str(split.index.folder)):
+                raise DataError(f"{split.index.folder}: is gone since its images were listed; {found.bad}")
             split.errors.append(found.bad)
         else:
             split.kinds[found.kind] += 1

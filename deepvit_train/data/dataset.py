@@ -6,6 +6,7 @@ Shapes: B batch, S the model's image size.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple
@@ -16,9 +17,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler, get_worker_info
 
-from deepvit_train.data.decode import BadImageError, Limits, parse_picture
+from deepvit_train.data.absence import PAUSES_S, is_gone
+from deepvit_train.data.decode import BadImageError, Limits, UnreadableError, parse_picture
 from deepvit_train.data.index import ImageIndex
 from deepvit_train.data.memory import ReusedMemory
+from deepvit_train.data.patience import POLL_S, Readers
 from deepvit_train.data.shared import Block, SharedBlocks
 from deepvit_train.data.transform import NOTHING_ERASED, Erasure, Transform
 from deepvit_train.determinism import derive_seed, generators_kept, permutation
@@ -76,6 +79,8 @@ class ImageDataset(Dataset[RawBatch]):
         self.replacements = replacements
         self.memory = ReusedMemory(blocks=1)
         self.shared: SharedBlocks | None = None  # its loader's, in that loader's processes
+        self.readers: Readers | None = None  # of its loader, which waits for a data set that is gone
+        self.reader = 0  # which of them this process is
 
     def __getitems__(self, keys: Sequence[Key]) -> RawBatch:
         size = self.transform.size
@@ -90,6 +95,8 @@ class ImageDataset(Dataset[RawBatch]):
                 sample, targets[place], erase[place] = self._sample(key, bad)
                 # Into planes by vectors, where NumPy takes six times as long.
                 cv2.split(sample, list(pixels[place].numpy()))
+        if self.readers is not None:
+            self.readers.end(self.reader)
         sent: Any = pixels if block is None else block
         return RawBatch(sent, targets, erase, bad)
 
@@ -110,8 +117,10 @@ class ImageDataset(Dataset[RawBatch]):
         seed = derive_seed("sample", self.seed, *key)
         for step in range(min(len(self.index), self.replacements + 1)):
             image = (key.image + step) % len(self.index)
+            if self.readers is not None:
+                self.readers.begin(self.reader, image)
             try:
-                data = self.index.read(image, self.limits.max_bytes)
+                data = self._read(image)
                 picture = parse_picture(self.index.path(image), data, self.limits)
                 pixels, erasure = self.transform(picture, seed)
             except BadImageError as error:
@@ -122,6 +131,23 @@ class ImageDataset(Dataset[RawBatch]):
             bad.append(NONE_LEFT)
         black = np.zeros((self.transform.size, self.transform.size, 3), np.uint8)
         return black, int(self.index.targets[key.image]), NOTHING_ERASED
+
+    def _read(self, image: int) -> bytes:
+        """Read an image. While the data set is gone, wait until it is back or the loader gives up."""
+        pauses = iter(PAUSES_S)
+        while True:
+            try:
+                return self.index.read(image, self.limits.max_bytes)
+            except UnreadableError as error:
+                if self.readers is None:
+                    raise
+                if is_gone(self.index, image, error):
+                    self.readers.begin(self.reader, image, error.number)
+                    time.sleep(POLL_S)
+                elif (pause := next(pauses, None)) is not None:
+                    time.sleep(pause)  # it may have come back between the read and the look at it
+                else:
+                    raise
 
 
 @dataclass(eq=False)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image, ImageFile, PngImagePlugin
+from PIL import ExifTags, Image, ImageFile, PngImagePlugin, TiffImagePlugin
 
 from deepvit_train.data import jpeg
 
@@ -42,6 +42,10 @@ ENDINGS = frozenset(
     ending for ending, name in Image.registered_extensions().items() if name in (*FORMATS, "MPO")
 )
 
+# O_NONBLOCK, because opening a pipe would wait for its writer; O_NOCTTY, because a terminal would be taken.
+OPENING = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+
+TILE_WIDTH, TILE_LENGTH = 322, 323  # of TIFF
 UNSAFE = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories: control, surrogate, line and paragraph separators
 # Characters that turn the direction of text.
 TURNING = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
@@ -54,6 +58,14 @@ class BadImageError(Exception):
         # Addresses of objects are removed, so that the same file gives the same line in every process.
         plain = re.sub(r"<.* object at 0x\w+>", "the file", str(reason).strip() or type(reason).__name__)
         super().__init__(printable(f"{path}: {plain}"))
+
+
+class UnreadableError(BadImageError):
+    """The system gives no content of a file. `number` is the system's error number."""
+
+    def __init__(self, path: str, error: OSError) -> None:
+        super().__init__(path, error.strerror or error)
+        self.number = error.errno or 0
 
 
 def printable(text: str) -> str:
@@ -129,6 +141,9 @@ def parse_picture(path: str, data: bytes, limits: Limits) -> Picture:
         return found or _general(path, data, limits)
     except (MemoryError, BadImageError):
         raise
+    except Image.DecompressionBombError as error:
+        pixels = re.findall(r"\d+", str(error))[0]
+        raise BadImageError(path, f"{pixels} pixels, more than data.max_pixels={limits.max_pixels}") from None
     except Exception as error:
         raise BadImageError(path, error) from None
 
@@ -141,8 +156,7 @@ def _check_size(path: str, width: int, height: int, max_pixels: int) -> None:
 def read_file(path: str, max_bytes: int) -> bytes:
     """Return the content of a file. Raises BadImageError if it is empty, too large or no regular file."""
     try:
-        # O_NONBLOCK, because opening a pipe would wait for its writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        descriptor = os.open(path, OPENING)
         with io.FileIO(descriptor) as file:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
@@ -151,7 +165,7 @@ def read_file(path: str, max_bytes: int) -> bytes:
                 raise BadImageError(path, f"{status.st_size} bytes, more than data.max_bytes={max_bytes}")
             data = file.read()
     except OSError as error:
-        raise BadImageError(path, error.strerror or error) from None
+        raise UnreadableError(path, error) from None
     if not data:
         raise BadImageError(path, "an empty file")
     return data
@@ -159,6 +173,9 @@ def read_file(path: str, max_bytes: int) -> bytes:
 
 def _jpeg(path: str, data: bytes, max_pixels: int) -> Picture | None:
     """Return the picture of a JPEG, or None for a JPEG that simplejpeg does not read as Pillow does."""
+    segments = jpeg.read_head(data)
+    if jpeg.has_many_scans(data, segments):
+        raise BadImageError(path, f"more than {jpeg.MAX_SCANS} scans, each over the whole image")
     try:
         head: tuple[int, int, str, str] = simplejpeg.decode_jpeg_header(data)  # pyright: ignore[reportAssignmentType]
     except (ValueError, KeyError):  # the file is damaged, or simplejpeg has no name for its subsampling
@@ -167,7 +184,6 @@ def _jpeg(path: str, data: bytes, max_pixels: int) -> Picture | None:
     if colours not in ("YCbCr", "Gray"):
         return None
     _check_size(path, width, height, max_pixels)
-    segments = jpeg.read_head(data)
     turned = _orientation(_open(data)) if segments.metadata else 1
     damage: list[str] = []
 
@@ -193,10 +209,20 @@ def _jpeg(path: str, data: bytes, max_pixels: int) -> Picture | None:
 
 
 def _general(path: str, data: bytes, limits: Limits) -> Picture:
-    image = _open(data)
+    # Pillow asks for memory by the size in a file's head before it says that size, but never for more than
+    # twice this limit. It is put back, because others in this process use Pillow too.
+    Image.MAX_IMAGE_PIXELS = limits.max_pixels
+    try:
+        image = _open(data)
+    finally:
+        Image.MAX_IMAGE_PIXELS = None
     _check_size(
         path, *image.size, limits.max_pixels
     )  # comes first, because Pillow decodes a PNG for metadata
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        # A tile may be larger than the image, and is unpacked as a whole.
+        width, length = (image.tag_v2.get(tag, 0) for tag in (TILE_WIDTH, TILE_LENGTH))
+        _check_size(f"{path}: a tile", int(width), int(length), limits.max_pixels)
     # Asked for now, because Pillow forgets it once the pixels are decoded.
     cut = image.mode[:1] not in ("I", "F") and any(";16" in str(tile[3]) for tile in image.tile)
     turned = _orientation(image)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -10,21 +11,24 @@ from PIL import Image
 
 from deepvit_train.atomic import unfinished
 from deepvit_train.data.cache import cache_folder
+from deepvit_train.data.decode import printable
 from deepvit_train.determinism import permutation
 from deepvit_train.error import DataError
 
 VERSION = "digits-v1"
+IMAGES = {"train": 1433, "val": 364}
 VAL_SHARE = 5  # of each class, one image of five is for validation
 
 
 def digits_root() -> Path:
     """Return the folder of the digits, with train/ and val/. It is written to the cache folder if missing.
 
-    Raises DataError if it can't be written.
+    Raises DataError if it can't be written, or if some of what was written is gone.
     """
     cache = cache_folder()
     root = cache / VERSION
-    if root.is_dir():
+    if os.path.isdir(root):  # noqa: PTH112 - Path's raises for a name that is too long
+        _check_whole(root)
         return root
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -44,6 +48,31 @@ def digits_root() -> Path:
             "another folder"
         ) from None
     return root
+
+
+def _check_whole(root: Path) -> None:
+    """Raise DataError unless a folder holds as many images as were written."""
+    try:
+        found = {
+            split: sum(
+                name.endswith(".png")
+                for folder in (root / split).iterdir()
+                for name in os.listdir(folder)  # noqa: PTH208 - 1,797 Paths would take ten times as long
+            )
+            for split in IMAGES
+        }
+    except OSError as error:
+        raise _damaged(root, f"{error.filename}: {error.strerror}") from None
+    if found != IMAGES:
+        had = " and ".join(f"{found[split]:,} of {count:,} in {split}" for split, count in IMAGES.items())
+        raise _damaged(root, had)
+
+
+def _damaged(root: Path, reason: str) -> DataError:
+    return DataError(
+        f"{printable(str(root))}: the embedded digits are no longer whole ({printable(reason)}); delete that "
+        "folder, and they are written anew"
+    )
 
 
 def write_digits(root: Path) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import zlib
 from pathlib import Path
 
@@ -28,6 +29,7 @@ CLASSES = [
     "9-ankle-boot",
 ]
 SIDE = 28
+LARGEST = 2**26  # bytes of an idx file
 
 
 def write_fashion_mnist(root: Path, source: Path | None = None) -> dict[str, int]:
@@ -60,11 +62,12 @@ def write_fashion_mnist(root: Path, source: Path | None = None) -> dict[str, int
 def read_idx(file: Path, dims: int) -> np.ndarray:
     """Read an idx file of unsigned bytes with `dims` dimensions, gzipped or not. Raises DataError."""
     try:
-        content = file.read_bytes()
-        if file.suffix == ".gz":
-            content = gzip.decompress(content)
+        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as opened:
+            content = opened.read(LARGEST + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{file}: can't be read ({getattr(error, 'strerror', None) or error})") from None
+    if len(content) > LARGEST:
+        raise DataError(f"{file}: more than {LARGEST} bytes; Fashion-MNIST's files have at most 47,040,016")
     start = 4 * (1 + dims)
     shape = np.frombuffer(content[4:start].ljust(start - 4, b"\0"), dtype=">u4").astype(np.int64)
     if content[:4] != bytes([0, 0, 8, dims]) or len(content) - start != shape.prod():
@@ -74,7 +77,7 @@ def read_idx(file: Path, dims: int) -> np.ndarray:
 
 def _file(source: Path, name: str) -> Path:
     for file in (source / name, source / f"{name}.gz"):
-        if file.is_file():
+        if os.path.isfile(file):  # noqa: PTH113 - Path's raises for a name that is too long
             return file
     raise DataError(
         f"{source}: holds neither {name} nor {name}.gz; install the Debian package dataset-fashion-mnist, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,15 @@ START_OF_SCAN = 0xDA
 APP1 = 0xE1
 RESTARTS = range(0xD0, 0xD8)
 WITHOUT_LENGTH = (0x01, *RESTARTS)  # markers without a segment
+
+# The most scans of an image. Photographs have about ten; libtiff and libjpeg-turbo's fuzzers have the same
+# limit. A scan of a few bytes can cost as much time as the whole image.
+MAX_SCANS = 100
+MAX_SEGMENTS = 10_000  # looked at in the search for scans
+
+SCAN = START_OF_SCAN << 8 | 0xFF  # its marker as a number of two bytes
+# The next marker in coded data, where 0xFF 0x00 is a byte and restart markers may stand.
+MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")
 
 
 class Head(NamedTuple):
@@ -29,6 +39,8 @@ def read_head(data: bytes) -> Head:
         marker = data[place + 1]
         if marker == START_OF_SCAN:
             return Head(metadata, frame, place)
+        if marker == 0:  # no marker at all, and a decoder looks for the next one
+            break
         if marker == 0xFF:  # padding
             place += 1
             continue
@@ -41,6 +53,30 @@ def read_head(data: bytes) -> Head:
             frame = place
         place += 2 + max(2, int.from_bytes(data[place + 2 : place + 4], "big"))
     return Head(metadata, frame, 0)
+
+
+def has_many_scans(data: bytes, head: Head) -> bool:
+    """Return whether a JPEG has more than MAX_SCANS scans, or so many segments that nobody can tell."""
+    scan, frame = head.scan + 4, head.frame + 9  # where each tells its number of colours
+    if head.scan and head.frame and data[scan : scan + 1] == data[frame : frame + 1]:
+        return False  # a sequential scan of all colours is the only one that is decoded
+    # Other data may hold these bytes too: a preview, a film behind the image. Only then is it looked closer.
+    starts = (head.scan, head.scan + 1)
+    pairs = (np.frombuffer(data, "<u2", (len(data) - start) // 2, start) for start in starts)
+    if sum(np.count_nonzero(pair == SCAN) for pair in pairs) <= MAX_SCANS:
+        return False
+    scans, place = 0, head.scan or 2
+    for _ in range(MAX_SEGMENTS):
+        found = MARKER.search(data, place)
+        if found is None or found[1][0] == END_OF_IMAGE:
+            return False
+        scans += found[1][0] == START_OF_SCAN
+        if scans > MAX_SCANS:
+            return True
+        place = found.end()
+        if found[1][0] not in WITHOUT_LENGTH:
+            place += max(2, int.from_bytes(data[place : place + 2], "big"))
+    return True
 
 
 def cut_below(data: bytes, head: Head, rows: int, height: int) -> tuple[bytes, int]:

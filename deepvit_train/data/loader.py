@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import signal
 import weakref
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,9 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from deepvit_train.data.dataset import Batch, EvalOrder, ImageDataset, RawBatch, TrainOrder
 from deepvit_train.data.memory import ReusedMemory
+from deepvit_train.data.patience import POLL_S, Patience, Readers, Wait
 from deepvit_train.data.shared import SharedBlocks
+from deepvit_train.data.source import GRACE_S, Source, end_processes, open_source
 from deepvit_train.data.transform import normalise
 
 
@@ -28,6 +31,7 @@ class LoaderOptions:
     device: torch.device
 
 
+PR_SET_PDEATHSIG = 1  # of prctl(2): the signal that a process gets when its parent dies
 KEPT_BATCHES = 3  # the batch of a step, the next one, and one that somebody keeps
 BLOCKS_A_WORKER = 3  # two batches ahead, which is DataLoader's default, and one that is being read
 
@@ -44,6 +48,7 @@ class Loader:
         order: which images each batch has.
         options: the number of processes, and the device.
         mean, std: of each colour channel, for values in 0..1.
+        patience: who may interrupt a wait for a batch, and who is told of it.
     """
 
     def __init__(
@@ -53,7 +58,10 @@ class Loader:
         options: LoaderOptions,
         mean: Sequence[float],
         std: Sequence[float],
+        patience: Patience | None = None,
     ) -> None:
+        self.dataset, self.patience = dataset, patience or Patience()
+        self.readers = dataset.readers = Readers(max(1, options.workers))
         self.device = options.device
         self.mean, self.std = torch.tensor(mean, device=self.device), torch.tensor(std, device=self.device)
         self.noise = torch.Generator(self.device)
@@ -78,23 +86,21 @@ class Loader:
         )
         _open.add(self)
 
+    def source(self) -> Source:
+        """Begin to read."""
+        return open_source(self.raw, self.device)
+
     def close(self) -> None:
-        """End the loader processes."""
-        if self.raw._iterator is not None:
-            self.raw._iterator._shutdown_workers()  # pyright: ignore[reportAttributeAccessIssue]
+        """End the loader processes. Those that hang are killed."""
+        end_processes(self.raw, self.readers)
 
     def __len__(self) -> int:
         return len(self.raw)
 
     def __iter__(self) -> Iterator[Batch]:
-        # iter() is called here, before the first batch, so that the processes begin while the model is still
+        # The source begins here, before the first batch, so that the processes begin while the model is still
         # being prepared.
-        return self._batches(iter(self.raw))
-
-    def _batches(self, raw: Iterator[RawBatch]) -> Iterator[Batch]:
-        yield from self._ahead(raw) if self.device.type == "cuda" else map(self.prepare, raw)
-        if self.shared is not None:
-            self.shared.give_back()
+        return _Batches(self)
 
     def prepare(self, raw: RawBatch) -> Batch:
         """Copy a batch to the device, normalise it, and erase boxes with noise from each sample's seed."""
@@ -109,17 +115,53 @@ class Loader:
         targets = torch.from_numpy(raw.targets)
         return Batch(images, targets.to(self.device, non_blocking=True), raw.bad)
 
-    def _ahead(self, batches: Iterator[RawBatch]) -> Iterator[Batch]:
-        stream = torch.cuda.Stream(self.device)
-        waiting: tuple[Batch, torch.Event] | None = None
-        for raw in batches:
-            with torch.cuda.stream(stream):
-                following = self.prepare(raw), stream.record_event()
-            if waiting:
-                yield _received(*waiting)
-            waiting = following
-        if waiting:
-            yield _received(*waiting)
+
+class _Batches:
+    """The batches of one pass over a loader. Who is interrupted while waiting can ask for the batch again."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+        self._source = loader.source()
+        self._ahead: tuple[Batch, torch.Event] | None = None  # on CUDA
+        self._stream = torch.cuda.Stream(loader.device) if loader.device.type == "cuda" else None
+        self._raw_left = True
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._stream is None:
+            raw = self._take()
+            if raw is None:
+                raise StopIteration
+            return self._loader.prepare(raw)
+        while True:
+            raw, ready = self._take(), self._ahead
+            self._ahead = None
+            if raw is not None:
+                with torch.cuda.stream(self._stream):
+                    self._ahead = self._loader.prepare(raw), self._stream.record_event()
+            elif ready is None:
+                raise StopIteration
+            if ready is not None:
+                return _received(*ready)
+
+    def _take(self) -> RawBatch | None:
+        """Wait for the next batch; None at the end. Raises WaitInterrupted, DataLost."""
+        loader = self._loader
+        if not self._raw_left:
+            return None
+        wait = Wait(loader.patience, loader.readers, loader.dataset.index)
+        try:
+            while (batch := self._source.take(POLL_S)) is None:
+                wait.poll()
+        except StopIteration:
+            self._raw_left = False
+            if loader.shared is not None:
+                loader.shared.give_back()
+            return None
+        wait.over()
+        return batch
 
 
 def _received(batch: Batch, ready: torch.Event) -> Batch:
@@ -140,7 +182,9 @@ def _begin(shared: SharedBlocks | None, worker: int) -> None:
     info = get_worker_info()
     assert info is not None
     assert isinstance(info.dataset, ImageDataset)
-    info.dataset.shared = shared
+    info.dataset.shared, info.dataset.reader = shared, worker
+    # A process that hangs in a file never looks whether the main process still lives.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     # A stop signal to the whole process group must not end the loaders before the main process has saved.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
@@ -156,6 +200,11 @@ def _close_all() -> None:
 class _Killed(popen_fork.Popen):
     def terminate(self) -> None:
         self.kill()
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        # At its exit Python waits for every process without a limit. One that is in a read which the system
+        # does not interrupt would keep it, even killed.
+        return super().wait(GRACE_S if timeout is None else timeout)
 
 
 class _LoaderProcess(ForkProcess):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from deepvit_train.data.dataset import EvalOrder, ImageDataset, TrainOrder
 from deepvit_train.data.decode import Limits
 from deepvit_train.data.index import ImageIndex
 from deepvit_train.data.loader import Loader, LoaderOptions
+from deepvit_train.data.patience import Patience
 from deepvit_train.data.transform import eval_transform, train_transform
 from deepvit_train.determinism import derive_seed, permutation
 from deepvit_train.distributed.launch import local_size
@@ -22,11 +23,15 @@ from deepvit_train.distributed.world import World
 
 @dataclass(frozen=True)
 class Loaders:
-    """Builds every loader of one model: its images, where they are, and the rank that reads them."""
+    """Builds every loader of one model: its images, where they are, and the rank that reads them.
+
+    `patience` says who may interrupt a wait for them, and who is told of it.
+    """
 
     preprocessing: Preprocessing
     data: DataConfig
     world: World
+    patience: Patience = field(default_factory=Patience)
 
     def train(self, index: ImageIndex, augment: AugmentConfig, order: TrainOrder) -> Loader:
         """Load training images in the given order, each varied by draws from the order's seed."""
@@ -56,7 +61,8 @@ class Loaders:
 
     def _load(self, dataset: ImageDataset, order: TrainOrder | EvalOrder) -> Loader:
         options = LoaderOptions(worker_count(self.data), self.world.device)
-        return Loader(dataset, order, options, self.preprocessing.mean, self.preprocessing.std)
+        mean, std = self.preprocessing.mean, self.preprocessing.std
+        return Loader(dataset, order, options, mean, std, self.patience)
 
 
 def worker_count(data: DataConfig) -> int:

@@ -6,8 +6,10 @@ An image is read by its offset, so order, draws and resume are those of a folder
 from __future__ import annotations
 
 import glob
+import io
 import os
 import re
+import stat
 import tarfile
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
@@ -20,10 +22,11 @@ import numpy as np
 
 from deepvit_train.classes import TORCHVISION, ordered
 from deepvit_train.data.cache import Listing, Stamp, stamp_of
-from deepvit_train.data.decode import BadImageError, printable
+from deepvit_train.data.decode import OPENING, BadImageError, UnreadableError, printable
 from deepvit_train.data.ending import as_names, ending_of, is_image, split_hint, summed_up
 from deepvit_train.error import DataError
 
+LONGEST_HEADER = 2**20  # bytes; real ones have a few hundred
 OPEN_FILES = 64  # kept open by a process; a system allows about a thousand
 
 
@@ -45,7 +48,8 @@ class TarFiles:
         try:
             data = os.pread(self._descriptor(number), size, offset)
         except OSError as error:
-            raise BadImageError(name, error.strerror or error) from None
+            self._close(number)  # a server that was restarted knows nothing of what was open before
+            raise UnreadableError(name, error) from None
         if len(data) < size:
             raise BadImageError(name, f"cut short: {len(data)} of {size} bytes")
         return data
@@ -54,10 +58,14 @@ class TarFiles:
         """An open file, which processes can share: it is never read at its own position."""
         if number not in self._open:
             if len(self._open) >= OPEN_FILES:
-                os.close(self._open.popitem(last=False)[1])
-            self._open[number] = os.open(self.files[number], os.O_RDONLY | os.O_CLOEXEC)
+                self._close(next(iter(self._open)))
+            self._open[number] = os.open(self.files[number], OPENING)
         self._open.move_to_end(number)
         return self._open[number]
+
+    def _close(self, number: int) -> None:
+        if number in self._open:
+            os.close(self._open.pop(number))
 
 
 class Member(NamedTuple):
@@ -145,8 +153,8 @@ def _images(number: int, file: Path, left_out: Counter[str]) -> Iterator[Member]
     images: dict[str, tuple[int, int]] = {}
     labels: dict[str, str] = {}
     try:
-        with tarfile.open(file, "r:") as opened:
-            for member in opened:
+        with _open_headers(file) as headers, tarfile.open(fileobj=headers, mode="r:") as opened:
+            for member in _forwards(opened):
                 path = str(PurePosixPath(member.name))
                 if member.isdir() or path.startswith(".") or "/." in path:
                     continue
@@ -160,10 +168,48 @@ def _images(number: int, file: Path, left_out: Counter[str]) -> Iterator[Member]
                     labels[path.removesuffix(".cls")] = content.read(100).decode().strip()
                 else:
                     left_out[ending_of(path.rpartition("/")[2])] += 1
-    except (OSError, tarfile.TarError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: can't be read as an uncompressed tar file ({error})") from None
+            headers.check_end(opened.offset)
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:
+        # Python's tarfile raises nearly every kind of exception on broken headers.
+        reason = printable(str(error)) or type(error).__name__
+        raise DataError(f"{file}: can't be read as an uncompressed tar file ({reason})") from None
     for path, (offset, size) in images.items():
         yield Member(number, path, labels.get(path.rpartition(".")[0]), offset, size)
+
+
+def _forwards(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The members of a tar file. Raises TarError for one that leads back or has a size below zero."""
+    place = -1
+    for member in archive:
+        if member.size < 0 or member.offset <= place:
+            raise tarfile.ReadError(f"{member.name} has a size of {member.size} bytes")
+        place = member.offset
+        yield member
+
+
+def _open_headers(file: Path) -> _Headers:
+    headers = _Headers(os.open(file, OPENING))
+    if not stat.S_ISREG(os.fstat(headers.fileno()).st_mode):
+        headers.close()
+        raise tarfile.ReadError("not a regular file")
+    return headers
+
+
+class _Headers(io.FileIO):
+    """A tar file of which only headers are read, none of them long. Raises TarError for others."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or not 0 <= size <= LONGEST_HEADER:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return super().read(size)
+
+    def check_end(self, place: int) -> None:
+        """Raise TarError for a place that has neither a header nor zeros: Python says nothing of it."""
+        self.seek(place)
+        if self.read(tarfile.BLOCKSIZE).strip(b"\0"):
+            raise tarfile.ReadError(f"no header at byte {place}")
 
 
 def _shared_folders(members: list[Member]) -> int:

@@ -10,8 +10,11 @@ from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 
 from deepvit_train.data.dataset import Batch
+from deepvit_train.data.patience import DataLost, WaitInterrupted
 from deepvit_train.distributed.world import World
-from deepvit_train.error import Interrupted
+from deepvit_train.error import Interrupted, UserError
+
+OF_ANOTHER_RANK = "another rank can't read its images; it says why"
 
 
 class EvaluationStopped(Exception):
@@ -39,6 +42,10 @@ class StopSignals:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def asked(self) -> int:
+        """Return the number of the first stop signal, or SIGUSR1 if a save is asked for, or 0."""
+        return self.stop or (signal.SIGUSR1 if self.save else 0)
 
     def take_save(self) -> bool:
         """Return whether a save was asked for since the last call."""
@@ -68,14 +75,58 @@ class _Watched:
     def __iter__(self) -> Iterator[Batch]:
         batches = iter(self._batches)
         while True:
-            batch = next(batches, None)
-            stop, more = self._world.largest(self._signals.stop, batch is not None)
+            batch, failure = self._next(batches)
+            stopped = isinstance(failure, WaitInterrupted)
+            stop, stops, fails, more = self._world.largest(
+                self._signals.stop, stopped, failure is not None and not stopped, batch is not None
+            )
+            if fails:
+                raise failure if isinstance(failure, DataLost) else DataLost(OF_ANOTHER_RANK)
+            if stops or (stop and more):
+                raise EvaluationStopped
             if not more:
                 return
-            if stop:
-                raise EvaluationStopped
             if batch is not None:
                 yield batch
+
+    def _next(self, batches: Iterator[Batch]) -> tuple[Batch | None, UserError | None]:
+        """Wait for the next batch; None at the end. What ends the wait is returned, for all ranks to know."""
+        try:
+            return next(batches, None), None
+        except (WaitInterrupted, DataLost) as failure:
+            return None, failure
+
+
+def receive(
+    batches: Iterator[Batch], count: int, signals: StopSignals, world: World, save: Callable[[], None]
+) -> list[Batch]:
+    """Wait for `count` batches. Every rank must call it.
+
+    SIGUSR1 saves while it waits. Where a stop signal comes to a rank that waits, or its images are lost, all
+    ranks save. Then it raises WaitInterrupted or DataLost on every rank.
+    """
+    received: list[Batch] = []
+    failure: UserError | None = None
+    while len(received) < count and failure is None:
+        try:
+            received.append(next(batches))
+        except WaitInterrupted as error:
+            if signals.stop:
+                failure = error
+            elif signals.take_save():
+                save()
+        except DataLost as error:
+            failure = error
+    stops, fails = isinstance(failure, WaitInterrupted), isinstance(failure, DataLost)
+    if world.size > 1:
+        # The others would wait in the step for a rank that takes no part in it.
+        stops, fails = map(bool, world.largest(stops, fails))
+    if stops or fails:
+        save()
+        if failure is None:
+            failure = DataLost(OF_ANOTHER_RANK) if fails else WaitInterrupted("another rank", signals.stop)
+        raise failure
+    return received
 
 
 def interrupted(number: int, saved: object) -> Interrupted:

@@ -14,14 +14,21 @@ from deepvit_train.config.train import TrainConfig
 from deepvit_train.console import progress_bar
 from deepvit_train.data.bad_files import BadFiles
 from deepvit_train.data.dataset import Batch
+from deepvit_train.data.patience import DataLost, WaitInterrupted
 from deepvit_train.data.transform import denormalise
 from deepvit_train.distributed.parallel import gathered, is_sharded, replicate
 from deepvit_train.distributed.world import World
-from deepvit_train.error import Interrupted, NotFiniteError, UserError, explained
+from deepvit_train.error import DataError, Interrupted, NotFiniteError, UserError, explained
 from deepvit_train.models import DeepViT
 from deepvit_train.run.tracking import Tracker
 from deepvit_train.training.finite import FiniteGuard, first_non_finite
-from deepvit_train.training.interruption import EvaluationStopped, StopSignals, interrupted, requeue
+from deepvit_train.training.interruption import (
+    EvaluationStopped,
+    StopSignals,
+    interrupted,
+    receive,
+    requeue,
+)
 from deepvit_train.training.meter import Meter
 from deepvit_train.training.plan import Plan
 from deepvit_train.training.recipe import build_mixup, learning_rate
@@ -100,7 +107,7 @@ class Trainer:
             bar = progress.add_task("training", total=plan.total_steps, completed=state.step)
             while state.step < plan.total_steps:
                 asked = time.perf_counter()
-                micro_batches = [next(batches) for _ in range(config.trainer.accumulate)]
+                micro_batches = self._receive(batches, guard)
                 waited_s = time.perf_counter() - asked
                 self._look_at(micro_batches)
                 result, due = self._advance(forward, micro_batches, options, guard)
@@ -109,6 +116,23 @@ class Trainer:
                 if due.logs:
                     self._log(result, options)
                 self._act(due)
+
+    def _receive(self, batches: Iterator[Batch], guard: FiniteGuard) -> list[Batch]:
+        """Wait for the batches of a step. Raises Interrupted and DataError, both once the state is saved."""
+        run = self.run
+
+        def save() -> None:
+            guard.check()
+            self._settle_bad_files()
+            if 0 < run.state.step != self.saver.saved_step:
+                self._save()
+
+        try:
+            return receive(batches, run.config.trainer.accumulate, run.signals, run.world, save)
+        except WaitInterrupted:
+            raise self._interrupted() from None
+        except DataLost as error:
+            raise DataError(f"{error}\nsaved {self.saver.newest()}; the same command goes on") from None
 
     def _advance(
         self,
@@ -253,7 +277,8 @@ class Trainer:
         self.saver.save()
 
     def _interrupted(self) -> Interrupted:
-        error = interrupted(self.run.world.any(self.run.signals.stop), self.saver.newest())
+        saved = self.saver.newest() if self.run.state.step else "nothing, because no step was done"
+        error = interrupted(self.run.world.any(self.run.signals.stop), saved)
         if self.run.config.trainer.requeue and self.run.world.is_main:
             self.run.say(requeue())
         return error

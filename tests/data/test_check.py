@@ -19,6 +19,7 @@ from deepvit_train.data.check import (
     statistics_of,
 )
 from deepvit_train.data.decode import Limits
+from deepvit_train.error import DataError
 from scripts.photographs import photographs
 
 LIMITS = Limits(max_bytes=10**7, max_pixels=10**6)
@@ -105,6 +106,14 @@ def test_everything_wrong_is_named(image_folder: Path, workers: int) -> None:
             for line in splits[0].warnings
         )
     assert splits[0].kinds == {"PNG RGB": 24 - 2 + 70, "JPEG RGB": 1}
+
+
+def test_a_data_set_that_goes_away_is_one_error_and_not_one_for_each_image(image_folder: Path) -> None:
+    config = compose_command("train", ["data=imagefolder", f"data.root={image_folder}"])
+    split = list_split(image_folder, config.data, "train")
+    image_folder.rename(image_folder.with_name("away"))
+    with pytest.raises(DataError, match="is gone since its images were listed"):
+        examine_split(split, LIMITS, 0, lambda count: None)
 
 
 def test_a_twin_that_vanishes_is_an_error(image_folder: Path) -> None:

@@ -73,3 +73,16 @@ def test_the_debian_package_is_fashion_mnist() -> None:
     labels = read_idx(DEBIAN_FOLDER / "t10k-labels-idx1-ubyte.gz", dims=1)
     assert images.shape == (10_000, 28, 28)
     assert np.bincount(labels).tolist() == [1000] * 10
+
+
+def test_an_idx_file_that_unpacks_to_far_more_is_refused(tmp_path: Path) -> None:
+    with gzip.open(tmp_path / "train-images-idx3-ubyte.gz", "wb") as packed:
+        for _ in range(5):
+            packed.write(bytes(2**24))
+    with pytest.raises(DataError, match="more than 67108864 bytes"):
+        read_idx(tmp_path / "train-images-idx3-ubyte.gz", dims=3)
+
+
+def test_a_source_with_a_name_too_long_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"x{256}: holds neither"):
+        write_fashion_mnist(tmp_path / "out", tmp_path / ("x" * 256))
