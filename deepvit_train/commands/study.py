@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deepvit_train.atomic import write_text
+from deepvit_train.atomic import append, inside, make_folder, write_text
 from deepvit_train.collapse.figure import save
 from deepvit_train.commands import analyze, train
 from deepvit_train.commands.study_table import figures, table
@@ -60,7 +60,8 @@ def run(config: StudyConfig) -> dict[str, Any]:
     for cell in cells:
         commands_of(cell, config)  # raises an error about the configuration before hours of training
     try:
-        (out / "cells").mkdir(parents=True, exist_ok=True)
+        for name in ("cells", "runs", "data"):
+            make_folder(out, name)
         _adopt(config, out / "settings.json")
         counts = {"train": config.train_images, "val": config.val_images}
         copy_images(Path(config.root).expanduser(), out / "data", counts)
@@ -71,6 +72,7 @@ def run(config: StudyConfig) -> dict[str, Any]:
     console.print(f"{len(cells)} cells, {len(cells) - len(due)} finished; folder: {out}")
     for number, cell in enumerate(due[: config.limit_cells], start=1):
         console.print(f"cell {number} of {len(due)}: {cell.name}")
+        inside(out, "runs", cell.name)
         outcome = _run_cell(cell, config, out)
         console.print(f"  {outcome['status']} in {outcome['seconds']:.0f} s {outcome.get('error', '')}")
         write_text(out / "cells" / f"{cell.name}.json", json.dumps(outcome, indent=1) + "\n")
@@ -161,7 +163,7 @@ def _run_cell(cell: Cell, config: StudyConfig, out: Path) -> dict[str, Any]:
 
 def _in_process(commands: dict[str, list[str]], log: str) -> None:
     """Train and analyse a cell. Runs in the cell's process, and writes what it prints to the log."""
-    with Path(log).open("a") as file:
+    with append(Path(log)) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     try:
@@ -207,7 +209,7 @@ def _summarise(cells: list[Cell], config: StudyConfig, out: Path) -> dict[str, A
     write_text(out / "study.json", json.dumps(result, indent=1) + "\n")
     if done:
         write_text(out / "table.md", table(done))
-        (out / "figures").mkdir(exist_ok=True)
+        make_folder(out, "figures")
         for name, figure in figures(done, config.study, config.collapse).items():
             save(figure, out / "figures", name)
         console.print(table(done))

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from deepvit_train.atomic import write_text
+from deepvit_train.atomic import make_folder, open_lock, remove, write_text
 from deepvit_train.config.alias import current_config, former_name
 from deepvit_train.error import CheckpointError, ConfigError, OutputError
 from deepvit_train.run.checkpoint import checkpoints_in, newest_valid
@@ -91,13 +91,13 @@ class RunFolder:
         if not self.writes:
             return self
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path)
             strangers = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith("."))
             if strangers and "config.yaml" not in strangers:
                 raise OutputError(
                     f"run_dir={self.path}: holds {strangers[0]} but no run; give an empty or new folder"
                 )
-            self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+            self._lock = open_lock(self.path / ".lock")
             self._take_lock(self._lock)
         except OSError as error:
             raise OutputError(f"run_dir={self.path}: can't be written ({error.strerror})") from None
@@ -118,6 +118,8 @@ class RunFolder:
             raise OutputError(
                 f"run_dir={self.path}: process {holder or '(unknown)'} is writing there"
             ) from None
+        if os.fstat(descriptor).st_nlink > 1:
+            return  # the same file has another name elsewhere, so nothing is written to it
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode())
 
@@ -166,9 +168,9 @@ class RunFolder:
                     effect = f": {EFFECTS[key]}" if key in EFFECTS else ""
                     note(f"changed since the run began: {line}{effect}")
         else:
-            (self.path / "result.json").unlink(missing_ok=True)  # left by a run without checkpoints
+            remove(self.path / "result.json")  # left by a run without checkpoints
             self.keep_config()
-        self.checkpoints.mkdir(exist_ok=True)
+        make_folder(self.path, "checkpoints")
 
     def keep_config(self) -> None:
         """Store the configuration, once. To be called when the run is about to save something with it.
