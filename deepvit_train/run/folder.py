@@ -12,9 +12,11 @@ from typing import Any
 
 import yaml
 
-from deepvit_train.atomic import make_folder, open_lock, remove, write_text
+from deepvit_train.atomic import inside, make_folder, open_lock, remove, write_text
 from deepvit_train.config.alias import current_config, former_name
 from deepvit_train.error import CheckpointError, ConfigError, OutputError
+from deepvit_train.reading import read_json, read_yaml
+from deepvit_train.run import schema
 from deepvit_train.run.checkpoint import checkpoints_in, newest_valid
 
 # These may change when a run goes on. They say where it runs and what it tells, not what it computes.
@@ -114,7 +116,8 @@ class RunFolder:
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            holder = os.read(descriptor, 64).decode(errors="replace").strip()
+            holder = os.read(descriptor, 64).decode("ascii", errors="replace").strip()
+            holder = holder if holder.isdigit() else ""
             raise OutputError(
                 f"run_dir={self.path}: process {holder or '(unknown)'} is writing there"
             ) from None
@@ -126,7 +129,7 @@ class RunFolder:
     @property
     def begun(self) -> bool:
         """Whether the folder holds a run to go on with, which has saved something."""
-        return bool(checkpoints_in(self.checkpoints))
+        return bool(checkpoints_in(inside(self.path, "checkpoints")))
 
     def newest(self, note: Callable[[str], None]) -> Path | None:
         """Return the newest whole checkpoint, or None if there is none or this process does not write.
@@ -182,16 +185,15 @@ class RunFolder:
             self._config = None
 
     def stored_config(self) -> dict[str, Any]:
-        """Read the configuration that the run began or last went on with. Raises OutputError."""
+        """Read the configuration that the run began or last went on with.
+
+        Raises OutputError where it can't be read, CheckpointError where it is damaged.
+        """
+        file = self.path / "config.yaml"
         try:
-            content = yaml.safe_load((self.path / "config.yaml").read_text())
-        except (OSError, yaml.YAMLError) as error:
-            raise OutputError(
-                f"{self.path / 'config.yaml'}: can't be read ({str(error).splitlines()[0]})"
-            ) from None
-        if not isinstance(content, dict):
-            raise OutputError(f"{self.path / 'config.yaml'}: not a configuration")
-        return current_config(content)
+            return current_config(schema.fitting(read_yaml(file), schema.CONFIG, file))
+        except OSError as error:
+            raise OutputError(f"{file}: can't be read ({error.strerror})") from None
 
     def note_environment(self, environment: dict[str, Any]) -> None:
         """Append what this start runs on to environment.json, a list with one entry for each start."""
@@ -199,8 +201,8 @@ class RunFolder:
             return
         file = self.path / "environment.json"
         try:
-            starts = json.loads(file.read_text())
-        except (OSError, ValueError):
+            starts = schema.fitting(read_json(file), schema.ENVIRONMENT, file)
+        except (OSError, CheckpointError):
             starts = []
         write_text(file, json.dumps([*starts, environment], indent=1) + "\n")
 
@@ -241,5 +243,5 @@ def _existing(path: Path) -> Path:
 def _may_change(key: str, before: dict[str, Any], after: dict[str, Any]) -> bool:
     if key in GROWING_KEYS:
         old, new = flatten(before).get(key), flatten(after).get(key)
-        return new is None or (old is not None and new >= old)
+        return new is None or (type(old) in (int, float) and new >= old)
     return key in FREE_KEYS

@@ -23,17 +23,18 @@ from torch import Tensor
 
 from deepvit_train.atomic import create, make_folder, place_link, remove
 from deepvit_train.distributed.parallel import whole
-from deepvit_train.error import OutputError
+from deepvit_train.error import CheckpointError, OutputError
 from deepvit_train.reading import open_file
 from deepvit_train.run.checkpoint import (
     FORMAT,
     MANIFEST,
-    SET_ASIDE,
     STATE,
     as_json,
     checkpoints_in,
     digest_of,
+    signed,
 )
+from deepvit_train.run.link import SET_ASIDE
 
 TEMPORARY = ".partial-"
 
@@ -141,7 +142,7 @@ def write_checkpoint(
         partial.rename(target)
         _flush(folder)
         remove(before)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, CheckpointError) as error:
         need = sum(tensor.nbytes for file in files.values() for tensor in file.tensors.values())
         free = shutil.disk_usage(folder).free if folder.is_dir() else 0
         remove(partial)
@@ -155,7 +156,7 @@ def write_checkpoint(
 def _take_over(target: Path, partial: Path) -> dict[str, str]:
     """Link the tensors of a checkpoint into the one that will take its place. Returns their digests."""
     before = target if target.exists() else target.with_name(f"{target.name}{SET_ASIDE}")
-    digests = json.loads((before / MANIFEST).read_text())["sha256"]
+    digests = signed(before)
     del digests[STATE]
     for name in digests:
         try:
@@ -214,10 +215,14 @@ def finish_save(newest: Path, best: dict[str, float]) -> None:
     if best:
         wanted["best"] = folder / f"step_{int(best['step']):07d}"
     for name, target in wanted.items():
-        if target.is_dir() and (folder / name).resolve() != target.resolve():
+        if target.is_dir() and not _leads(folder / name, target):
             point(folder, name, target)
     remove(newest.with_name(f"{newest.name}{SET_ASIDE}"))
     _remove_partial(folder)
+
+
+def _leads(link: Path, target: Path) -> bool:
+    return link.is_symlink() and os.readlink(link) == target.name  # noqa: PTH115 - it would normalise
 
 
 def prune(folder: Path, keep_last: int, written: Path, keep: set[str]) -> None:
