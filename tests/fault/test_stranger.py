@@ -1,0 +1,281 @@
+"""A run's folder from a stranger: nothing outside it happens, and nothing in it ends in a traceback."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from deepvit_train.cli import main
+from tests.conftest import QUICK
+from tests.fault import stranger
+from tests.fault.stranger import put_instead, resign, snapshot
+
+CODES = {0, 2, 3, 4, 5, 6}
+LIMIT_S = 5.0
+STUDY = [
+    "study.depths=[2]",
+    "study.seeds=[0]",
+    "study.attentions=[self]",
+    "study.widths=[]",
+    "study.dim=16",
+    "study.width_depth=2",
+    "train=['model.image_size=8','model.patch_size=4','model.heads=2','augment=none','trainer.epochs=1',"
+    "'trainer.batch_size=10','schedule.warmup_epochs=0','trainer.calibrate_images=10','data.workers=0']",
+    "train_images=40",
+    "val_images=20",
+    "threads=1",
+    "collapse.images=2",
+]
+TRAIN = [*QUICK, "attn=reattention", "run_dir=run", "trainer.ema_decay=0.9"]
+
+
+class Hang(BaseException):
+    """A command took too long."""
+
+
+@pytest.fixture(scope="module")
+def stored(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was stopped at step 8 of 12, and a study of one cell."""
+    folder = tmp_path_factory.mktemp("stored")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        for arguments in (
+            ["train", *TRAIN, "trainer.max_steps=8"],
+            ["study", *STUDY, f"root={digits}", "out=study"],
+        ):
+            with pytest.raises(SystemExit) as end:
+                main(arguments)
+            assert not end.value.code
+    return folder
+
+
+Say = Callable[[], object]
+
+
+def attempt(arguments: list[str], say: Say) -> tuple[int, float]:
+    """Run a command in this process. Returns its exit code and the seconds of processor time it took.
+
+    Whatever it raises leaves, as does Hang when it waits for something that never comes.
+    """
+
+    def stop(*_: object) -> None:
+        raise Hang
+
+    before, began = signal.signal(signal.SIGALRM, stop), time.process_time()
+    signal.setitimer(signal.ITIMER_REAL, 6 * LIMIT_S)  # other work of the machine slows a command down
+    try:
+        main(arguments)
+    except SystemExit as end:
+        return int(end.code or 0), time.process_time() - began
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        say()
+    raise AssertionError("the command did not exit")
+
+
+@pytest.fixture
+def place(
+    stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[], Path]:
+    """Return a function that puts copies of the stored folders and a folder `outside` into a new one."""
+
+    def fresh() -> Path:
+        folder = tmp_path / "work"
+        monkeypatch.chdir(tmp_path)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        for name in ("run", "study"):
+            shutil.copytree(stored / name, folder / name, symlinks=True)
+        (folder / "outside").mkdir()
+        (folder / "outside" / "file").write_text("as it was\n")
+        (folder / "outside" / "folder").mkdir()
+        monkeypatch.chdir(folder)
+        return folder
+
+    return fresh
+
+
+def last(folder: Path) -> Path:
+    return (folder / "run" / "checkpoints" / "last").resolve()
+
+
+RESUME = ["train", *TRAIN]
+EVAL = ["eval", "checkpoint=run", "limit_batches=1", "threads=1", "data.workers=0"]
+ANALYZE = ["analyze", "checkpoint=run", "threads=1", "data.workers=0", "collapse.images=2", "report=false"]
+
+
+def study_of(digits: Path) -> list[str]:
+    return ["study", *STUDY, f"root={digits}", "out=study", "limit_cells=0"]
+
+
+Change = Callable[[Path, random.Random], object]
+
+
+def of_json(file: Callable[[Path], Path], signed: bool) -> Change:
+    """Return a change of a JSON file: of its values, or of its text."""
+
+    def change(folder: Path, rng: random.Random) -> None:
+        path = file(folder)
+        text = path.read_bytes()
+        if rng.random() < 0.25:
+            path.write_bytes(rng.choice(stranger.TEXTS)(text, rng))
+        else:
+            content = stranger.mutated(json.loads(text), rng)
+            path.write_text(json.dumps(content, indent=1, sort_keys=signed) + "\n")
+        if signed:
+            resign(path.parent)
+
+    return change
+
+
+def of_manifest(folder: Path, rng: random.Random) -> None:
+    file = last(folder) / "manifest.json"
+    if rng.random() < 0.3:
+        file.write_bytes(rng.choice(stranger.TEXTS)(file.read_bytes(), rng))
+    else:
+        file.write_text(
+            json.dumps(stranger.mutated(json.loads(file.read_text()), rng), indent=1, sort_keys=True) + "\n"
+        )
+
+
+def of_description(folder: Path, rng: random.Random) -> None:
+    for name in ("model", "ema"):
+        file, raw = last(folder) / f"{name}.safetensors", rng.random() < 0.2
+        seed = rng.random()
+
+        def change(content: object, raw: bool = raw, seed: float = seed) -> object:
+            own = random.Random(seed)
+            if not raw:
+                return stranger.mutated(content, own)
+            return own.choice(stranger.TEXTS)(str(content).encode(), own).decode(errors="replace")
+
+        stranger.change_description(file, change, raw)
+    resign(last(folder))
+
+
+def of_config(folder: Path, rng: random.Random) -> None:
+    import yaml
+
+    file = folder / "run" / "config.yaml"
+    kind = rng.random()
+    if kind < 0.3:
+        file.write_bytes(rng.choice(stranger.YAML_TEXTS) + (file.read_bytes() if rng.random() < 0.5 else b""))
+    elif kind < 0.5:
+        file.write_bytes(rng.choice(stranger.TEXTS)(file.read_bytes(), rng))
+    else:
+        content = stranger.mutated(yaml.safe_load(file.read_text()), rng)
+        file.write_bytes(yaml.safe_dump(content, sort_keys=False).encode(errors="surrogatepass"))
+
+
+def of_metrics(folder: Path, rng: random.Random) -> None:
+    file = folder / "run" / "metrics.jsonl"
+    lines = file.read_text().splitlines()
+    place = rng.randrange(len(lines))
+    if rng.random() < 0.4:
+        changed = rng.choice(stranger.TEXTS)(lines[place].encode(), rng)
+    else:
+        changed = json.dumps(stranger.mutated(json.loads(lines[place]), rng)).encode()
+    file.write_bytes(b"\n".join([*(line.encode() for line in lines[:place]), changed, b""]))
+
+
+def of_kind(folder: Path, rng: random.Random) -> None:
+    """Put something else in the place of any file or folder of the run."""
+    entries = sorted(path for path in (folder / "run").rglob("*") if "tfevents" not in path.name)
+    what = rng.choice(["link", "dangling", "loop", "device", "pipe", "socket", "folder"])
+    put_instead(rng.choice(entries), what, folder / "outside")
+    if rng.random() < 0.5 and last(folder).is_dir() and (last(folder) / "manifest.json").is_file():
+        with_links = [path for path in last(folder).iterdir() if path.name != "manifest.json"]
+        if all(path.is_file() and not path.is_symlink() for path in with_links):
+            resign(last(folder))
+
+
+def mutations(digits: Path) -> list[tuple[str, Change, list[str], int]]:
+    """Return what is changed, how, the command that meets it, and its share of all mutations."""
+    study = study_of(digits)
+    state = of_json(lambda folder: last(folder) / "state.json", signed=True)
+    cell = of_json(lambda folder: next((folder / "study" / "cells").glob("*.json")), signed=False)
+    settings = of_json(lambda folder: folder / "study" / "settings.json", signed=False)
+    environment = of_json(lambda folder: folder / "run" / "environment.json", signed=False)
+    return [
+        ("state, resumed", state, RESUME, 20),
+        ("state, evaluated", state, EVAL, 12),
+        ("manifest, resumed", of_manifest, RESUME, 8),
+        ("manifest, evaluated", of_manifest, EVAL, 4),
+        ("description, resumed", of_description, RESUME, 6),
+        ("description, evaluated", of_description, EVAL, 10),
+        ("config", of_config, RESUME, 10),
+        ("metrics", of_metrics, RESUME, 6),
+        ("environment", environment, RESUME, 2),
+        ("settings", settings, study, 6),
+        ("cell", cell, study, 6),
+        ("another thing, resumed", of_kind, RESUME, 6),
+        ("another thing, evaluated", of_kind, EVAL, 2),
+        ("another thing, analysed", of_kind, ANALYZE, 2),
+    ]
+
+
+Found = Counter[tuple[str, int]]
+
+
+def fuzz(count: int, seed: int, digits: Path, place: Callable[[], Path], say: Say) -> Found:
+    """Make so many mutations. Returns how often which exit code followed, and raises what was not held."""
+    kinds = mutations(digits)
+    wrong: list[str] = []
+    found = Found()
+    shares = [share for *_, share in kinds]
+    order = random.Random(seed).choices(kinds, shares, k=count)
+    for number, (name, change, arguments, _) in enumerate(order):
+        folder = place()
+        rng = random.Random(f"{seed} {number}")
+        told = f"{name}, seed {seed}, number {number}"
+        change(folder, rng)
+        before = snapshot(folder / "outside")
+        try:
+            code, seconds = attempt(arguments, say)
+        except BaseException as error:
+            frame = error.__traceback__
+            while frame is not None and frame.tb_next is not None:
+                frame = frame.tb_next
+            where = f"{Path(frame.tb_frame.f_code.co_filename).name}:{frame.tb_lineno}" if frame else "?"
+            wrong.append(f"{told}: {type(error).__name__} at {where}: {str(error)[:150]}")
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            continue
+        found[name, code] += 1
+        if code not in CODES:
+            wrong.append(f"{told}: exit code {code}")
+        if seconds > LIMIT_S:
+            wrong.append(f"{told}: {seconds:.1f} s of processor time")
+        if snapshot(folder / "outside") != before:
+            wrong.append(f"{told}: something outside was touched")
+    assert not wrong, f"{len(wrong)} of {count}:\n" + "\n".join(wrong)
+    return found
+
+
+def test_mutations_of_all_files(
+    digits: Path, place: Callable[[], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = fuzz(200, 0, digits, place, capsys.readouterr)
+    assert {code for _, code in found} >= {0, 3}
+
+
+@pytest.mark.slow
+def test_two_thousand_mutations_of_all_files(
+    digits: Path, place: Callable[[], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = fuzz(2000, 1, digits, place, capsys.readouterr)
+    assert {name for name, _ in found} == {name for name, *_ in mutations(digits)}
+    by_code = Counter[int]()
+    for (_, code), times in found.items():
+        by_code[code] += times
+    with capsys.disabled():
+        print(f"\nexit codes: {dict(sorted(by_code.items()))}")
