@@ -19,6 +19,7 @@ from deepvit_train.error import CheckpointError
 LARGEST = 32 << 20  # bytes of a JSON file
 LARGEST_YAML = 1 << 18  # bytes; YAML takes a second a megabyte
 LARGEST_LINE = 1 << 20  # bytes of a line of metrics.jsonl
+LARGEST_NUMBER = 2**64
 DEEPEST = 16  # containers in each other
 MOST_VALUES = 1_000_000  # of a file, with each alias counted as what it stands for
 # NUL, and half characters of UTF-16. The range left out stands for the raw bytes of a file's name.
@@ -134,7 +135,7 @@ def _refuse_repeated(keys: list[str]) -> None:
 
 
 def _check_bounds(content: Any) -> None:
-    """Raise ContentError for too many values, too deep ones, and text that can't be written."""
+    """Raise ContentError for too many, too deep or too large values, and text that can't be written."""
     left, depth, level = MOST_VALUES, 0, [content]
     while level:
         depth, below = depth + 1, []
@@ -143,6 +144,8 @@ def _check_bounds(content: Any) -> None:
                 if NO_LETTER.search(value):
                     raise ContentError("text with a character that can't be written")
                 continue
+            if isinstance(value, int) and abs(value) >= LARGEST_NUMBER:
+                raise ContentError("a number that is too large")
             if not isinstance(value, (dict, list, tuple, set)):
                 continue
             left -= len(value)
