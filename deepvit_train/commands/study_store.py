@@ -36,7 +36,7 @@ def read_cell(folder: Path, expected: dict[str, Any]) -> dict[str, Any]:
     for key, value in expected.items():
         if found.get(key) != value:
             raise CheckpointError(f"{file}: is about another cell ({key}={found.get(key)!a}, not {value})")
-    lengths = {len(each) for state in ("trained", "untrained") for each in _by_block(found, state)}
+    lengths = {len(each) for each in _by_block(found)}
     if lengths - {expected["depth"]}:
         raise CheckpointError(f"{file}: damaged (not a value for each of {expected['depth']} blocks)")
     return found
@@ -55,8 +55,10 @@ def read_losses(run: Path) -> list[float]:
     return losses
 
 
-def _by_block(cell: dict[str, Any], state: str) -> list[list[float]]:
-    return list(cell[state]["by_block"].values()) if cell["status"] == "done" else []
+def _by_block(cell: dict[str, Any]) -> list[list[float]]:
+    """Return the lists with a value for each block that the figures show."""
+    states = ("trained", "untrained") if cell["status"] == "done" else ()
+    return [cell[state]["by_block"][name] for state in states for name in schema.MEASURED["by_block"]]
 
 
 def _read(file: Path, shape: Any) -> dict[str, Any] | None:

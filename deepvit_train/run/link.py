@@ -26,12 +26,17 @@ def leads_to(folder: Path, name: str) -> Path | None:
     link = folder / name
     if not link.is_symlink():
         return link if link.is_dir() else None
-    target = os.readlink(link)  # noqa: PTH115 - Path.readlink would normalise it
+    target = target_of(link)
     found = folder / target
     if not NAME.fullmatch(target) or found.is_symlink():
         raise CheckpointError(f"{link}: is a link to {target!a}, not to a checkpoint beside it")
     aside = folder / f"{target}{SET_ASIDE}"
     return next((each for each in (found, aside) if each.is_dir() and not each.is_symlink()), None)
+
+
+def target_of(link: Path) -> str:
+    """Return the name that a link leads to, or an empty text if it is none."""
+    return os.readlink(link) if link.is_symlink() else ""  # noqa: PTH115 - Path.readlink would normalise it
 
 
 def check_links(checkpoint: Path) -> None:

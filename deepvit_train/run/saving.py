@@ -34,7 +34,7 @@ from deepvit_train.run.checkpoint import (
     digest_of,
     signed,
 )
-from deepvit_train.run.link import SET_ASIDE
+from deepvit_train.run.link import SET_ASIDE, target_of
 
 TEMPORARY = ".partial-"
 
@@ -108,7 +108,7 @@ class CheckpointWriter:
         point(self.folder, "last", written)
         if best:
             point(self.folder, "best", written)
-        prune(self.folder, self.keep_last, written, keep={(self.folder / "best").resolve().name})
+        prune(self.folder, self.keep_last, written, keep={target_of(self.folder / "best")})
 
 
 def write_checkpoint(
@@ -215,14 +215,10 @@ def finish_save(newest: Path, best: dict[str, float]) -> None:
     if best:
         wanted["best"] = folder / f"step_{int(best['step']):07d}"
     for name, target in wanted.items():
-        if target.is_dir() and not _leads(folder / name, target):
+        if target.is_dir() and target_of(folder / name) != target.name:
             point(folder, name, target)
     remove(newest.with_name(f"{newest.name}{SET_ASIDE}"))
     _remove_partial(folder)
-
-
-def _leads(link: Path, target: Path) -> bool:
-    return link.is_symlink() and os.readlink(link) == target.name  # noqa: PTH115 - it would normalise
 
 
 def prune(folder: Path, keep_last: int, written: Path, keep: set[str]) -> None:

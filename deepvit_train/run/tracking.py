@@ -37,11 +37,11 @@ class Tracker:
             kept = resumed_step or -1  # a run that begins anew logs step 0 anew
             with _writing(folder):
                 _drop_later(folder / "metrics.jsonl", kept, evaluated)
+                curves = make_folder(folder, "tb")
                 self._file = append(folder / "metrics.jsonl")
                 # The library opens a file whose name can be foreseen. With this ending nobody foresees it.
                 ending = f".{secrets.token_hex(8)}"
-                curves = str(make_folder(folder, "tb"))
-                self._writer = SummaryWriter(curves, purge_step=kept + 1, filename_suffix=ending)
+                self._writer = SummaryWriter(str(curves), purge_step=kept + 1, filename_suffix=ending)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Log scalars by their TensorBoard names: {'train/loss': 1.2}."""
