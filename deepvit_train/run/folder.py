@@ -94,6 +94,7 @@ class RunFolder:
             return self
         try:
             make_folder(self.path)
+            inside(self.path, "result.json")  # else the end of the training would find out
             strangers = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith("."))
             if strangers and "config.yaml" not in strangers:
                 raise OutputError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import re
 import shutil
 import signal
 import sys
@@ -13,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -121,8 +123,9 @@ def place(
             composed = cache(lambda command, overrides: compose_command(command, list(overrides)))
             monkeypatch.setattr(cli, "compose_command", lambda command, each: composed(command, tuple(each)))
         monkeypatch.chdir(tmp_path)
-        # Python's own stderr writes what UTF-8 can't hold as escapes; the one of a test does not.
-        monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BytesIO(), "utf-8", "backslashreplace"))
+        # What a terminal can't show is another matter (test_terminal.py): here it becomes escapes.
+        for name in ("stdout", "stderr"):
+            monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), "utf-8", "backslashreplace"))
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         for name in ("run", "study"):
@@ -303,3 +306,67 @@ def test_two_thousand_mutations_of_all_files(
         by_code[code] += times
     with capsys.disabled():
         print(f"\nexit codes: {dict(sorted(by_code.items()))}")
+
+
+def ended(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """Run a command in this process. Returns its exit code, and its message where it failed."""
+    with pytest.MonkeyPatch.context() as patched:
+        errors = io.TextIOWrapper(io.BytesIO(), "utf-8", "backslashreplace")
+        patched.setattr(sys, "stderr", errors)
+        code, _ = attempt(arguments, lambda: None)
+        errors.flush()
+        told = cast(io.BytesIO, errors.buffer).getvalue().decode()
+    said = capsys.readouterr().out
+    assert "Traceback" not in told + said
+    assert len(told.splitlines()) <= 2
+    return code, told
+
+
+# What lies in the folder of a run, what a stranger put there, the command, its exit code, and its message.
+PLANTED = [
+    ("checkpoints", "link", RESUME, 6, "run/checkpoints: is a link to '.*moved-checkpoints'; nothing"),
+    ("checkpoints", "link", EVAL, 3, "run/checkpoints: is a link, not a folder"),
+    ("tb", "link", RESUME, 6, "run/tb: is a link to '.*moved-tb'; nothing is written there, so remove it"),
+    ("images", "link", RESUME, 6, "run/images: is a link to '.*moved-images'; nothing is written there"),
+    ("analysis", "link", ANALYZE, 6, "run/analysis: is a link to '.*outside/file'; nothing is written there"),
+    ("analysis", "dangling", ANALYZE, 6, "run/analysis: is a link to '.*outside/absent'; nothing is written"),
+    (".lock", "link", RESUME, 6, r"run/\.lock: is a link to '.*outside/file'; nothing is written there"),
+    (".lock", "pipe", RESUME, 6, r"run/\.lock: is a named pipe; nothing is written there"),
+    ("config.yaml", "link", RESUME, 3, r"run/config\.yaml: is a link to '.*', not a regular file"),
+    ("config.yaml", "pipe", RESUME, 3, r"run/config\.yaml: is a named pipe, not a regular file"),
+    ("environment.json", "link", RESUME, 6, r"run/environment\.json: is a link to '.*outside/file'; nothing"),
+    ("environment.json", "pipe", RESUME, 6, r"run/environment\.json: is a named pipe; nothing is written"),
+    ("metrics.jsonl", "link", RESUME, 3, r"run/metrics\.jsonl: is a link to '.*/file', not a regular"),
+    ("metrics.jsonl", "pipe", RESUME, 3, r"run/metrics\.jsonl: is a named pipe, not a regular file"),
+    ("metrics.jsonl", "device", RESUME, 3, r"run/metrics\.jsonl: is a link to '/dev/zero', not a regular"),
+    ("result.json", "link", RESUME, 6, r"run/result\.json: is a link to '.*outside/file'; nothing"),
+    ("checkpoints/best", "link", EVAL, 3, "/best: is a link to '.*', not to a checkpoint beside it"),
+    ("checkpoints/best", "loop", EVAL, 3, "/best: is a link to 'best', not to a checkpoint beside"),
+    ("checkpoints/step_0000004", "link", EVAL, 3, "/best: is a link to 'step_0000004', not to a checkp"),
+    ("checkpoints/step_0000004/model.safetensors", "link", EVAL, 3, "model.safetensors: damaged .*is a link"),
+    ("checkpoints/step_0000004/model.safetensors", "pipe", EVAL, 3, "model.safetensors: is a named pipe, n"),
+    ("checkpoints/step_0000004/state.json", "socket", EVAL, 3, "state.json: is a socket, not a regular file"),
+    ("checkpoints/step_0000004/manifest.json", "pipe", EVAL, 3, "manifest.json: is a named pipe, not a reg"),
+    ("checkpoints/step_0000004/manifest.json", "link", EVAL, 3, "manifest.json: is a link to '.*', not a "),
+    ("checkpoints/step_0000004.ema.val.json", "link", EVAL, 6, "val.json: is a link to '.*/file'; nothing"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "what", "arguments", "code", "told"), PLANTED)
+def test_what_a_stranger_planted_is_refused_and_named(
+    path: str,
+    what: str,
+    arguments: list[str],
+    code: int,
+    told: str,
+    place: Callable[[], Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = place()
+    put_instead(folder / "run" / path, what, folder / "outside")
+    before = snapshot(folder / "outside")
+    assert ended(arguments, capsys)[0] == code
+    found = ended(arguments, capsys)  # and again: nothing was mended by a start
+    assert found[0] == code
+    assert re.search(told, found[1]), found[1]
+    assert snapshot(folder / "outside") == before
