@@ -17,10 +17,14 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from deepvit_train import cli
 from deepvit_train.cli import main
 from deepvit_train.config.compose import compose_command
+from deepvit_train.run.checkpoint import as_json
 from tests.conftest import QUICK
 from tests.fault import stranger
 from tests.fault.stranger import put_instead, resign, snapshot
@@ -370,3 +374,152 @@ def test_what_a_stranger_planted_is_refused_and_named(
     assert found[0] == code
     assert re.search(told, found[1]), found[1]
     assert snapshot(folder / "outside") == before
+
+
+def test_a_result_under_the_name_of_a_temporary_file_is_not_followed(
+    place: Callable[[], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Names that could be foreseen in version 0.1.0, planted as links to a file outside."""
+    folder = place()
+    checkpoints = folder / "run" / "checkpoints"
+    for name in (".step_0000004.ema.val.json.partial", ".partial-step_0000006", ".partial-last"):
+        (checkpoints / name).symlink_to("../../outside/file")
+    for name in (".config.yaml.partial", ".environment.json.partial", ".metrics.jsonl.partial"):
+        (folder / "run" / name).symlink_to("../outside/file")
+    before = snapshot(folder / "outside")
+    assert ended(EVAL, capsys) == (0, "")
+    assert ended(RESUME, capsys) == (0, "")
+    assert snapshot(folder / "outside") == before
+    assert json.loads((checkpoints / "step_0000004.ema.val.json").read_text())["images"] == 6
+
+
+def test_what_the_manifest_does_not_list_is_not_read(
+    place: Callable[[], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = place()
+    kept = last(folder).parent.parent.parent / "kept"
+    last(folder).rename(kept)
+    (folder / "alone").mkdir()
+    for name in ("model.safetensors", "state.json", "manifest.json"):
+        shutil.copy(kept / name, folder / "alone" / name)
+    resign(folder / "alone")
+    evaluate = ["eval", "checkpoint=alone", *EVAL[2:], "calibrate_images=8"]
+    assert ended(evaluate, capsys) == (0, "")
+    expected = (folder / "alone.live.val.calibrated8.json").read_text()
+    (folder / "alone" / "ema.safetensors").symlink_to(kept / "ema.safetensors")
+    shutil.copy(kept / "calibrated.safetensors", folder / "alone")
+    assert ended(evaluate, capsys) == (0, "")
+    again = json.loads((folder / "alone.live.val.calibrated8.json").read_text())
+    assert {**again, "images_per_s": 0} == {**json.loads(expected), "images_per_s": 0}
+    code, told = ended([*evaluate, "weights=ema"], capsys)
+    assert code == 3
+    assert "alone: holds no ema weights; nearest: weights=auto" in told
+
+
+def test_copies_and_links_that_are_meant_are_taken(
+    place: Callable[[], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run under a link, a copy that followed its links, and weights that are a link, as in a cache."""
+    folder = place()
+    (folder / "elsewhere").symlink_to("run")
+    assert ended(["eval", "checkpoint=elsewhere", *EVAL[2:]], capsys) == (0, "")
+    shutil.copytree(folder / "run", folder / "copy", symlinks=False)
+    assert (folder / "copy" / "checkpoints" / "last").is_dir()
+    assert ended(["eval", "checkpoint=copy", *EVAL[2:]], capsys) == (0, "")
+    (folder / "cache").mkdir()
+    shutil.copy(last(folder) / "ema.safetensors", folder / "blob")
+    (folder / "cache" / "model.safetensors").symlink_to("../blob")
+    data = ["data=imagefolder", "data.root=../images", "calibrate_images=8"]
+    for path in ("cache", "cache/model.safetensors"):
+        assert ended(["eval", f"checkpoint={path}", *EVAL[2:], *data], capsys) == (0, "")
+
+
+def _cast(name: str, kind: torch.dtype) -> Callable[[dict[str, torch.Tensor]], object]:
+    return lambda tensors: tensors.update({name: tensors[name].to(kind)})
+
+
+def _filled(name: str, value: float) -> Callable[[dict[str, torch.Tensor]], object]:
+    return lambda tensors: tensors[name].view(-1)[-1].fill_(value)
+
+
+WEIGHT = "blocks.1.mlp.fc1.weight"
+TENSORS: list[tuple[str, Callable[[dict[str, torch.Tensor]], object], list[str], str]] = [
+    ("model", _cast(WEIGHT, torch.complex64), RESUME, f"number type: {WEIGHT} is complex64, not float32"),
+    ("model", _cast(WEIGHT, torch.int8), RESUME, f"{WEIGHT} is int8, not float32"),
+    ("model", _cast(WEIGHT, torch.float16), RESUME, f"{WEIGHT} is float16, not float32"),
+    ("model", _filled(WEIGHT, float("nan")), RESUME, f"holds NaN or infinite values: {WEIGHT}"),
+    ("ema", _filled(WEIGHT, float("inf")), RESUME, f"holds NaN or infinite values: {WEIGHT}"),
+    ("model", lambda tensors: tensors.pop(WEIGHT), RESUME, f"does not fit the model (missing: {WEIGHT})"),
+    ("optimizer", lambda tensors: tensors.pop(f"exp_avg.{WEIGHT}"), RESUME, f"missing: exp_avg.{WEIGHT})"),
+    ("optimizer", lambda tensors: tensors.clear(), RESUME, "missing: step."),
+    ("optimizer", _filled(f"exp_avg.{WEIGHT}", float("nan")), RESUME, f"infinite values: exp_avg.{WEIGHT}"),
+    ("optimizer", lambda tensors: tensors.update(x=torch.ones(1)), RESUME, "not read: x"),
+    ("calibrated", lambda tensors: tensors.update({"live.x": torch.ones(3)}), RESUME, "holds 'live.x', which"),
+    ("ema", _cast(WEIGHT, torch.complex64), EVAL, f"{WEIGHT} is complex64, not float32"),
+    ("ema", _cast(WEIGHT, torch.int8), EVAL, f"{WEIGHT} is int8, not float32"),
+    ("ema", _filled(WEIGHT, float("-inf")), EVAL, f"holds NaN or infinite values: {WEIGHT}"),
+    ("calibrated", lambda tensors: tensors.update({"ema.x": torch.ones(1)}), EVAL, "holds 'ema.x', which"),
+    (
+        "calibrated",
+        lambda tensors: tensors.update({"ema.blocks.0.attn.norm.running_var": torch.ones(())}),
+        EVAL,
+        "blocks.0.attn.norm.running_var is (), not (2,)",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "change", "arguments", "told"), TENSORS)
+def test_tensors_are_those_of_the_model(
+    name: str,
+    change: Callable[[dict[str, torch.Tensor]], object],
+    arguments: list[str],
+    told: str,
+    place: Callable[[], Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = place()
+    file = last(folder) / f"{name}.safetensors"
+    with safe_open(file, "pt") as opened:
+        header = opened.metadata()
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file, metadata=header)
+    resign(last(folder))
+    code, said = ended(arguments, capsys)
+    assert code == 3
+    assert told in said
+    assert f"{name}.safetensors" in said
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("step", -1, "step is not a whole number from 0 on"),
+        ("step", 1.5, "step is not a whole number from 0 on"),
+        ("metrics", [1], "metrics is not values under names"),
+        ("metrics", {"val/top1": None}, "metrics.val/top1 is not a number"),
+        ("best", {"step": 1}, "best is not an evaluation"),
+        ("scaler", {"scale": 0}, "scaler is not a loss scaler"),
+        ("data_root", 3, "data_root is not a path or null"),
+        ("images", {"train": {"images": 1, "digest": "../x"}}, "images.train.digest is not a digest"),
+        ("losses", 1, "losses is not a list"),
+        ("bad_files", [[]], "bad_files.0 is not text"),
+        ("learning_rate", float("nan"), "learning_rate is not a finite number or null"),
+        ("format", 2, "format 2; this version reads 1"),
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused_with_its_key(
+    key: str,
+    value: object,
+    told: str,
+    place: Callable[[], Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = place()
+    file = last(folder) / "state.json"
+    file.write_text(as_json(json.loads(file.read_text()) | {key: value}))
+    resign(last(folder))
+    for arguments in (RESUME, EVAL):
+        code, said = ended(arguments, capsys)
+        assert code == 3
+        assert f"state.json: damaged ({told})" in said or (key == "format" and told in said)
