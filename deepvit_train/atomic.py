@@ -31,7 +31,7 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def replacing(path: Path, flush: bool = True) -> Iterator[BinaryIO]:
-    """Give a file to write to. It gets the name `path` at the end; with `flush` it is on the disk by then.
+    """Give a file to write to, which gets the name `path` at the end; with `flush` it is on the disk then.
 
     Raises OutputError, also for an OSError inside. Then the older file stays.
     """
@@ -72,7 +72,7 @@ def append(path: Path) -> TextIO:
     """Open a file to add lines at its end; each is written at once. Raises OSError or RefusedError."""
     _refuse_unless(stat.S_ISREG, path)
     descriptor = _open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    if os.fstat(descriptor).st_nlink > 1:  # the lines would also stand in the file of the other name
+    if os.fstat(descriptor).st_nlink > 1:
         os.close(descriptor)
         raise RefusedError(f"{path}: the same file has another name elsewhere; replace it by a copy")
     return os.fdopen(descriptor, "a", buffering=1, encoding="utf-8", errors="backslashreplace")
@@ -95,7 +95,7 @@ def inside(folder: Path, *names: str) -> Path:
 def make_folder(folder: Path, *names: str) -> Path:
     """Make a folder with its parents, and in it one below the other those of the names; return the last.
 
-    Raises OSError, and RefusedError where one of the names is a link or a file.
+    Raises OSError, and RefusedError where a name is a link or a file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
@@ -106,19 +106,13 @@ def make_folder(folder: Path, *names: str) -> Path:
 
 
 def unfinished(target: Path) -> Path:
-    """Return a name beside a target that nothing has and nobody can foresee, for what gets that name later.
-
-    What is made there has the mode that the umask says; `tempfile` would let in its owner alone.
-    """
+    """Return a name beside a target that nothing has and nobody can foresee, for what becomes the target."""
     return target.with_name(f".{secrets.token_hex(8)}.partial")
 
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """Give a folder to write into. It gets the name `out` at the end, if nothing went wrong inside.
-
-    Raises OutputError if `out` holds something already, if it can't be written, or for an OSError inside.
-    """
+    """Give a folder to write into, which gets the name `out` at the end. Raises OutputError."""
     try:
         if out.exists() and any(out.iterdir()):
             raise OutputError(f"out={out}: holds something already; name a new folder or empty it")
@@ -136,11 +130,9 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 def remove(path: Path) -> None:
     """Remove a file, a link or a folder with all it holds, if it is there. No link is followed."""
+    shutil.rmtree(path, ignore_errors=True)  # of a folder alone
     with suppress(OSError):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink()
+        path.unlink()
 
 
 def _open(path: Path, flags: int) -> int:

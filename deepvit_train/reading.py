@@ -1,7 +1,7 @@
 """Files of a run are read here: regular files of a bounded size, whose content is checked before it is used.
 
 They may come from a stranger. So no link is followed, a pipe is refused instead of waited for, and what JSON
-and YAML can hold is bounded: size, depth, number of values, repeated keys, letters that are none.
+and YAML can hold is bounded: size, depth, number of values, and no key twice.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ LARGEST_LINE = 1 << 20  # bytes of a line of metrics.jsonl
 LARGEST_NUMBER = 2**64
 DEEPEST = 16  # containers in each other
 MOST_VALUES = 1_000_000  # of a file, with each alias counted as what it stands for
+KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFIFO: "named pipe", stat.S_IFSOCK: "socket"}
 # NUL, and half characters of UTF-16. The range left out stands for the raw bytes of a file's name.
 NO_LETTER = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")
 
 
 class ContentError(ValueError):
-    """The content of a file can't be used. The message says why, without the file's name."""
+    """What a file holds can't be used. The message says why, without the file's name."""
 
 
 def what_lies_at(path: Path) -> str:
@@ -35,25 +36,20 @@ def what_lies_at(path: Path) -> str:
     mode = path.lstat().st_mode
     if stat.S_ISLNK(mode):
         return f"a link to {os.readlink(path)!a}"  # noqa: PTH115 - Path.readlink would normalise it
-    kinds = {stat.S_IFREG: "a file", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe"}
-    kinds |= {stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
-    return kinds.get(stat.S_IFMT(mode), "no file")
+    return f"a {KINDS.get(stat.S_IFMT(mode), 'device')}"
 
 
 def open_file(path: Path, follow: bool = False) -> BinaryIO:
-    """Open a regular file to read; `follow` a link only where the user gave the path.
-
-    Raises OSError, and CheckpointError for anything but a regular file.
-    """
+    """Open a file; `follow` a link only where the user gave the path. Raises OSError and CheckpointError."""
     mode = path.stat().st_mode if follow else path.lstat().st_mode
     if not stat.S_ISREG(mode):  # asked before it is opened: to open a device may do something already
         raise CheckpointError(f"{path}: is {what_lies_at(path)}, not a regular file")
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
-    file = os.fdopen(os.open(path, flags), "rb")
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
+    descriptor = os.open(path, flags)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
         raise CheckpointError(f"{path}: is not a regular file any more")
-    return file
+    return os.fdopen(descriptor, "rb")
 
 
 def read_bytes(path: Path, most: int = LARGEST, follow: bool = False) -> bytes:
@@ -65,10 +61,10 @@ def read_bytes(path: Path, most: int = LARGEST, follow: bool = False) -> bytes:
     return content
 
 
-def read_json(path: Path, most: int = LARGEST) -> Any:
+def read_json(path: Path) -> Any:
     """Return the content of a JSON file. Raises OSError, and CheckpointError for what can't be used."""
     try:
-        return parse_json(read_bytes(path, most))
+        return parse_json(read_bytes(path))
     except ContentError as error:
         raise CheckpointError(f"{path}: damaged ({error})") from None
 
@@ -117,10 +113,8 @@ def parse_json(text: bytes | str) -> Any:
         _check_bounds(content)
     except RecursionError:
         raise ContentError("nested too deeply") from None
-    except ContentError:
-        raise
-    except ValueError:
-        raise ContentError("not JSON") from None
+    except ValueError as error:
+        raise ContentError(str(error) if isinstance(error, ContentError) else "not JSON") from None
     return content
 
 
