@@ -219,7 +219,8 @@ def signed(path: Path) -> dict[str, str]:
     Raises as `verify` does. The files themselves are not looked at.
     """
     file = path / MANIFEST
-    text, manifest = _read_json(file)
+    text = _read(file)
+    manifest = _parsed(file, text)
     digests = manifest.get("sha256")
     if not isinstance(digests, dict) or STATE not in digests or manifest.get("format") != FORMAT:
         raise CheckpointError(f"{file}: not a manifest of format {FORMAT}")
@@ -242,7 +243,7 @@ def signed_file(folder: Path, stem: str) -> Path:
 
 def read_state(path: Path) -> dict[str, Any]:
     """Read a checkpoint's state.json. Raises CheckpointError where it is damaged or of a newer format."""
-    state = _read_json(path / STATE)[1]
+    state = _read_json(path / STATE)
     if state.get("format") != FORMAT:
         raise CheckpointError(f"{path}: format {state.get('format')!r}; this version reads {FORMAT}")
     return schema.fitting(state, schema.STATE, path / STATE)
@@ -288,18 +289,25 @@ def as_json(content: dict[str, Any]) -> str:
     return json.dumps(content, indent=1, sort_keys=True) + "\n"
 
 
-def _read_json(path: Path) -> tuple[bytes, dict[str, Any]]:
-    """Return the text of a JSON file of a checkpoint, and what it says."""
+def _read_json(path: Path) -> dict[str, Any]:
+    return _parsed(path, _read(path))
+
+
+def _read(path: Path) -> bytes:
     try:
-        text = read_bytes(path)
-        content = parse_json(text)
+        return read_bytes(path)
     except OSError as error:
         raise _unread(path, error) from None
+
+
+def _parsed(path: Path, text: bytes) -> dict[str, Any]:
+    try:
+        content = parse_json(text)
     except ContentError as error:
         raise CheckpointError(f"{path}: damaged checkpoint ({error})") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: damaged checkpoint (not a JSON object)")
-    return text, content
+    return content
 
 
 def _unread(path: Path, error: OSError) -> CheckpointError:
