@@ -102,6 +102,8 @@ class RunFolder:
                 )
             self._lock = open_lock(self.path / ".lock")
             self._take_lock(self._lock)
+            for left in self.path.glob(f".{'?' * 16}.partial"):  # by a kill while a file was written
+                remove(left)
         except OSError as error:
             raise OutputError(f"run_dir={self.path}: can't be written ({error.strerror})") from None
         return self
