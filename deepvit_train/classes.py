@@ -12,7 +12,8 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from deepvit_train.error import DataError
+from deepvit_train.error import CheckpointError, DataError
+from deepvit_train.reading import read_bytes
 
 # The two usual orders. ImageFolder of torchvision sorts names by code point: "10" before "9", "Z" before "a".
 TORCHVISION = "torchvision"
@@ -60,7 +61,9 @@ def read_map(file: str) -> dict[str, str]:
 def _lines(key: str, file: str) -> list[str]:
     """Read the lines of a text file, without those that are empty."""
     try:
-        text = Path(file).expanduser().read_text("utf-8-sig")
+        text = read_bytes(Path(file).expanduser(), follow=True).decode("utf-8-sig")
+    except CheckpointError as error:  # a checkpoint may name the file
+        raise DataError(f"{key}: can't be read ({error})") from None
     except (OSError, RuntimeError) as error:  # RuntimeError: the home of an unknown user
         raise DataError(f"{key}: can't be read ({getattr(error, 'strerror', None) or error})") from None
     except UnicodeDecodeError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from deepvit_train.atomic import replacing
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart too.
 COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]
@@ -170,11 +173,16 @@ def draw_bars(
 
 
 def save(figure: Figure, folder: Path, name: str) -> Path:
-    """Write the figure to folder/NAME.svg, or to NAME.png if it shows photographs. Returns the file."""
+    """Write the figure to folder/NAME.svg, or to NAME.png if it shows photographs. Returns the file.
+
+    Raises OutputError if it can't be written.
+    """
     shown: list[Any] = [image.get_array() for axis in figure.axes for image in axis.images]
     kind = "png" if any(pixels.ndim == 3 for pixels in shown) else "svg"
     options: dict[str, Any] = {"metadata": {"Date": None}} if kind == "svg" else {"dpi": 150}
     file = folder / f"{name}.{kind}"
     with matplotlib.rc_context(STYLE):
-        figure.savefig(file, **options)
+        figure.savefig(drawn := io.BytesIO(), format=kind, **options)
+    with replacing(file, flush=False) as opened:
+        opened.write(drawn.getvalue())
     return file

@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from deepvit_train.atomic import write_text
+from deepvit_train.atomic import make_folder, write_text
 from deepvit_train.collapse.contribution import contributions
 from deepvit_train.collapse.figure import save
 from deepvit_train.collapse.gallery import draw_all, take_pictures
@@ -101,15 +101,14 @@ def _subjects(config: AnalyzeConfig) -> list[Subject]:
 
 def _out_folder(config: AnalyzeConfig, subject: Subject) -> Path:
     if config.out is not None:
-        out = Path(config.out).expanduser()
+        out, names = Path(config.out).expanduser(), []
     else:
         assert subject.home is not None
-        out = subject.home / "analysis"
+        out, names = subject.home.parent, [subject.home.name, "analysis"]
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        return make_folder(out, *names)
     except OSError as error:
-        raise OutputError(f"out={out}: can't be written ({error.strerror})") from None
-    return out
+        raise OutputError(f"out={out.joinpath(*names)}: can't be written ({error.strerror})") from None
 
 
 def images_of(config: AnalyzeConfig, loaders: Loaders, loaded: LoadedModel | None) -> list[Batch]:
@@ -159,7 +158,7 @@ def _figures(
 def _save_figures(drawn: list[dict[str, Figure]], folder: Path) -> list[dict[str, Path]]:
     """Write the figures. The names of the second model's begin with compare_."""
     try:
-        folder.mkdir(exist_ok=True)
+        make_folder(folder.parent, folder.name)
         return [
             {name: save(figure, folder, f"{prefix}{name}") for name, figure in figures.items()}
             for prefix, figures in zip(("", "compare_"), drawn, strict=False)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+
+from deepvit_train.atomic import replacing
 
 # Fields of a row, and the names of their axes.
 PANELS = {
@@ -32,4 +35,6 @@ def plot(report: dict[str, Any], file: Path) -> None:
     title = f"batch {config['batch_size']}, {config['precision']}, {report['machine']['threads']} threads"
     figure.suptitle(f"{title}, medians of {config['repeats']}")
     with rc_context({"svg.fonttype": "none"}):  # text stays text
-        figure.savefig(file)
+        figure.savefig(drawn := io.BytesIO(), format=file.suffix.removeprefix("."))
+    with replacing(file) as opened:
+        opened.write(drawn.getvalue())

@@ -29,7 +29,7 @@ def run(config: ConvertConfig) -> dict[str, Any]:
     """
     found = find(config.source, config.weights.value, key="source")
     imported = import_model(found, config.preset, config.weights.value, config.said())
-    statistics = found.calibrated() or {}
+    statistics = found.calibrated(imported.model) or {}
     imported.model.load_state_dict(statistics, strict=False)
     written = _write(Path(config.out).expanduser(), imported, calibrated=bool(statistics))
     parameters = count_parameters(imported.model)

@@ -14,7 +14,7 @@ from typing import Any
 from rich.table import Table
 from timm.data import ImageNetInfo
 
-from deepvit_train.atomic import write_text
+from deepvit_train.atomic import RefusedError, write_text
 from deepvit_train.config.data import DataConfig
 from deepvit_train.config.evaluate import EvalConfig
 from deepvit_train.config.preset import plain_from
@@ -105,7 +105,11 @@ class Evaluated:
         return report | ({"not_finite": result.not_finite} if result.not_finite else {})
 
     def tell(self, report: dict[str, Any]) -> None:
-        """Print the table, write the file, and print the report as the last line."""
+        """Print the table, write the file, and print the report as the last line.
+
+        A folder that can't be written costs the file alone. Raises RefusedError at the end where a link or
+        another thing lies in the file's place.
+        """
         result, absent = self.result, set(self.labels.absent)
         every = zip(result.class_accuracy, self.labels.names, result.class_images, strict=True)
         known = [each for place, each in enumerate(every) if place not in absent]
@@ -121,13 +125,17 @@ class Evaluated:
             name: {"name": readable(name), "top1": accuracy, "images": images}
             for accuracy, name, images in known
         }
-        file = self.file()
+        file, refused = self.file(), None
         try:
             write_text(file, json.dumps({**report, "classes": by_class}, indent=1) + "\n")
             console.print(f"written: {file}")
+        except RefusedError as error:
+            refused = error
         except OutputError as error:
             console.print(f"not written: {error}")
         print(json.dumps(report), flush=True)
+        if refused is not None:
+            raise refused
 
 
 def preprocessing_of(loaded: LoadedModel) -> dict[str, Any]:

@@ -16,19 +16,21 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from deepvit_train.atomic import write_text
+from deepvit_train.atomic import append, inside, make_folder, write_text
 from deepvit_train.collapse.figure import save
 from deepvit_train.commands import analyze, train
+from deepvit_train.commands.study_store import read_cell, read_losses, read_settings
 from deepvit_train.commands.study_table import figures, table
 from deepvit_train.config.compose import compose_command, plain
 from deepvit_train.config.study import GridConfig, StudyConfig
 from deepvit_train.console import console
 from deepvit_train.data.subset import copy_images
 from deepvit_train.error import ConfigError, Interrupted, OutputError, UserError
+from deepvit_train.reading import read_json
 from deepvit_train.run.folder import differences
 
 
@@ -60,7 +62,8 @@ def run(config: StudyConfig) -> dict[str, Any]:
     for cell in cells:
         commands_of(cell, config)  # raises an error about the configuration before hours of training
     try:
-        (out / "cells").mkdir(parents=True, exist_ok=True)
+        for name in ("cells", "runs", "data"):
+            make_folder(out, name)
         _adopt(config, out / "settings.json")
         counts = {"train": config.train_images, "val": config.val_images}
         copy_images(Path(config.root).expanduser(), out / "data", counts)
@@ -71,6 +74,7 @@ def run(config: StudyConfig) -> dict[str, Any]:
     console.print(f"{len(cells)} cells, {len(cells) - len(due)} finished; folder: {out}")
     for number, cell in enumerate(due[: config.limit_cells], start=1):
         console.print(f"cell {number} of {len(due)}: {cell.name}")
+        inside(out, "runs", cell.name)
         outcome = _run_cell(cell, config, out)
         console.print(f"  {outcome['status']} in {outcome['seconds']:.0f} s {outcome.get('error', '')}")
         write_text(out / "cells" / f"{cell.name}.json", json.dumps(outcome, indent=1) + "\n")
@@ -81,7 +85,8 @@ def _adopt(config: StudyConfig, file: Path) -> None:
     """Store the settings that all cells share. Raises ConfigError if the study there has other settings."""
     common = ("train", "root", "train_images", "val_images", "collapse")
     settings = {key: value for key, value in plain(config).items() if key in common}
-    if file.exists() and (changes := differences(json.loads(file.read_text()), settings)):
+    before = read_settings(file)
+    if before is not None and (changes := differences(before, settings)):
         told = "; ".join(changes.values())
         raise ConfigError(f"{file.parent} holds a study with {told}; choose another out=")
     write_text(file, json.dumps(settings, indent=1) + "\n")
@@ -161,7 +166,7 @@ def _run_cell(cell: Cell, config: StudyConfig, out: Path) -> dict[str, Any]:
 
 def _in_process(commands: dict[str, list[str]], log: str) -> None:
     """Train and analyse a cell. Runs in the cell's process, and writes what it prints to the log."""
-    with Path(log).open("a") as file:
+    with append(Path(log)) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     try:
@@ -174,14 +179,9 @@ def _in_process(commands: dict[str, list[str]], log: str) -> None:
 
 def _result(run: Path) -> dict[str, Any]:
     """Read what the table and the figures need from a finished cell."""
-    analysis = json.loads((run / "analysis" / "analysis.json").read_text())["models"][0]
-    losses = [
-        line["train/loss"]
-        for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-        if "train/loss" in line
-    ]
+    analysis = read_json(run / "analysis" / "analysis.json")["models"][0]
     states = {state: _compact(analysis[state]) for state in ("trained", "untrained")}
-    return {"accuracy": analysis["accuracy"], "train_loss": losses[-1], **states}
+    return {"accuracy": analysis["accuracy"], "train_loss": read_losses(run)[-1], **states}
 
 
 def _compact(measured: dict[str, Any]) -> dict[str, Any]:
@@ -209,7 +209,7 @@ def _summarise(cells: list[Cell], config: StudyConfig, out: Path) -> dict[str, A
     write_text(out / "study.json", json.dumps(result, indent=1) + "\n")
     if done:
         write_text(out / "table.md", table(done))
-        (out / "figures").mkdir(exist_ok=True)
+        make_folder(out, "figures")
         for name, figure in figures(done, config.study, config.collapse).items():
             save(figure, out / "figures", name)
         console.print(table(done))
@@ -222,5 +222,4 @@ def _summarise(cells: list[Cell], config: StudyConfig, out: Path) -> dict[str, A
 
 
 def _stored(out: Path, cell: Cell) -> dict[str, Any]:
-    file = out / "cells" / f"{cell.name}.json"
-    return json.loads(file.read_text()) if file.exists() else {}
+    return read_cell(out / "cells", {"name": cell.name, **asdict(cell)})

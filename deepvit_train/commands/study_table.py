@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import isfinite, nan
 from statistics import mean, stdev
 from typing import Any
 
@@ -164,4 +165,6 @@ def _phrase(values: list[float]) -> str:
 
 
 def _deviation(values: Sequence[float]) -> float:
+    if not all(map(isfinite, values)):
+        return nan
     return stdev(values) if len(values) > 1 else 0.0

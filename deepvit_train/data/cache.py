@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from deepvit_train.atomic import unfinished
-from deepvit_train.error import DataError
+from deepvit_train.atomic import make_folder, replacing
+from deepvit_train.error import DataError, OutputError
 
 VERSION = 4
 # Some file systems store times in steps of two seconds, so a change soon after another may leave no trace.
@@ -75,14 +75,8 @@ def write(file: Path, arrays: Arrays, names: Names, stamps: list[Stamp], started
         return
     about = json.dumps({"names": names, "stamps": stamps, "arrays": list(arrays)}).encode()
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = unfinished(file)
-        try:
-            with partial.open("xb") as opened:
-                np.savez(opened, about=np.frombuffer(about, np.uint8), allow_pickle=False, **arrays)
-            partial.replace(file)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
-    except OSError:
+        make_folder(file.parent)
+        with replacing(file, flush=False) as opened:
+            np.savez(opened, about=np.frombuffer(about, np.uint8), allow_pickle=False, **arrays)
+    except (OSError, OutputError):
         return

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from deepvit_train.atomic import unfinished
+from deepvit_train.atomic import create, make_folder, remove, unfinished
 from deepvit_train.data.cache import cache_folder
 from deepvit_train.data.decode import printable
 from deepvit_train.determinism import permutation
@@ -31,17 +30,15 @@ def digits_root() -> Path:
         _check_whole(root)
         return root
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        partial = unfinished(root)
-        partial.mkdir()
-        write_digits(partial)
+        partial = make_folder(unfinished(root))
         try:
+            write_digits(partial)
             partial.rename(root)
         except OSError:
-            # Another process was first, and its files are the same.
-            shutil.rmtree(partial)
-            if not root.is_dir():
+            if not root.is_dir():  # else another process was first, and its files are the same
                 raise
+        finally:
+            remove(partial)
     except OSError as error:
         raise DataError(
             f"{cache}: can't write the embedded digits there ({error.strerror}); set XDG_CACHE_HOME to "
@@ -89,9 +86,9 @@ def write_digits(root: Path) -> dict[str, int]:
         shuffled = members[permutation(len(members), seed=label)]
         for place, member in enumerate(shuffled):
             split = "val" if place % VAL_SHARE == 0 else "train"
-            folder = root / split / str(label)
-            folder.mkdir(parents=True, exist_ok=True)
+            folder = make_folder(root, split, str(label))
             pixels = np.round(images[member].reshape(8, 8) * (255 / 16)).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / f"{member:04d}.png")
+            with create(folder / f"{member:04d}.png") as file:
+                Image.fromarray(pixels).save(file, "PNG")
             written[split] += 1
     return written

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from deepvit_train.atomic import create, make_folder
 from deepvit_train.error import DataError
 
 # Where the Debian package dataset-fashion-mnist puts the files.
@@ -50,11 +51,10 @@ def write_fashion_mnist(root: Path, source: Path | None = None) -> dict[str, int
                 f"{source}: {part} holds images of shape {images.shape} and {len(labels)} labels up to "
                 f"{labels.max(initial=0)}; expected (N, {SIDE}, {SIDE}), N labels up to {len(CLASSES) - 1}"
             )
-        folders = [root / split / name for name in CLASSES]
-        for folder in folders:
-            folder.mkdir(parents=True)
+        folders = [make_folder(root, split, name) for name in CLASSES]
         for number, (image, label) in enumerate(zip(images, labels, strict=True)):
-            Image.fromarray(image).save(folders[label] / f"{number:05d}.png")
+            with create(folders[label] / f"{number:05d}.png") as file:
+                Image.fromarray(image).save(file, "PNG")
         written[split] = len(images)
     return written
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from deepvit_train.atomic import create, make_folder, new_folder, place_link
 from deepvit_train.data.index import ImageIndex, scan_split
 from deepvit_train.determinism import derive_seed, permutation
 from deepvit_train.error import DataError
@@ -27,18 +28,17 @@ def copy_images(root: Path, folder: Path, counts: dict[str, int | None]) -> None
         if (folder / split).exists():
             continue
         index = scan_split(root, split, follow_links=False)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         if count is None:
-            (folder / split).symlink_to(index.folder.resolve(), target_is_directory=True)
+            place_link(folder / split, str(index.folder.resolve()))
             continue
-        partial = folder / f".{split}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        for place in _evenly(index, count):
-            file = Path(index.path(place))
-            target = partial / file.relative_to(index.folder)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, target)
-        partial.rename(folder / split)
+        with new_folder(folder / split) as copied:
+            for place in _evenly(index, count):
+                file = Path(index.path(place))
+                target = copied / file.relative_to(index.folder)
+                make_folder(target.parent)
+                with file.open("rb") as original, create(target) as copy:
+                    shutil.copyfileobj(original, copy)
 
 
 def _evenly(index: ImageIndex, count: int) -> list[int]:

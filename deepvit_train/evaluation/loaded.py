@@ -173,7 +173,7 @@ def load(
         weights=imported.weights,
         model=model,
         description=imported.description,
-        statistics=found.calibrated(),
+        statistics=found.calibrated(model),
         described=imported.described,
         assumed=[name for name in unsaid if said.get(name) is None],
     )

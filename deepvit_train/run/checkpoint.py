@@ -12,21 +12,25 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from deepvit_train.error import CheckpointError, nearest
+from deepvit_train.reading import ContentError, open_file, parse_json, read_bytes, what_lies_at
+from deepvit_train.run import schema
+from deepvit_train.run.link import FOLDER, NAME, SET_ASIDE, check_folder, check_links, leads_to
+from deepvit_train.run.tensor import check_fit, read_tensors
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 STATE = "state.json"
-SET_ASIDE = "-before"  # ends the name of a checkpoint while another of its step takes its place
+CALIBRATED = "calibrated.safetensors"
+STATISTIC = re.compile(r"blocks\.\d+\.attn\.norm\.running_(?:mean|var)", re.ASCII)
 WEIGHT_FILES = {"live": "model", "ema": "ema"}  # stems of the files of a checkpoint that hold a whole model
 
 
@@ -50,9 +54,15 @@ class Found:
     run: Path | None
     kind: str
 
-    def calibrated(self) -> dict[str, Tensor] | None:
-        """Return the calibrated statistics of these weights, or None if there are none."""
-        return None if self.folder is None else read_calibrated(self.folder).get(self.kind)
+    def calibrated(self, model: nn.Module | None = None) -> dict[str, Tensor] | None:
+        """Return the calibrated statistics of these weights, or None if there are none.
+
+        Raises CheckpointError where they are not those of the model's BatchNorms.
+        """
+        found = None if self.folder is None else read_calibrated(self.folder).get(self.kind)
+        if found is not None and model is not None:
+            check_statistics(model, found, self.file.with_name(CALIBRATED))
+        return found
 
     def data_path(self, key: str) -> str | None:
         """Return the path that the run's data had for a key, or None if that is not known.
@@ -90,8 +100,13 @@ def find(path: str, weights: str = "auto", prefer: str = "best", key: str = "che
 
 
 def _found_at(given: Path, weights: str, prefer: str, key: str) -> Found:
+    check_links(given.parent if given.is_file() else given)
     if given.is_file():
+        if (given.parent / MANIFEST).exists():
+            verify(given.parent)
         return _found(given)
+    if given.exists() and not given.is_dir():
+        raise CheckpointError(f"{key}={given}: is {what_lies_at(given)}, not a file or a folder")
     if not given.is_dir():
         siblings = [entry.name for entry in given.parent.iterdir()] if given.parent.is_dir() else []
         raise CheckpointError(f"{key}={given}: no such file or folder{nearest(given.name, siblings)}")
@@ -111,8 +126,9 @@ def _followed(path: Path) -> Path:
 
 def _chosen_of_run(given: Path, prefer: str, key: str) -> Path:
     """Choose a checkpoint of a run, verified. The run's folder or its folder of checkpoints was given."""
-    folder = given if given.name == "checkpoints" else given / "checkpoints"
-    if prefer == "best" and (best := _followed(folder / "best")).exists():
+    folder = given if given.name == FOLDER else given / FOLDER
+    check_folder(folder)
+    if prefer == "best" and (best := leads_to(folder, "best")) is not None:
         best = best.resolve()
         verify(best)
         return best
@@ -126,9 +142,10 @@ def _chosen_of_run(given: Path, prefer: str, key: str) -> Path:
 
 
 def _weights_in(folder: Path, weights: str) -> Path:
-    """Return the file of a checkpoint that holds the weights asked for."""
+    """Return the file of a checkpoint that holds the weights asked for. Its manifest lists it."""
+    names = signed(folder)
     present = {
-        kind: file for kind, stem in WEIGHT_FILES.items() if (file := folder / f"{stem}.safetensors").exists()
+        kind: folder / name for kind, stem in WEIGHT_FILES.items() if (name := f"{stem}.safetensors") in names
     }
     kind = ("ema" if "ema" in present else "live") if weights == "auto" else weights
     if kind not in present:
@@ -137,9 +154,9 @@ def _weights_in(folder: Path, weights: str) -> Path:
 
 
 def _found(file: Path) -> Found:
-    folder = file.parent if (file.parent / MANIFEST).exists() else None
+    folder = file.parent if (file.parent / MANIFEST).exists() and file.name in signed(file.parent) else None
     run = None
-    if folder is not None and (parent := folder.resolve().parent).name == "checkpoints":
+    if folder is not None and (parent := folder.resolve().parent).name == FOLDER:
         run = parent.parent
     return Found(file, folder, run, "ema" if file.stem == WEIGHT_FILES["ema"] else "live")
 
@@ -152,11 +169,9 @@ def checkpoints_in(folder: Path) -> list[Path]:
     try:
         entries = list(folder.iterdir()) if folder.is_dir() else []
         found = {
-            path: int(step)
+            path: int(name[1])
             for path in entries
-            if path.name.startswith("step_")
-            and (step := path.name[5:].removesuffix(SET_ASIDE)).isdigit()
-            and path.is_dir()
+            if (name := NAME.fullmatch(path.name)) and (path.is_dir() or path.is_symlink())
         }
     except PermissionError as error:
         raise _unread(folder, error) from None
@@ -181,21 +196,15 @@ def newest_valid(folder: Path, warn: Callable[[str], None]) -> Path | None:
 
 
 def verify(path: Path) -> None:
-    """Compare every file of a checkpoint with its digest.
+    """Compare every file that a checkpoint's manifest lists with its digest. No other file is ever read.
 
     Raises CheckpointError that names the file; UnreadableError where it is not damaged, but may not be read.
     """
-    manifest = _read_json(path / MANIFEST)
-    digests = manifest.get("sha256")
-    if not isinstance(digests, dict) or STATE not in digests or manifest.get("format") != FORMAT:
-        raise CheckpointError(f"{path / MANIFEST}: not a manifest of format {FORMAT}")
-    # No digest covers the manifest itself, but there is only one way to write its content.
-    if (path / MANIFEST).read_text() != as_json(manifest):
-        raise CheckpointError(f"{path / MANIFEST}: damaged checkpoint (not as it was written)")
-    for name, digest in digests.items():
+    check_links(path)
+    for name, digest in signed(path).items():
         file = path / name
-        if Path(name).name != name or file.is_symlink():
-            raise CheckpointError(f"{path / MANIFEST}: names {name!r}, which is not a file of the checkpoint")
+        if file.is_symlink():
+            raise CheckpointError(f"{file}: damaged checkpoint (it is {what_lies_at(file)})")
         try:
             found = digest_of(file)
         except OSError as error:
@@ -204,35 +213,69 @@ def verify(path: Path) -> None:
             raise CheckpointError(f"{file}: damaged checkpoint (its SHA-256 is not the manifest's)")
 
 
+def signed(path: Path) -> dict[str, str]:
+    """Return the names of a checkpoint's files with their digests, as its manifest lists them.
+
+    Raises as `verify` does. The files themselves are not looked at.
+    """
+    file = path / MANIFEST
+    text = _read(file)
+    manifest = _parsed(file, text)
+    digests = manifest.get("sha256")
+    if not isinstance(digests, dict) or STATE not in digests or manifest.get("format") != FORMAT:
+        raise CheckpointError(f"{file}: not a manifest of format {FORMAT}")
+    # No digest covers the manifest itself, but there is only one way to write its content.
+    if text != as_json(manifest).encode():
+        raise CheckpointError(f"{file}: damaged checkpoint (not as it was written)")
+    for name in digests:
+        if Path(name).name != name:
+            raise CheckpointError(f"{file}: names {name!a}, which is not a file of the checkpoint")
+    return schema.fitting(manifest, schema.MANIFEST, file)["sha256"]
+
+
+def signed_file(folder: Path, stem: str) -> Path:
+    """Return a file of tensors of a checkpoint. Raises CheckpointError if its manifest lists none."""
+    file = folder / f"{stem}.safetensors"
+    if file.name not in signed(folder):
+        raise CheckpointError(f"{file}: the checkpoint's manifest does not list it, so it is not read")
+    return file
+
+
 def read_state(path: Path) -> dict[str, Any]:
-    """Read a checkpoint's state.json. Raises CheckpointError where a newer format wrote it."""
+    """Read a checkpoint's state.json. Raises CheckpointError where it is damaged or of a newer format."""
     state = _read_json(path / STATE)
     if state.get("format") != FORMAT:
         raise CheckpointError(f"{path}: format {state.get('format')!r}; this version reads {FORMAT}")
-    return state
-
-
-def read_tensors(file: Path) -> dict[str, Tensor]:
-    """Read the tensors of a safetensors file, onto the CPU. Raises CheckpointError."""
-    try:
-        return load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{file}: can't be read ({error})") from None
+    return schema.fitting(state, schema.STATE, path / STATE)
 
 
 def read_calibrated(folder: Path) -> dict[str, dict[str, Tensor]]:
-    """Read the calibrated statistics of a checkpoint, for 'live' and 'ema'; empty if it has none."""
-    file = folder / "calibrated.safetensors"
+    """Read the calibrated statistics of a checkpoint, for 'live' and 'ema'; empty if it has none.
+
+    Raises CheckpointError if the file holds anything else.
+    """
+    file = folder / CALIBRATED
     found: dict[str, dict[str, Tensor]] = {}
-    for key, value in (read_tensors(file) if file.exists() else {}).items():
+    for key, value in (read_tensors(file) if file.name in signed(folder) else {}).items():
         name, _, buffer = key.partition(".")
+        if name not in WEIGHT_FILES or not STATISTIC.fullmatch(buffer):
+            raise CheckpointError(f"{file}: holds {key!a}, which is not a statistic of a mixing block")
         found.setdefault(name, {})[buffer] = value
     return found
 
 
+def check_statistics(model: nn.Module, statistics: dict[str, Tensor], file: Path) -> None:
+    """Raise CheckpointError if a model has not the BatchNorms that the statistics of a file are of."""
+    own = dict(model.named_buffers())
+    try:
+        check_fit({name: own[name] for name in statistics if name in own}, statistics, exact=True)
+    except CheckpointError as error:
+        raise CheckpointError(f"{file}: {error}") from None
+
+
 def digest_of(path: Path, flush: bool = False) -> str:
     """Return the SHA-256 of a file. With `flush` the file is on the disk before it is read."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         if flush:
             os.fsync(file.fileno())
         digest = hashlib.sha256()
@@ -247,12 +290,21 @@ def as_json(content: dict[str, Any]) -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    return _parsed(path, _read(path))
+
+
+def _read(path: Path) -> bytes:
     try:
-        content = json.loads(path.read_text())
+        return read_bytes(path)
     except OSError as error:
         raise _unread(path, error) from None
-    except ValueError:
-        raise CheckpointError(f"{path}: damaged checkpoint (not JSON)") from None
+
+
+def _parsed(path: Path, text: bytes) -> dict[str, Any]:
+    try:
+        content = parse_json(text)
+    except ContentError as error:
+        raise CheckpointError(f"{path}: damaged checkpoint ({error})") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: damaged checkpoint (not a JSON object)")
     return content

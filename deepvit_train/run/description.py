@@ -14,6 +14,9 @@ from deepvit_train.config.data import DataName
 from deepvit_train.config.model import AttentionConfig, ModelConfig
 from deepvit_train.config.preset import Architecture, plain_from, section_from
 from deepvit_train.error import CheckpointError, ConfigError
+from deepvit_train.reading import open_file, parse_json
+from deepvit_train.run import schema
+from deepvit_train.run.schema import misfit
 
 FORMAT = 1
 DESCRIPTION = "deepvit_train"  # the key of the safetensors header that holds the JSON
@@ -69,6 +72,7 @@ def read_description(file: Path) -> ModelDescription | None:
     Raises CheckpointError where the file can't be read, or where its description can't be used.
     """
     try:
+        open_file(file, follow=True).close()  # a pipe is refused here
         with safe_open(file, framework="pt") as opened:
             header = opened.metadata() or {}
     except (OSError, SafetensorError) as error:
@@ -76,14 +80,16 @@ def read_description(file: Path) -> ModelDescription | None:
     if DESCRIPTION not in header:
         return None
     try:
-        return _parsed(json.loads(header[DESCRIPTION]))
+        return _parsed(parse_json(header[DESCRIPTION]))
     except (ConfigError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file}: its description can't be used ({error})") from None
 
 
-def _parsed(content: dict[str, Any]) -> ModelDescription:
-    if content.get("format", FORMAT) != FORMAT:
+def _parsed(content: Any) -> ModelDescription:
+    if isinstance(content, dict) and content.get("format", FORMAT) != FORMAT:
         raise ValueError(f"format {content['format']!r}; this version reads {FORMAT}")
+    if (problem := misfit(content, schema.DESCRIPTION)) is not None:
+        raise ValueError(problem)
     model = section_from(ModelConfig, content["model"])
     attn = section_from(AttentionConfig, content["attn"])
     return ModelDescription(

@@ -12,9 +12,11 @@ from typing import Any
 
 import yaml
 
-from deepvit_train.atomic import write_text
+from deepvit_train.atomic import inside, make_folder, open_lock, remove, write_text
 from deepvit_train.config.alias import BEFORE, current_config, former_name
 from deepvit_train.error import CheckpointError, ConfigError, OutputError
+from deepvit_train.reading import read_json, read_yaml
+from deepvit_train.run import schema
 from deepvit_train.run.checkpoint import checkpoints_in, newest_valid
 
 # These may change when a run goes on. They say where it runs and what it tells, not what it computes.
@@ -93,14 +95,17 @@ class RunFolder:
         if not self.writes:
             return self
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path)
+            inside(self.path, "result.json")  # else the end of the training would find out
             strangers = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith("."))
             if strangers and "config.yaml" not in strangers:
                 raise OutputError(
                     f"run_dir={self.path}: holds {strangers[0]} but no run; give an empty or new folder"
                 )
-            self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+            self._lock = open_lock(self.path / ".lock")
             self._take_lock(self._lock)
+            for left in self.path.glob(f".{'?' * 16}.partial"):  # by a kill while a file was written
+                remove(left)
         except OSError as error:
             raise OutputError(f"run_dir={self.path}: can't be written ({error.strerror})") from None
         return self
@@ -116,17 +121,20 @@ class RunFolder:
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            holder = os.read(descriptor, 64).decode(errors="replace").strip()
+            holder = os.read(descriptor, 64).decode("ascii", errors="replace").strip()
+            holder = holder if holder.isdigit() else ""
             raise OutputError(
                 f"run_dir={self.path}: process {holder or '(unknown)'} is writing there"
             ) from None
+        if os.fstat(descriptor).st_nlink > 1:
+            return  # the same file has another name elsewhere, so nothing is written to it
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode())
 
     @property
     def begun(self) -> bool:
         """Whether the folder holds a run to go on with, which has saved something."""
-        return bool(checkpoints_in(self.checkpoints))
+        return bool(checkpoints_in(inside(self.path, "checkpoints")))
 
     def newest(self, note: Callable[[str], None]) -> Path | None:
         """Return the newest whole checkpoint, or None if there is none or this process does not write.
@@ -168,9 +176,9 @@ class RunFolder:
                     effect = f": {EFFECTS[key]}" if key in EFFECTS else ""
                     note(f"changed since the run began: {line}{effect}")
         else:
-            (self.path / "result.json").unlink(missing_ok=True)  # left by a run without checkpoints
+            remove(self.path / "result.json")  # left by a run without checkpoints
             self.keep_config()
-        self.checkpoints.mkdir(exist_ok=True)
+        make_folder(self.path, "checkpoints")
 
     def keep_config(self) -> None:
         """Store the configuration, once. To be called when the run is about to save something with it.
@@ -182,16 +190,15 @@ class RunFolder:
             self._config = None
 
     def stored_config(self) -> dict[str, Any]:
-        """Read the configuration that the run began or last went on with. Raises OutputError."""
+        """Read the configuration that the run began or last went on with.
+
+        Raises OutputError where it can't be read, CheckpointError where it is damaged.
+        """
+        file = self.path / "config.yaml"
         try:
-            content = yaml.safe_load((self.path / "config.yaml").read_text())
-        except (OSError, yaml.YAMLError) as error:
-            raise OutputError(
-                f"{self.path / 'config.yaml'}: can't be read ({str(error).splitlines()[0]})"
-            ) from None
-        if not isinstance(content, dict):
-            raise OutputError(f"{self.path / 'config.yaml'}: not a configuration")
-        return current_config(content)
+            return current_config(schema.fitting(read_yaml(file), schema.CONFIG, file))
+        except OSError as error:
+            raise OutputError(f"{file}: can't be read ({error.strerror})") from None
 
     def note_environment(self, environment: dict[str, Any]) -> None:
         """Append what this start runs on to environment.json, a list with one entry for each start."""
@@ -199,8 +206,8 @@ class RunFolder:
             return
         file = self.path / "environment.json"
         try:
-            starts = json.loads(file.read_text())
-        except (OSError, ValueError):
+            starts = schema.fitting(read_json(file), schema.ENVIRONMENT, file)
+        except (OSError, CheckpointError):
             starts = []
         write_text(file, json.dumps([*starts, environment], indent=1) + "\n")
 
@@ -241,5 +248,5 @@ def _existing(path: Path) -> Path:
 def _may_change(key: str, before: dict[str, Any], after: dict[str, Any]) -> bool:
     if key in GROWING_KEYS:
         old, new = flatten(before).get(key), flatten(after).get(key)
-        return new is None or (old is not None and new >= old)
+        return new is None or (type(old) in (int, float) and new >= old)
     return key in FREE_KEYS

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import stat
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,17 +21,20 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from deepvit_train.atomic import create, make_folder, place_link, remove
 from deepvit_train.distributed.parallel import whole
-from deepvit_train.error import OutputError
+from deepvit_train.error import CheckpointError, OutputError
+from deepvit_train.reading import open_file
 from deepvit_train.run.checkpoint import (
     FORMAT,
     MANIFEST,
-    SET_ASIDE,
     STATE,
     as_json,
     checkpoints_in,
     digest_of,
+    signed,
 )
+from deepvit_train.run.link import SET_ASIDE, target_of
 
 TEMPORARY = ".partial-"
 
@@ -104,7 +108,7 @@ class CheckpointWriter:
         point(self.folder, "last", written)
         if best:
             point(self.folder, "best", written)
-        prune(self.folder, self.keep_last, written, keep={(self.folder / "best").resolve().name})
+        prune(self.folder, self.keep_last, written, keep={target_of(self.folder / "best")})
 
 
 def write_checkpoint(
@@ -120,10 +124,10 @@ def write_checkpoint(
         completes: take over the tensors that the checkpoint of this step holds already.
     """
     target = folder / f"step_{step:07d}"
-    partial = folder / f"{TEMPORARY}{target.name}"
+    partial = folder / f"{TEMPORARY}{secrets.token_hex(8)}"
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        make_folder(folder)
+        partial.mkdir()
         digests = _take_over(target, partial) if completes else {}
         for name, file in files.items():
             contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in file.tensors.items()}
@@ -137,11 +141,11 @@ def write_checkpoint(
         before = set_aside(target)
         partial.rename(target)
         _flush(folder)
-        shutil.rmtree(before, ignore_errors=True)
-    except (OSError, SafetensorError) as error:
+        remove(before)
+    except (OSError, SafetensorError, CheckpointError) as error:
         need = sum(tensor.nbytes for file in files.values() for tensor in file.tensors.values())
         free = shutil.disk_usage(folder).free if folder.is_dir() else 0
-        shutil.rmtree(partial, ignore_errors=True)
+        remove(partial)
         raise OutputError(
             f"{target}: can't write the checkpoint ({error}); it needs {need / 2**20:.1f} MiB, "
             f"{free / 2**20:.1f} MiB are free"
@@ -152,13 +156,14 @@ def write_checkpoint(
 def _take_over(target: Path, partial: Path) -> dict[str, str]:
     """Link the tensors of a checkpoint into the one that will take its place. Returns their digests."""
     before = target if target.exists() else target.with_name(f"{target.name}{SET_ASIDE}")
-    digests = json.loads((before / MANIFEST).read_text())["sha256"]
+    digests = signed(before)
     del digests[STATE]
     for name in digests:
         try:
             (partial / name).hardlink_to(before / name)
         except OSError:  # some file systems have no hard links
-            shutil.copyfile(before / name, partial / name)
+            with open_file(before / name) as original, create(partial / name) as copy:
+                shutil.copyfileobj(original, copy)
             _flush(partial / name)
     return digests
 
@@ -168,7 +173,7 @@ def save_tensors(tensors: dict[str, Tensor], file: Path, header: dict[str, str] 
 
     The library lets its owner alone read it. It gets the mode of any new file here, as the umask says.
     """
-    file.touch()
+    create(file).close()
     mode = stat.S_IMODE(file.stat().st_mode)
     save_file(tensors, file, metadata=header)
     if stat.S_IMODE(file.stat().st_mode) != mode:
@@ -183,21 +188,18 @@ def set_aside(target: Path) -> Path:
     """
     before = target.with_name(f"{target.name}{SET_ASIDE}")
     if target.exists():
-        shutil.rmtree(before, ignore_errors=True)
+        remove(before)
         target.rename(before)
     return before
 
 
 def point(folder: Path, name: str, target: Path) -> None:
     """Let the link folder/name lead to a checkpoint of the same folder, in one atomic step."""
-    link = folder / f"{TEMPORARY}{name}"
-    link.unlink(missing_ok=True)
-    link.symlink_to(target.name)
     place = folder / name
     if place.is_dir() and not place.is_symlink():
         # A copy of the run that followed its links (cp -rL) has a whole checkpoint here. It is kept.
         place.rename(folder / f"{name}-copied")
-    link.replace(place)
+    place_link(place, target.name)
     _flush(folder)
 
 
@@ -213,9 +215,9 @@ def finish_save(newest: Path, best: dict[str, float]) -> None:
     if best:
         wanted["best"] = folder / f"step_{int(best['step']):07d}"
     for name, target in wanted.items():
-        if target.is_dir() and (folder / name).resolve() != target.resolve():
+        if target.is_dir() and target_of(folder / name) != target.name:
             point(folder, name, target)
-    shutil.rmtree(newest.with_name(f"{newest.name}{SET_ASIDE}"), ignore_errors=True)
+    remove(newest.with_name(f"{newest.name}{SET_ASIDE}"))
     _remove_partial(folder)
 
 
@@ -229,16 +231,14 @@ def prune(folder: Path, keep_last: int, written: Path, keep: set[str]) -> None:
     found = checkpoints_in(folder)
     for path in found[: found.index(written) + 1][:-keep_last]:
         if path.name not in keep:
-            shutil.rmtree(path, ignore_errors=True)
+            remove(path)
     _remove_partial(folder)
 
 
 def _remove_partial(folder: Path) -> None:
-    for path in folder.glob(f"{TEMPORARY}*"):
-        if path.is_symlink():
-            path.unlink()
-        else:
-            shutil.rmtree(path, ignore_errors=True)
+    links = [path for path in folder.glob(".*.partial") if path.is_symlink()]
+    for path in [*folder.glob(f"{TEMPORARY}*"), *links]:
+        remove(path)
 
 
 def _flush(path: Path) -> None:
@@ -251,4 +251,5 @@ def _flush(path: Path) -> None:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(as_json(content))
+    with create(path) as file:
+        file.write(as_json(content).encode())

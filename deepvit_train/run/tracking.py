@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,9 +12,12 @@ from typing import Any
 
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 from torchvision.utils import make_grid
 
+from deepvit_train.atomic import append, make_folder, write_text
 from deepvit_train.error import OutputError
+from deepvit_train.reading import read_json_lines
 
 
 class Tracker:
@@ -33,8 +37,11 @@ class Tracker:
             kept = resumed_step or -1  # a run that begins anew logs step 0 anew
             with _writing(folder):
                 _drop_later(folder / "metrics.jsonl", kept, evaluated)
-                self._file = (folder / "metrics.jsonl").open("a", buffering=1)
-                self._writer = SummaryWriter(str(folder / "tb"), purge_step=kept + 1)
+                curves = make_folder(folder, "tb")
+                self._file = append(folder / "metrics.jsonl")
+                # The library opens a file whose name can be foreseen. With this ending nobody foresees it.
+                ending = f".{secrets.token_hex(8)}"
+                self._writer = SummaryWriter(str(curves), purge_step=kept + 1, filename_suffix=ending)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Log scalars by their TensorBoard names: {'train/loss': 1.2}."""
@@ -65,7 +72,12 @@ class Tracker:
             }
             final = {f"final/{name}": value for name, value in metrics.items()}
             with _writing(self._folder):
-                self._writer.add_hparams(flat, final, run_name=".", global_step=step)
+                # Into the same file: add_hparams would open another one, without an ending.
+                assert self._writer.file_writer is not None
+                for part in hparams(flat, final):
+                    self._writer.file_writer.add_summary(part, step)
+                for name, value in final.items():
+                    self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Write what is still buffered, and close the files."""
@@ -85,17 +97,13 @@ def _writing(folder: Path | None) -> Iterator[None]:
 
 def _drop_later(file: Path, step: int, evaluated: bool) -> None:
     """Remove the lines after a step, and a line that a kill cut short; the step's evaluation if asked to."""
-    if not file.exists():
+    if not file.exists() and not file.is_symlink():
         return
     kept = []
-    for line in file.read_text().splitlines():
-        try:
-            content = json.loads(line)
-            doomed = not evaluated and content["step"] == step and "val/top1" in content
-            if content["step"] <= step and not doomed:
-                kept.append(line)
-        except (ValueError, KeyError, TypeError):
+    for line, content in read_json_lines(file):
+        if not isinstance(content, dict) or not isinstance(of := content.get("step"), int):
             continue
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text("".join(f"{line}\n" for line in kept))
-    partial.replace(file)
+        doomed = not evaluated and of == step and "val/top1" in content
+        if of <= step and not doomed:
+            kept.append(line)
+    write_text(file, "".join(f"{line}\n" for line in kept))

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from deepvit_train.atomic import RefusedError, inside, make_folder, replacing
 from deepvit_train.data.decode import printable
 from deepvit_train.data.index import ImageIndex
-from deepvit_train.error import OutputError
+from deepvit_train.error import CheckpointError, OutputError
+from deepvit_train.reading import open_file
 
 FOLDER = "images"  # in the run's folder
 SHOWN = 3  # paths in a line
@@ -32,19 +33,15 @@ def keep(run: Path, splits: dict[str, ImageIndex]) -> None:
     """Write the paths of each split into the run's folder, unless they are there. Raises OutputError."""
     for index in splits.values():
         file = _file(run, index.digest)
-        partial = file.with_name(f".{file.name}.partial")
         try:
-            if not file.exists():
-                file.parent.mkdir(exist_ok=True)
-                with partial.open("wb") as opened:
-                    # One after the other: an archive would take three times as long, for its checksums.
-                    np.save(opened, index.paths, allow_pickle=False)
-                    np.save(opened, index.ends, allow_pickle=False)
-                partial.replace(file)
+            make_folder(run, FOLDER)
         except OSError as error:
-            with suppress(OSError):
-                partial.unlink()
-            raise OutputError(f"{file}: can't be written ({error.strerror})") from None
+            raise OutputError(f"{file.parent}: can't be written ({error.strerror})") from None
+        if not file.exists():
+            with replacing(file, flush=False) as opened:
+                # One after the other: an archive would take three times as long, for its checksums.
+                np.save(opened, index.paths, allow_pickle=False)
+                np.save(opened, index.ends, allow_pickle=False)
 
 
 def changes(run: Path, before: dict[str, Any], splits: dict[str, ImageIndex]) -> Iterator[str]:
@@ -76,10 +73,19 @@ def _file(run: Path, digest: str) -> Path:
 def _read(file: Path) -> set[bytes] | None:
     """Return the paths that a file keeps, or None where there is none that can be read."""
     try:
-        with file.open("rb") as opened:
-            return _paths(np.load(opened, allow_pickle=False), np.load(opened, allow_pickle=False))
-    except (OSError, ValueError, EOFError):
+        inside(file.parent.parent, FOLDER)
+        with open_file(file) as opened:
+            paths, ends = (np.load(opened, allow_pickle=False) for _ in range(2))
+            return _paths(paths, ends) if _fit(paths, ends) else None
+    # A file that claims more than the memory holds is a damaged one.
+    except (OSError, ValueError, EOFError, MemoryError, CheckpointError, RefusedError):
         return None
+
+
+def _fit(paths: np.ndarray, ends: np.ndarray) -> bool:
+    """Return whether the ends lie one after the other in the text of the paths."""
+    whole = paths.dtype == np.uint8 and paths.ndim == ends.ndim == 1 and ends.dtype.kind in "iu"
+    return whole and bool((np.diff(ends, prepend=0) >= 0).all()) and ends.max(initial=0) <= len(paths)
 
 
 def _paths(paths: np.ndarray, ends: np.ndarray) -> set[bytes]:

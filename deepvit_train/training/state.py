@@ -5,6 +5,7 @@ Random draws need no state: each comes from the seed, the step and the sample (d
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,17 @@ from deepvit_train.distributed.world import World
 from deepvit_train.error import CheckpointError
 from deepvit_train.evaluation.calibration import Statistics
 from deepvit_train.models import DeepViT
-from deepvit_train.run.checkpoint import WEIGHT_FILES, read_calibrated, read_state, read_tensors
+from deepvit_train.run import schema
+from deepvit_train.run.checkpoint import (
+    STATE,
+    WEIGHT_FILES,
+    check_statistics,
+    read_calibrated,
+    read_state,
+    signed_file,
+)
 from deepvit_train.run.saving import TensorFile
+from deepvit_train.run.tensor import check_finite, check_fit, read_tensors
 from deepvit_train.training.plan import Plan
 from deepvit_train.training.recipe import build_ema, build_optimizer, build_schedule, learning_rate_after
 
@@ -86,10 +96,11 @@ class TrainState:
 
     def restore(self, checkpoint: Path) -> None:
         """Take over the state of a verified checkpoint. Raises CheckpointError if it does not fit."""
-        state = read_state(checkpoint)
+        state = schema.fitting(read_state(checkpoint), schema.RESUMED, checkpoint / STATE)
         for name, model in self.weights().items():
-            load_weights(model, checkpoint / f"{WEIGHT_FILES[name]}.safetensors")
-        _load_optimizer(self.model, self.optimizer, checkpoint / "optimizer.safetensors")
+            load_weights(model, signed_file(checkpoint, WEIGHT_FILES[name]))
+        stepped = state["scaler_skips"] < state["step"]  # a skipped step leaves no trace
+        _load_optimizer(self.model, self.optimizer, signed_file(checkpoint, "optimizer"), stepped)
         self.step = state["step"]
         if state["scaler"]:  # empty unless the checkpoint was trained in fp16
             self.scaler.load_state_dict(state["scaler"])
@@ -102,6 +113,8 @@ class TrainState:
         self.losses, self.loss_steps = state.get("losses", []), state.get("loss_steps", 0)
         self.saved_rate = state.get("learning_rate")
         self.calibrated = read_calibrated(checkpoint)
+        for statistics in self.calibrated.values():
+            check_statistics(self.model, statistics, checkpoint)
         self.schedule.step_update(self.step)
 
 
@@ -135,17 +148,8 @@ def is_to_be_sharded(config: TrainConfig, world: World) -> bool:
 def load_weights(model: DeepViT, file: Path) -> None:
     """Load a weights file into a model of the same shape. Raises CheckpointError."""
     own = model.state_dict()
-    try:
-        model.load_state_dict(
-            {
-                name: placed_like(own[name], value) if name in own else value
-                for name, value in read_tensors(file).items()
-            }
-        )
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{file}: does not fit the model ({str(error).splitlines()[-1].strip()})"
-        ) from None
+    tensors = _checked(own, file)
+    model.load_state_dict({name: placed_like(own[name], value) for name, value in tensors.items()})
 
 
 def _optimizer_tensors(model: DeepViT, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -158,11 +162,29 @@ def _optimizer_tensors(model: DeepViT, optimizer: torch.optim.Optimizer) -> dict
     }
 
 
-def _load_optimizer(model: DeepViT, optimizer: torch.optim.Optimizer, file: Path) -> None:
-    parameters = dict(model.named_parameters())
-    for key, value in read_tensors(file).items():
+def _load_optimizer(model: DeepViT, optimizer: torch.optim.Optimizer, file: Path, stepped: bool) -> None:
+    """Load AdamW's state, of each parameter or, where it has not made a step yet, of none."""
+    trained = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter in trained}
+    expected: dict[str, Tensor] = {f"step.{name}": torch.zeros(()) for name in parameters}
+    expected |= {
+        f"{kind}.{name}": parameter
+        for kind in ("exp_avg", "exp_avg_sq")
+        for name, parameter in parameters.items()
+    }
+    for key, value in _checked(expected, file, may_be_empty=not stepped).items():
         kind, _, name = key.partition(".")
-        if name not in parameters:
-            raise CheckpointError(f"{file}: has state for {name}, which the model has not")
         # The step count of fused AdamW lives on the parameter's device as well.
         optimizer.state[parameters[name]][kind] = placed_like(parameters[name], value)
+
+
+def _checked(expected: Mapping[str, Tensor], file: Path, may_be_empty: bool = False) -> dict[str, Tensor]:
+    """Read the tensors of a file. Raises CheckpointError unless they are those expected, and finite."""
+    tensors = read_tensors(file)
+    try:
+        if tensors or not may_be_empty:
+            check_fit(expected, tensors, exact=True)
+        check_finite(tensors)
+    except CheckpointError as error:
+        raise CheckpointError(f"{file}: {error}") from None
+    return tensors

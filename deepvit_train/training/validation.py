@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -71,7 +72,7 @@ def _is_best(metrics: dict[str, float], best: dict[str, float], select: str) -> 
     taken, taken_by_best = ([each.get(name) for name in COUNTS] for each in (metrics, best))
     if best and taken != taken_by_best:
         return best.get(COUNTS[0]) is not None
-    return not best or metrics[select] > best[select]
+    return not best or metrics[select] > best.get(select, -math.inf)
 
 
 def phrase(metrics: dict[str, float]) -> str:

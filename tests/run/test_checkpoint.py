@@ -200,13 +200,14 @@ def test_the_outcome_is_added_and_no_tensor_is_written_again(
     model = target / "model.safetensors"
     inode = model.stat().st_ino
     assert not (tmp_path / "best").exists()
-    added = {"calibrated": saving.TensorFile({"live.a": torch.ones(2)})}
+    statistic = "blocks.0.attn.norm.running_mean"
+    added = {"calibrated": saving.TensorFile({f"live.{statistic}": torch.ones(2)})}
     writer.complete(7, added, {"note": "done"}, best=True)
     writer.wait()
     writer.close()
     checkpoint.verify(target)
     assert checkpoint.read_state(target)["note"] == "done"
-    assert checkpoint.read_calibrated(target)["live"]["a"].tolist() == [1, 1]
+    assert checkpoint.read_calibrated(target)["live"][statistic].tolist() == [1, 1]
     assert set(checkpoint.read_tensors(model)) == set(TENSORS)
     assert (model.stat().st_ino == inode) == links
     assert model.stat().st_nlink == 1

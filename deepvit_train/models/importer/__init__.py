@@ -13,11 +13,12 @@ from deepvit_train.config.preset import Architecture, model_preset
 from deepvit_train.error import CheckpointError, ConfigError
 from deepvit_train.models.deepvit import DeepViT
 from deepvit_train.models.importer import authors, older_vit_pytorch, own, timm_vit, vit_pytorch
-from deepvit_train.models.importer.file import Source, listed, read_source
+from deepvit_train.models.importer.file import Source, read_source
 from deepvit_train.models.importer.infer import channels_of, checked_choices, depth_of, infer_architecture
 from deepvit_train.models.importer.layout import Layout, Tensors
 from deepvit_train.run.checkpoint import Found, find
 from deepvit_train.run.description import ModelDescription
+from deepvit_train.run.tensor import check_finite, check_fit, listed
 
 # A file has the first of these layouts that matches one of its names.
 LAYOUTS = (own.LAYOUT, older_vit_pytorch.LAYOUT, vit_pytorch.LAYOUT, authors.LAYOUT, timm_vit.LAYOUT)
@@ -67,7 +68,7 @@ def load_model(
     """
     found = find(str(path), weights)
     model = import_model(found, preset, weights, overrides).model
-    model.load_state_dict(found.calibrated() or {}, strict=False)
+    model.load_state_dict(found.calibrated(model) or {}, strict=False)
     return model
 
 
@@ -127,7 +128,7 @@ def build_from(architecture: Architecture, tensors: Tensors) -> DeepViT:
     more than it holds.
 
     Raises:
-        CheckpointError: the tensors do not fit the architecture.
+        CheckpointError: the tensors do not fit the architecture, or hold NaN or infinity.
     """
     if architecture.model.depth != depth_of(tensors):
         raise CheckpointError(
@@ -139,29 +140,12 @@ def build_from(architecture: Architecture, tensors: Tensors) -> DeepViT:
         model = DeepViT(architecture, classes, channels_of(tensors))
     expected = model.state_dict()
     check_fit(expected, tensors)
+    check_finite(tensors)
     for name, tensor in tensors.items():
         kind = torch.float64 if double and tensor.is_floating_point() else expected[name].dtype
         expected[name] = tensor.to(kind, copy=True).contiguous()
     model.load_state_dict(expected, assign=True)
     return model.eval()
-
-
-def check_fit(expected: Tensors, tensors: Tensors) -> None:
-    """Raise CheckpointError listing each name that is missing, left over or of another shape."""
-    misfits = [
-        f"{name} is {tuple(tensors[name].shape)}, not {tuple(expected[name].shape)}"
-        for name in expected
-        if name in tensors and tensors[name].shape != expected[name].shape
-    ]
-    problems = [
-        listed("missing", [name for name in expected if name not in tensors]),
-        listed("not read", [name for name in tensors if name not in expected]),
-        listed("of another shape", misfits),
-    ]
-    if any(problems):
-        raise CheckpointError(
-            f"does not fit the model ({'; '.join(problem for problem in problems if problem)})"
-        )
 
 
 def own_tensors(source: Source) -> tuple[Layout, Tensors]:

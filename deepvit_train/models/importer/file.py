@@ -20,8 +20,10 @@ from torch import Tensor
 
 from deepvit_train.error import CheckpointError
 from deepvit_train.models.importer.kind import SAVE_TENSORS, not_weights
-from deepvit_train.run.checkpoint import Found, read_tensors
+from deepvit_train.reading import open_file
+from deepvit_train.run.checkpoint import Found
 from deepvit_train.run.description import ModelDescription, read_description
+from deepvit_train.run.tensor import listed, read_tensors
 
 # The keys under which training programs save their tensors, averaged weights first.
 WRAPPERS = {"ema": ("state_dict_ema", "model_ema"), "live": ("state_dict", "model")}
@@ -54,7 +56,7 @@ def read_source(found: Found, weights: str = "auto") -> Source:
     """
     file = found.file
     try:
-        with file.open("rb") as opened:
+        with open_file(file, follow=True) as opened:
             start = opened.read(512)
         if (other := not_weights(file, start)) is not None:
             raise CheckpointError(f"{file}: {other}")
@@ -163,11 +165,3 @@ def _is_plain(name: Any, value: Any) -> bool:
         and not value.is_quantized
         and value.nbytes <= value.untyped_storage().nbytes()  # a view may claim any size without holding it
     )
-
-
-def listed(what: str, names: list[str], shown: int = 8) -> str:
-    """Return 'what: a, b, ... 3 more', or an empty text if there are no names."""
-    if not names:
-        return ""
-    more = f", ... {len(names) - shown} more" if len(names) > shown else ""
-    return f"{what}: {', '.join(names[:shown])}{more}"

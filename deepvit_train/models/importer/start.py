@@ -14,11 +14,12 @@ from deepvit_train.classes import TORCHVISION, difference, ordered, shortened
 from deepvit_train.config.model import Pool
 from deepvit_train.error import CheckpointError
 from deepvit_train.models.deepvit import DeepViT
-from deepvit_train.models.importer import check_fit, class_names, own_tensors, timm_vit
+from deepvit_train.models.importer import class_names, own_tensors, timm_vit
 from deepvit_train.models.importer.file import Source, read_source
 from deepvit_train.models.importer.layout import Tensors
 from deepvit_train.run.checkpoint import find
 from deepvit_train.run.description import ModelDescription
+from deepvit_train.run.tensor import check_finite, check_fit
 
 # The tensors that only a block that mixes its heads has.
 OF_THETA = re.compile(r"(blocks\.\d+\.)attn\.(?:theta|theta_bias|logit_theta|logit_bias|norm\..+)")
@@ -68,6 +69,7 @@ def start_from(model: DeepViT, path: str, classes: list[str] | None = None, said
         for adapt in (_head, _positions, _patches, _theta):
             tensors = adapt(expected, tensors, notes)
         check_fit(expected, tensors)
+        check_finite(tensors)
     except CheckpointError as error:
         raise CheckpointError(f"model.weights={path}: {error}") from None
     model.load_state_dict(tensors)
