@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pty
-import shutil
 import signal
 import subprocess
 import sys
@@ -108,7 +107,7 @@ def test_a_run_under_nohup_outlives_its_terminal(digits: Path, whole: Path, tmp_
     assert outcome(folder) == outcome(whole)
 
 
-CLASSES = ["[red]bee[/red]", "été", ":skull:"]
+CLASSES = ["[red]bee", "été", ":skull:"]
 IMAGE = "\x1b[31m\x9b2J\u202e\udcff"
 
 
@@ -122,7 +121,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
             folder.mkdir(parents=True)
             for image in range(4):
                 Image.new("RGB", (32, 32), (30 * number, image, len(split))).save(folder / f"{image}.png")
-        (root / split / CLASSES[0] / f"{IMAGE}.png").write_bytes(b"no image")
+    (root / "train" / CLASSES[0] / f"{IMAGE}.png").write_bytes(b"no image")
     return root
 
 
@@ -144,8 +143,14 @@ def test_names_from_files_do_not_steer_the_terminal(
 
     data = ["data=imagefolder", f"data.root={hostile}", "model.image_size=32", "data.max_bad=2"]
     small = ["trainer.batch_size=4", "trainer.eval_batch_size=4", "trainer.calibrate_images=8"]
-    (folder / "\x1b[5mx").mkdir() if (folder := tmp_path / "run").exists() else None
-    told = said(4, "train", *QUICK, *data, *small, "run_dir=run")
-    assert "\\x1b[31m\\x9b2J\\u202e\\udcff.png" in told
-    told = said(4, "data", "check", f"root={hostile}", "timing=false")
-    assert "\\x1b[31m\\x9b2J\\u202e\\udcff.png" in told
+    shown = "\\x1b[31m\\x9b2J\\u202e\\udcff.png"
+    assert shown in said(0, "train", *QUICK, *data, *small, "run_dir=run")
+    told = said(0, "eval", "checkpoint=run", "batch_size=4", "threads=1")
+    assert "[red]bee" in told
+    assert ":skull:" in told
+    assert ("été" if encoding == "utf-8" else "\\xe9t\\xe9") in told
+    report = json.loads(told.splitlines()[-1])
+    (written,) = (tmp_path / "run" / "checkpoints").glob("*.live.val.json")
+    assert report["images"] == 12
+    assert set(json.loads(written.read_text())["classes"]) == set(CLASSES)
+    assert shown in said(4, "data", "check", f"root={hostile}", "timing=false")
