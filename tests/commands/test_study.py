@@ -12,7 +12,7 @@ from deepvit_train.commands import study
 from deepvit_train.commands.study_table import table
 from deepvit_train.config.compose import compose_command
 from deepvit_train.config.preset import choices
-from deepvit_train.error import ConfigError, DataError
+from deepvit_train.error import ConfigError, DataError, UserError
 from tests.conftest import Command
 
 TINY = [
@@ -71,8 +71,11 @@ def test_a_study_goes_on_where_it_stopped_and_past_a_broken_cell(digits: Path, t
     broken = out / "runs" / "reattention-d02-w16-s0"
     broken.mkdir()
     (broken / "stranger").write_text("")
-    second = study.run(configure(digits, out, "study.seeds=[0]"))
+    with pytest.raises(UserError, match="cells failed: 1; the first is reattention-d02-w16-s0") as failure:
+        study.run(configure(digits, out, "study.seeds=[0]"))
+    assert failure.value.exit_code == 6
     assert finished.stat().st_mtime_ns == before
+    second = json.loads((out / "study.json").read_text())
     assert second["finished"] == 2
     assert list(second["failed"]) == ["reattention-d02-w16-s0"]
     assert "holds stranger but no run" in second["failed"]["reattention-d02-w16-s0"]
