@@ -123,6 +123,10 @@ def _recorded(arguments: list[str]) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
+    try:
+        Path.cwd()
+    except OSError:
+        raise OutputError("the working folder was removed; change to one that exists") from None
     if arguments[:1] == ["data"]:
         # deepvit-data's first word names one of its commands.
         arguments = _data_command(arguments[1:])
