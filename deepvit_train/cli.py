@@ -24,7 +24,7 @@ from deepvit_train.commands import sweep
 from deepvit_train.config.command import COMMANDS
 from deepvit_train.config.compose import as_yaml, compose_command, compose_tree
 from deepvit_train.config.help import command_help, overview
-from deepvit_train.console import lost_output, protect_streams
+from deepvit_train.console import lost_output, protect_streams, tell_error
 from deepvit_train.error import ConfigError, OutputError, UserError, explained, nearest
 
 # The module of each command; imported only once the configuration is valid, because torch takes seconds.
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         _check_output(arguments)
         sys.exit(code)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell_error(error)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

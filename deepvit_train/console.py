@@ -128,6 +128,11 @@ def protect_streams() -> None:
             setattr(sys, name, EscapingStream(OutlivingStream(stream)))
 
 
+def tell_error(error: Exception) -> None:
+    """Print an error that a user can mend to stderr."""
+    print(f"error: {printable(str(error))}", file=sys.stderr)
+
+
 def lost_output() -> Exception | None:
     """Return the error that stdout ended with, if texts were lost that a reader still waits for."""
     sys.stdout.flush()

@@ -245,7 +245,7 @@ def test_the_exit_code_says_what_was_done(arguments: str, streams: str, exit_cod
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
-        ("plain text, été, 犬\twith a tab\n", None),
+        ("a\ttab, été, 犬\n", None),
         ("\x1b[31m", "\\x1b[31m"),
         ("\x1b]0;title\x07", "\\x1b]0;title\\x07"),
         ("a\rb\x08", "a\\rb\\x08"),

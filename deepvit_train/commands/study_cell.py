@@ -18,7 +18,7 @@ from typing import Any
 
 from deepvit_train.commands import analyze, train
 from deepvit_train.config.compose import compose_command
-from deepvit_train.console import protect_streams
+from deepvit_train.console import protect_streams, tell_error
 from deepvit_train.error import OutputError, UserError, explained
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -133,7 +133,7 @@ def _in_process(commands: dict[str, list[str]], log: str, heeded: list[int], loc
         with explained("analyze"):
             analyze.run(compose_command("analyze", commands["analyze"]))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell_error(error)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
