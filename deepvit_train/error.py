@@ -204,6 +204,11 @@ def _explain_system(error: OSError, first_line: str, keys: str) -> UserError:
         return _too_many_processes(first_line)
     if error.errno in FULL:
         return OutputError(f"{error.filename or 'a file of the run'}: can't be written ({error.strerror})")
+    if isinstance(error, ConnectionError):
+        return UserError(
+            f"another process of the run was lost ({first_line})\n"
+            "the same command goes on from the last checkpoint"
+        )
     return UserError(f"the system refused something ({first_line})")
 
 

@@ -165,6 +165,7 @@ def test_no_more_processes(call: Command, tmp_path: Path, monkeypatch: pytest.Mo
         (OSError(errno.EIO, "Input/output error", "/disk/file"), "/disk/file"),
         (FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']"), "/tmp"),
         (OSError("AF_UNIX path too long"), "AF_UNIX path too long"),
+        (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), "another process"),
         (OSError(errno.ENFILE, "Too many open files in system"), "ulimit -n"),
     ],
 )

@@ -207,7 +207,7 @@ def _failure(failed: dict[str, str], stored: list[dict[str, Any]]) -> UserError:
     name, told = next(iter(failed.items()))
     code = next(cell for cell in stored if cell.get("name") == name).get("exit_code", 1)
     error = UserError(
-        f"{len(failed)} cells failed; the first is {name}: {told}\nthe same command tries them again"
+        f"cells failed: {len(failed)}; the first is {name}: {told}\nthe same command tries them again"
     )
     error.exit_code = code if code < 128 else 1
     return error

@@ -84,16 +84,21 @@ class CellProcesses:
 
 def _locked(out: Path) -> int:
     """Lock a study's folder and return the descriptor. Raises OutputError if another study has locked it."""
-    descriptor = os.open(out / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
-        # Unlike a POSIX lock, this one is shared with the cell: its process holds it until it ends.
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        holder = os.read(descriptor, 64).decode(errors="replace").strip()
-        os.close(descriptor)
+        descriptor = os.open(out / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        try:
+            # Unlike a POSIX lock, this one is shared with the cell: its process holds it until it ends.
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(descriptor)
+            raise
+    except BlockingIOError:
+        holder = (out / ".lock").read_text(errors="replace")[:64].strip()
         raise OutputError(
             f"out={out}: the study of process {holder or '(unknown)'}, or its last cell, is writing there"
         ) from None
+    except OSError as error:
+        raise OutputError(f"out={out}: can't be locked ({error.strerror})") from None
     os.ftruncate(descriptor, 0)
     os.write(descriptor, f"{os.getpid()}\n".encode())
     return descriptor
