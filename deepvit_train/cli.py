@@ -86,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("PYTHON_COLORS", "0")  # newer versions of Python colour tracebacks
     try:
+        _check_folder()
         code = _recorded(arguments)
         _check_output(arguments)
         sys.exit(code)
@@ -94,6 +95,13 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _check_folder() -> None:
+    try:
+        Path.cwd()
+    except OSError:
+        raise OutputError("the working folder was removed; change to one that exists") from None
 
 
 def _check_output(arguments: list[str]) -> None:
@@ -123,13 +131,11 @@ def _recorded(arguments: list[str]) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    try:
-        Path.cwd()
-    except OSError:
-        raise OutputError("the working folder was removed; change to one that exists") from None
     if arguments[:1] == ["data"]:
         # deepvit-data's first word names one of its commands.
         arguments = _data_command(arguments[1:])
+        if not arguments:
+            return 0
     command = arguments[0] if arguments else "--help"
     if command in ("-h", "--help"):
         commands = {name: name for name in COMMANDS}
@@ -160,11 +166,12 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _data_command(arguments: list[str]) -> list[str]:
+    """Return the arguments of the command that deepvit-data's first word names, or nothing after its help."""
     commands = {name.removeprefix("data-"): name for name in COMMANDS if name.startswith("data-")}
     word = arguments[0] if arguments else "--help"
     if word in ("-h", "--help"):
         print(overview("Check a data set, or write one as a folder of images.", "deepvit-data", commands))
-        sys.exit(0)
+        return []
     if word not in commands:
         raise ConfigError(
             f"deepvit-data {word}: no such command{nearest(word, commands)} (choices: {', '.join(commands)})"

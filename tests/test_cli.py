@@ -227,6 +227,7 @@ def test_a_closed_terminal_is_a_reader_that_left() -> None:
     [
         ("train --help", "> /dev/full", 6),
         ("train --cfg", "> /dev/full", 6),
+        ("data --help", "> /dev/full", 6),
         ("train --help", ">&-", 0),
         ("train --help", ">&- 2>&- <&-", 0),
         ("train attn=x", "2> /dev/full", 2),
