@@ -11,21 +11,21 @@ deepvit-study root=FOLDER ...        python -m deepvit_train.cli study root=FOLD
 
 from __future__ import annotations
 
-import errno
 import importlib
 import os
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, TextIO, cast
+from typing import Any, NoReturn
 
 from deepvit_train import __version__
 from deepvit_train.commands import sweep
 from deepvit_train.config.command import COMMANDS
 from deepvit_train.config.compose import as_yaml, compose_command, compose_tree
 from deepvit_train.config.help import command_help, overview
-from deepvit_train.error import ConfigError, UserError, explained, nearest
+from deepvit_train.console import lost_output, protect_streams, tell_error
+from deepvit_train.error import ConfigError, OutputError, UserError, explained, nearest
 
 # The module of each command; imported only once the configuration is valid, because torch takes seconds.
 MODULES = {
@@ -39,6 +39,8 @@ MODULES = {
     "data-demo": "deepvit_train.commands.data_folder",
     "data-fashion-mnist": "deepvit_train.commands.data_folder",
 }
+# Options with which a command only prints.
+PRINTING = ("-h", "--help", "--version", "--cfg")
 
 
 def train() -> NoReturn:
@@ -79,61 +81,37 @@ def data() -> NoReturn:
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run `COMMAND [--help | --version | --cfg | -m] KEY=VALUE ...` and exit with its code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    outlive_readers()
+    protect_streams()
     # torch prints a page of C++ frames with some warnings, such as that of a lost rank.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("PYTHON_COLORS", "0")  # newer versions of Python colour tracebacks
     try:
-        sys.exit(_recorded(arguments))
+        _check_folder()
+        code = _recorded(arguments)
+        _check_output(arguments)
+        sys.exit(code)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell_error(error)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
 
 
-class OutlivingStream:
-    """A text stream that goes on into nothing once its reader is gone.
+def _check_folder() -> None:
+    try:
+        Path.cwd()
+    except OSError:
+        raise OutputError("the working folder was removed; change to one that exists") from None
 
-    The reader of a pipe may end (`deepvit-train --help | head -3`), or the terminal may be closed. A command
-    that prints only is done then; a training must not die of it.
+
+def _check_output(arguments: list[str]) -> None:
+    """Raise OutputError if what a command printed was lost to a full disk.
+
+    A reader who left is no error. Nor is a lost line of a training, whose results lie in its folder.
     """
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._gone = {errno.EPIPE, errno.EIO} if stream.isatty() else {errno.EPIPE}
-
-    def write(self, text: str) -> int:
-        """Write text; returns its length."""
-        try:
-            return self._stream.write(text)
-        except OSError as error:
-            self._silence(error)
-            return len(text)
-
-    def flush(self) -> None:
-        """Write what is held back."""
-        try:
-            self._stream.flush()
-        except OSError as error:
-            self._silence(error)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def _silence(self, error: OSError) -> None:
-        if error.errno not in self._gone:
-            raise error
-        nothing = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nothing, self._stream.fileno())
-        os.close(nothing)
-
-
-def outlive_readers() -> None:
-    """Keep stdout and stderr of this process alive. Streams that stand in for them are left alone."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is not None and stream is getattr(sys, f"__{name}__"):
-            setattr(sys, name, cast(TextIO, OutlivingStream(stream)))
+    runs = arguments[:1] in (["train"], ["study"]) and not set(PRINTING) & set(arguments)
+    if not runs and (error := lost_output()) is not None:
+        raise OutputError(f"stdout: can't be written ({getattr(error, 'strerror', None) or error})")
 
 
 def _recorded(arguments: list[str]) -> int:
@@ -156,6 +134,8 @@ def _dispatch(arguments: list[str]) -> int:
     if arguments[:1] == ["data"]:
         # deepvit-data's first word names one of its commands.
         arguments = _data_command(arguments[1:])
+        if not arguments:
+            return 0
     command = arguments[0] if arguments else "--help"
     if command in ("-h", "--help"):
         commands = {name: name for name in COMMANDS}
@@ -167,7 +147,7 @@ def _dispatch(arguments: list[str]) -> int:
         )
     flags = [argument for argument in arguments[1:] if argument.startswith("-")]
     overrides = [argument for argument in arguments[1:] if not argument.startswith("-")]
-    known = ["-h", "--help", "--version", "--cfg"] + (["-m", "--multirun"] if command == "train" else [])
+    known = [*PRINTING, *(["-m", "--multirun"] if command == "train" else [])]
     if unknown := [flag for flag in flags if flag not in known]:
         raise ConfigError(
             f"{unknown[0]}: no such option{nearest(unknown[0], known)} (options: {', '.join(known)})"
@@ -186,11 +166,12 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _data_command(arguments: list[str]) -> list[str]:
+    """Return the arguments of the command that deepvit-data's first word names, or nothing after its help."""
     commands = {name.removeprefix("data-"): name for name in COMMANDS if name.startswith("data-")}
     word = arguments[0] if arguments else "--help"
     if word in ("-h", "--help"):
         print(overview("Check a data set, or write one as a folder of images.", "deepvit-data", commands))
-        sys.exit(0)
+        return []
     if word not in commands:
         raise ConfigError(
             f"deepvit-data {word}: no such command{nearest(word, commands)} (choices: {', '.join(commands)})"

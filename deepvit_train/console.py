@@ -1,6 +1,19 @@
-"""What the terminal shows: lines, tables and a progress bar. This module imports no torch."""
+"""What the terminal shows: lines, tables and a progress bar. A failing terminal ends nothing.
+
+All that a process prints passes through here, so that a name in a file can't steer the terminal. This module
+imports no torch.
+"""
 
 from __future__ import annotations
+
+import errno
+import os
+import re
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from io import TextIOWrapper
+from typing import Any, TextIO, cast
 
 from rich.console import Console
 from rich.progress import (
@@ -11,9 +24,140 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
+
+# What steers a terminal (C0, DEL and C1, but tab and line feed), turns the order of letters around, breaks a
+# line without a line feed, or is no character (surrogates: bytes of a file name that are not UTF-8).
+STEERING = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]"
+)
+# The reader of a pipe ended (`deepvit-train --help | head -3`), or the terminal was closed.
+READER_LEFT = {errno.EPIPE, errno.EIO}
+
+
+def printable(text: str) -> str:
+    r"""Return text with an escape, such as `\x1b`, in place of each character that steers a terminal."""
+    return STEERING.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+class OutlivingStream:
+    """A text stream that never fails. After the first text that can't be written it goes on into nothing.
+
+    Attributes:
+        lost: the error that ended it, if there was one. That a reader left is none: it wanted no more.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.lost: Exception | None = None
+
+    def write(self, text: str) -> int:
+        """Write text. Returns its length."""
+        try:
+            return self._stream.write(text)
+        except (OSError, ValueError) as error:  # ValueError: somebody closed the stream
+            self._silence(error)
+            return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write several texts."""
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        """Write what is held back."""
+        try:
+            self._stream.flush()
+        except (OSError, ValueError) as error:
+            self._silence(error)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _silence(self, error: Exception) -> None:
+        if isinstance(error, BlockingIOError):
+            return  # another program made the terminal non-blocking: this text is lost, the next may not be
+        if not isinstance(error, OSError) or error.errno not in READER_LEFT:
+            self.lost = self.lost or error
+        # Child processes and libraries write to the same descriptor.
+        with suppress(OSError, ValueError):
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nothing, self._stream.fileno())
+            os.close(nothing)
+
+
+class EscapingStream:
+    """A stream for texts that hold names out of files: it escapes what steers a terminal.
+
+    Attributes:
+        rich_proxied_file: the stream under it. rich looks for it by this name, and writes its own control
+            codes there.
+    """
+
+    def __init__(self, stream: OutlivingStream) -> None:
+        self.rich_proxied_file = stream
+
+    def write(self, text: str) -> int:
+        """Write text, escaped. Returns its length."""
+        self.rich_proxied_file.write(printable(text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write several texts, escaped."""
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.rich_proxied_file, name)
+
+
+def protect_streams() -> None:
+    """Let stdout and stderr of this process outlive their readers, and escape what is written to them.
+
+    Streams that stand in for them are left alone.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by `>&-`: the next file that is opened would get its number, and its text
+            stream = _open_nothing(number)
+            setattr(sys, name, stream)
+            setattr(sys, f"__{name}__", stream)
+        if name != "stdin" and stream is getattr(sys, f"__{name}__"):
+            # The locale may lack letters of a name.
+            cast(TextIOWrapper, stream).reconfigure(errors="backslashreplace")
+            setattr(sys, name, EscapingStream(OutlivingStream(stream)))
+
+
+def tell_error(error: Exception) -> None:
+    """Print an error that a user can mend to stderr."""
+    print(f"error: {printable(str(error))}", file=sys.stderr)
+
+
+def lost_output() -> Exception | None:
+    """Return the error that stdout ended with, if texts were lost that a reader still waits for."""
+    sys.stdout.flush()
+    return getattr(sys.stdout, "lost", None)
+
+
+def _open_nothing(number: int) -> TextIO:
+    """Return a stream without content, under a descriptor's number if that is free."""
+    try:
+        os.fstat(number)
+    except OSError:
+        os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, and those below are taken
+        os.set_inheritable(number, True)
+    return open(os.devnull, "r+")  # noqa: PTH123 - as long as the process lives
+
+
+class _EscapingConsole(Console):
+    """A console that escapes every string that it is given, in a table too, before it measures it."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
+
 
 # Paths and figures are printed as they are: no markup, no colouring, no wrapping inside a word to be copied.
-console = Console(markup=False, highlight=False, soft_wrap=True)
+console = _EscapingConsole(markup=False, emoji=False, highlight=False, soft_wrap=True)
 if not console.is_terminal:
     console.width = 200  # a file or a pipe has no width: no table is squeezed into 80 columns
 
@@ -29,4 +173,7 @@ def progress_bar() -> Progress:
         TimeRemainingColumn(),
         console=console,
         disable=not console.is_terminal,
+        # rich would take prints over, and read control codes in them.
+        redirect_stdout=False,
+        redirect_stderr=False,
     )

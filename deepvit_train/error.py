@@ -178,6 +178,8 @@ def explain(error: Exception, stage: str) -> UserError | None:
         )
     if "Too many open files" in text:
         return _too_many_files(first_line)
+    if "can't start new thread" in text:
+        return _too_many_processes(first_line)
     if "DataLoader worker" in text:
         return UserError(
             f"a loader process died ({first_line})\n"
@@ -191,21 +193,34 @@ def explain(error: Exception, stage: str) -> UserError | None:
     return None
 
 
-def _explain_system(error: OSError, first_line: str, keys: str) -> UserError | None:
+def _explain_system(error: OSError, first_line: str, keys: str) -> UserError:
     if error.errno == errno.ENOMEM:
         return UserError(
             f"out of memory ({first_line})\nloaders need less with a lower data.workers; else try {keys}"
         )
-    if error.errno == errno.EMFILE:
+    if error.errno in (errno.EMFILE, errno.ENFILE):
         return _too_many_files(first_line)
+    if error.errno == errno.EAGAIN:
+        return _too_many_processes(first_line)
     if error.errno in FULL:
         return OutputError(f"{error.filename or 'a file of the run'}: can't be written ({error.strerror})")
-    return None
+    if isinstance(error, ConnectionError):
+        return UserError(
+            f"another process of the run was lost ({first_line})\n"
+            "the same command goes on from the last checkpoint"
+        )
+    return UserError(f"the system refused something ({first_line})")
 
 
 def _too_many_files(first_line: str) -> UserError:
     return UserError(
         f"too many open files ({first_line})\nraise the limit (ulimit -n 65536) or lower data.workers"
+    )
+
+
+def _too_many_processes(first_line: str) -> UserError:
+    return UserError(
+        f"too many processes or threads ({first_line})\nraise the limit (ulimit -u), or lower data.workers"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -11,11 +12,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.table import Table
 
-from deepvit_train.cli import OutlivingStream
 from deepvit_train.commands import train
 from deepvit_train.config.compose import compose_command
 from deepvit_train.config.help import summary
+from deepvit_train.console import EscapingStream, OutlivingStream, console, printable
 from deepvit_train.run import checkpoint
 from deepvit_train.run.folder import RunFolder
 from tests.conftest import QUICK, Command
@@ -220,9 +222,63 @@ def test_a_closed_terminal_is_a_reader_that_left() -> None:
         outliving.flush()
 
 
-def test_a_full_disk_is_not_a_reader_that_left() -> None:
-    command = f"{sys.executable} -m deepvit_train.cli train --help > /dev/full"
-    assert subprocess.run(["bash", "-c", command], env=ENVIRONMENT, capture_output=True).returncode != 0
+@pytest.mark.parametrize(
+    ("arguments", "streams", "exit_code"),
+    [
+        ("train --help", "> /dev/full", 6),
+        ("train --cfg", "> /dev/full", 6),
+        ("data --help", "> /dev/full", 6),
+        ("train --help", ">&-", 0),
+        ("train --help", ">&- 2>&- <&-", 0),
+        ("train attn=x", "2> /dev/full", 2),
+        ("train attn=x", "> /dev/full 2>&1", 2),
+        ("train attn=x", "2>&-", 2),
+    ],
+)
+def test_the_exit_code_says_what_was_done(arguments: str, streams: str, exit_code: int) -> None:
+    command = f"{sys.executable} -m deepvit_train.cli {arguments} {streams}"
+    done = subprocess.run(["bash", "-c", command], env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == exit_code
+    told = "error: stdout: can't be written (No space left on device)\n" if exit_code == 6 else ""
+    assert done.stderr == told
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\ttab, été, 犬\n", None),
+        ("\x1b[31m", "\\x1b[31m"),
+        ("\x1b]0;title\x07", "\\x1b]0;title\\x07"),
+        ("a\rb\x08", "a\\rb\\x08"),
+        ("\x9b2J\x7f\x00", "\\x9b2J\\x7f\\x00"),
+        ("\u202etxt.exe\u2066", "\\u202etxt.exe\\u2066"),
+        ("\u2028", "\\u2028"),
+        ("\udcff", "\\udcff"),
+    ],
+)
+def test_what_steers_a_terminal_is_escaped(
+    text: str, shown: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = text if shown is None else shown
+    assert printable(text) == shown
+    written = io.StringIO()
+    stream = EscapingStream(OutlivingStream(written))
+    stream.write(text)
+    stream.writelines([text])
+    assert written.getvalue() == shown * 2
+    console.print(text, end="")
+    assert capsys.readouterr().out == shown.expandtabs()
+
+
+def test_a_table_of_hostile_names_is_as_wide_as_what_it_shows(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table("[red]class", ":skull:")
+    table.add_row("\x1b[31mred", "[b]1")
+    console.print(table)
+    told = capsys.readouterr().out
+    assert "[red]class" in told
+    assert ":skull:" in told
+    assert "\\x1b[31mred" in told
+    assert len({len(line) for line in told.splitlines()}) == 1
 
 
 def test_the_overview_says_what_each_command_does(call: Command) -> None:

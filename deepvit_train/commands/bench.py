@@ -73,11 +73,11 @@ def run(config: BenchConfig) -> dict[str, Any]:
     }
     try:
         if config.out is not None:
-            write_text(Path(config.out), json.dumps(report, indent=1) + "\n")
+            write_text(Path(config.out).expanduser(), json.dumps(report, indent=1) + "\n")
         if config.plot is not None:
             from deepvit_train.commands.bench_figure import plot
 
-            plot(report, Path(config.plot))
+            plot(report, Path(config.plot).expanduser())
     except OSError as error:
         raise OutputError(f"{error.filename}: can't be written ({error.strerror})") from None
     print(json.dumps(report), flush=True)

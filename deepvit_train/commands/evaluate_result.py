@@ -105,7 +105,7 @@ class Evaluated:
         return report | ({"not_finite": result.not_finite} if result.not_finite else {})
 
     def tell(self, report: dict[str, Any]) -> None:
-        """Print the table, write the file, and print the report as the last line.
+        """Write the file, then print the table, and the report as the last line.
 
         A folder that can't be written costs the file alone. Raises RefusedError at the end where a link or
         another thing lies in the file's place.
@@ -114,13 +114,6 @@ class Evaluated:
         every = zip(result.class_accuracy, self.labels.names, result.class_images, strict=True)
         known = [each for place, each in enumerate(every) if place not in absent]
         seen = sorted((accuracy, name, images) for accuracy, name, images in known if accuracy is not None)
-        console.print(_table(self, seen))
-        if unseen := len(known) - len(seen):
-            console.print(f"classes without an image: {unseen}; nothing is known of them")
-        if result.not_finite:
-            console.print(
-                f"warning: outputs for {result.not_finite} images are NaN or infinite; they count as wrong"
-            )
         by_class = {
             name: {"name": readable(name), "top1": accuracy, "images": images}
             for accuracy, name, images in known
@@ -128,11 +121,19 @@ class Evaluated:
         file, refused = self.file(), None
         try:
             write_text(file, json.dumps({**report, "classes": by_class}, indent=1) + "\n")
-            console.print(f"written: {file}")
+            written = f"written: {file}"
         except RefusedError as error:
-            refused = error
+            refused, written = error, f"not written: {error}"
         except OutputError as error:
-            console.print(f"not written: {error}")
+            written = f"not written: {error}"
+        console.print(_table(self, seen))
+        if unseen := len(known) - len(seen):
+            console.print(f"classes without an image: {unseen}; nothing is known of them")
+        if result.not_finite:
+            console.print(
+                f"warning: outputs for {result.not_finite} images are NaN or infinite; they count as wrong"
+            )
+        console.print(written)
         print(json.dumps(report), flush=True)
         if refused is not None:
             raise refused

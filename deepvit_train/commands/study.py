@@ -11,18 +11,15 @@ OUT/table.md, figures/  the results
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from deepvit_train.atomic import append, inside, make_folder, write_text
+from deepvit_train.atomic import inside, make_folder, write_text
 from deepvit_train.collapse.figure import save
-from deepvit_train.commands import analyze, train
+from deepvit_train.commands.study_cell import STOPS, CellProcesses
 from deepvit_train.commands.study_store import read_cell, read_losses, read_settings
 from deepvit_train.commands.study_table import figures, table
 from deepvit_train.config.compose import compose_command, plain
@@ -54,8 +51,9 @@ def run(config: StudyConfig) -> dict[str, Any]:
 
     Raises:
         ConfigError, DataError: the configuration or the images can't be used.
-        OutputError: the folder can't be written.
-        Interrupted: a stop signal ended a cell; the same command continues it.
+        OutputError: the folder can't be written, or another study writes there.
+        Interrupted: a stop signal came, and the cell has saved; the same command continues it.
+        UserError: cells failed. The exit code is that of the first.
     """
     out = Path(config.out).expanduser()
     cells = list(cells_of(config.study))
@@ -70,15 +68,21 @@ def run(config: StudyConfig) -> dict[str, Any]:
     except OSError as error:
         raise OutputError(f"out={out}: can't be written ({error.strerror})") from None
 
-    due = [cell for cell in cells if _stored(out, cell).get("status") != "done"]
-    console.print(f"{len(cells)} cells, {len(cells) - len(due)} finished; folder: {out}")
-    for number, cell in enumerate(due[: config.limit_cells], start=1):
-        console.print(f"cell {number} of {len(due)}: {cell.name}")
-        inside(out, "runs", cell.name)
-        outcome = _run_cell(cell, config, out)
-        console.print(f"  {outcome['status']} in {outcome['seconds']:.0f} s {outcome.get('error', '')}")
-        write_text(out / "cells" / f"{cell.name}.json", json.dumps(outcome, indent=1) + "\n")
-    return _summarise(cells, config, out)
+    with CellProcesses(out) as processes:
+        due = [cell for cell in cells if _stored(out, cell).get("status") != "done"]
+        console.print(f"{len(cells)} cells, {len(cells) - len(due)} finished; folder: {out}")
+        for number, cell in enumerate(due[: config.limit_cells], start=1):
+            if processes.stop:
+                raise Interrupted("stopped between two cells; the same command goes on", processes.stop)
+            console.print(f"cell {number} of {len(due)}: {cell.name}")
+            inside(out, "runs", cell.name)
+            outcome = _run_cell(cell, config, out, processes)
+            write_text(out / "cells" / f"{cell.name}.json", json.dumps(outcome, indent=1) + "\n")
+            console.print(f"  {outcome['status']} in {outcome['seconds']:.0f} s {outcome.get('error', '')}")
+    result = _summarise(cells, config, out)
+    if failed := result["failed"]:
+        raise _failure(failed, [_stored(out, cell) for cell in cells])
+    return result
 
 
 def _adopt(config: StudyConfig, file: Path) -> None:
@@ -137,44 +141,24 @@ def commands_of(cell: Cell, config: StudyConfig) -> dict[str, list[str]]:
     return commands
 
 
-def _run_cell(cell: Cell, config: StudyConfig, out: Path) -> dict[str, Any]:
-    """Train and analyse a cell in a process of its own, so that even a crash stops no other cell."""
+def _run_cell(cell: Cell, config: StudyConfig, out: Path, processes: CellProcesses) -> dict[str, Any]:
+    """Train and analyse a cell in a process of its own, so that even a crash stops no other cell.
+
+    Raises Interrupted if a stop signal ended it.
+    """
     commands, log = commands_of(cell, config), out / "cells" / f"{cell.name}.log"
-    # A server that has already imported torch forks a process for each cell. That saves seconds a cell, and
-    # cells share no state.
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["deepvit_train.commands.study"])
-    process = processes.Process(target=_in_process, args=(commands, str(log)))
     began = time.perf_counter()
-    process.start()
-    try:
-        process.join()
-    finally:
-        if process.is_alive():
-            process.terminate()  # the run saves its state first
-            process.join()
+    code = processes.run(commands, log)
     outcome = {"name": cell.name, "attn": cell.attn, "depth": cell.depth, "dim": cell.dim, "seed": cell.seed}
     outcome |= {"seconds": round(time.perf_counter() - began, 1), "train": commands["train"]}
-    code = process.exitcode or 0
-    if code > 128:
-        raise Interrupted(f"cell {cell.name} was stopped; the same command continues it", code - 128)
+    stop = processes.stop if code and processes.stop else code - 128
+    if stop in STOPS:
+        raise Interrupted(f"cell {cell.name} was stopped; the same command continues it", stop)
     if code:
-        said = log.read_text().strip().splitlines() if log.exists() else []
-        return outcome | {"status": "failed", "error": f"exit code {code}: {said[-1] if said else log}"}
+        said = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
+        error = f"exit code {code}: {said[-1] if said else log}"
+        return outcome | {"status": "failed", "exit_code": code, "error": error}
     return outcome | {"status": "done", **_result(out / "runs" / cell.name)}
-
-
-def _in_process(commands: dict[str, list[str]], log: str) -> None:
-    """Train and analyse a cell. Runs in the cell's process, and writes what it prints to the log."""
-    with append(Path(log)) as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    try:
-        train.run(compose_command("train", commands["train"]))
-        analyze.run(compose_command("analyze", commands["analyze"]))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
 
 
 def _result(run: Path) -> dict[str, Any]:
@@ -213,12 +197,22 @@ def _summarise(cells: list[Cell], config: StudyConfig, out: Path) -> dict[str, A
         for name, figure in figures(done, config.study, config.collapse).items():
             save(figure, out / "figures", name)
         console.print(table(done))
+    written = f"; written: {out / 'table.md'}, {out / 'figures'}" if done else ""
+    console.print(f"{len(done)} of {len(cells)} cells finished{written}")
     for name, error in failed.items():
         console.print(f"failed: {name}: {error}")
-    console.print(
-        f"{len(done)} of {len(cells)} cells finished; written: {out / 'table.md'}, {out / 'figures'}"
-    )
     return result
+
+
+def _failure(failed: dict[str, str], stored: list[dict[str, Any]]) -> UserError:
+    """Return the error that ends a study with failed cells. Its exit code is that of the first."""
+    name, told = next(iter(failed.items()))
+    code = next(cell for cell in stored if cell.get("name") == name).get("exit_code", 1)
+    error = UserError(
+        f"cells failed: {len(failed)}; the first is {name}: {told}\nthe same command tries them again"
+    )
+    error.exit_code = code if code < 128 else 1
+    return error
 
 
 def _stored(out: Path, cell: Cell) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -17,7 +16,7 @@ from rich.table import Table
 from deepvit_train.config.compose import compose_command
 from deepvit_train.config.override import take_texts
 from deepvit_train.config.train import TrainConfig
-from deepvit_train.console import console
+from deepvit_train.console import console, tell_error
 from deepvit_train.distributed.launch import read_launch
 from deepvit_train.error import ConfigError, Interrupted, UserError
 
@@ -47,7 +46,7 @@ def run(overrides: Sequence[str], train: Callable[[TrainConfig], dict[str, Any]]
         except Interrupted:
             raise
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            tell_error(error)
             failures.append((config.name, error))
             outcomes.append((config.name, f"failed (exit code {error.exit_code})", {}))
     say(_table(outcomes))

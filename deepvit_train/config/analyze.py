@@ -9,7 +9,7 @@ from deepvit_train.config.data import DataConfig
 from deepvit_train.config.foreign import ForeignKeys, Weights
 from deepvit_train.config.option import option
 from deepvit_train.config.recipe import Device
-from deepvit_train.error import ConfigError
+from deepvit_train.error import CheckpointError, ConfigError, OutputError
 
 
 @dataclass(kw_only=True, slots=True)
@@ -18,16 +18,19 @@ class AnalyzeConfig(ForeignKeys):
 
     checkpoint: str | None = option(
         "run, checkpoint or weights file, as for deepvit-eval; with model, the weights file of that model; "
-        "null: only if model is given"
+        "null: only if model is given",
+        path=CheckpointError,
     )
     model: str | None = option(
         "timm:NAME for one of timm's vision transformers; null: the model of checkpoint"
     )
     compare: str | None = option(
-        "a second checkpoint to show beside the first, or timm:NAME for that model untrained"
+        "a second checkpoint to show beside the first, or timm:NAME for that model untrained",
+        path=CheckpointError,
     )
     out: str | None = option(
-        "folder that analysis.json, figures/ and report.html are written to; null: analysis/ in the run"
+        "folder that analysis.json, figures/ and report.html are written to; null: analysis/ in the run",
+        path=OutputError,
     )
     data: DataConfig
     collapse: CollapseConfig

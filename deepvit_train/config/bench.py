@@ -9,7 +9,7 @@ from deepvit_train.config.model import AttentionConfig, AttentionKind, ModelConf
 from deepvit_train.config.option import Section, option
 from deepvit_train.config.preset import attention_preset, choices
 from deepvit_train.config.recipe import Compile, Device, Precision
-from deepvit_train.error import ConfigError, nearest
+from deepvit_train.error import ConfigError, OutputError, nearest
 
 FORMULA = "_formula"
 
@@ -38,8 +38,10 @@ class BenchConfig(Section):
     device: Device = option("where to measure; auto: on CUDA if there is any")
     threads: int | None = option("CPU threads; null: as torch chooses", low=1, high=4096)
     compile: Compile = option("how torch.compile compiles every contender; true: default, false: none")
-    out: str | None = option("JSON file that the results are written to; null: none")
-    plot: str | None = option("figure of cost over `values` that is written, .png or .svg; null: none")
+    out: str | None = option("JSON file that the results are written to; null: none", path=OutputError)
+    plot: str | None = option(
+        "figure of cost over `values` that is written, .png or .svg; null: none", path=OutputError
+    )
 
     def check(self) -> None:
         check_architecture(self.model, self.attn)

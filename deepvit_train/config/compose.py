@@ -23,7 +23,8 @@ from deepvit_train.error import ConfigError
 def compose_command(command: str, overrides: Sequence[str]) -> Any:
     """The checked configuration of a command, as dataclasses.
 
-    Raises ConfigError naming the key, the value and the nearest valid one.
+    Raises ConfigError naming the key, the value and the nearest valid one. For a path that can't be followed
+    it raises the error of what the path is for.
     """
     overrides = with_subject(command, overrides)
     composed = compose_tree(command, overrides)
@@ -35,6 +36,7 @@ def compose_command(command: str, overrides: Sequence[str]) -> Any:
     except OmegaConfBaseException as error:
         raise explained(command, overrides, error) from None
     config.check_typed({override.lstrip("+").partition("=")[0] for override in overrides})
+    config.check_paths()
     return config
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from deepvit_train.config.option import Choice, Section, option
-from deepvit_train.error import ConfigError
+from deepvit_train.error import ConfigError, DataError
 
 
 class DataName(Choice):
@@ -18,12 +18,14 @@ class DataName(Choice):
 class DataConfig(Section):
     name: DataName | None = option("kind of data set; null, with a checkpoint: the data it was trained on")
     root: str | None = option(
-        "folder of the data set, with train/ and val/ in it; null, for digits alone: the cache folder"
+        "folder of the data set, with train/ and val/ in it; null, for digits alone: the cache folder",
+        path=DataError,
     )
     split: str = option("name of the split that is evaluated: a folder in root, or its tar files")
     class_map: str | None = option(
         "text file with lines 'folder: class', for folders that are named otherwise than their class; "
-        "null: each folder is named as its class"
+        "null: each folder is named as its class",
+        path=DataError,
     )
     allow_subset: bool = option(
         "whether a data set may lack classes of the model; an evaluation then leaves out their outputs"

@@ -8,14 +8,14 @@ from deepvit_train.config.data import AugmentConfig, DataConfig
 from deepvit_train.config.model import AttentionConfig, ModelConfig, check_architecture
 from deepvit_train.config.option import Section, option
 from deepvit_train.config.recipe import Device, Precision
-from deepvit_train.error import ConfigError
+from deepvit_train.error import ConfigError, DataError
 
 
 @dataclass(kw_only=True, slots=True)
 class DataCheckConfig(Section):
     """Read every image of a data set, report what is wrong, and time the parts of a training step."""
 
-    root: str = option("folder of the data set, with train/ and val/ in it")
+    root: str = option("folder of the data set, with train/ and val/ in it", path=DataError)
     data: DataConfig
     model: ModelConfig
     attn: AttentionConfig

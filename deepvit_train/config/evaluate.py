@@ -8,6 +8,7 @@ from deepvit_train.config.data import DataConfig
 from deepvit_train.config.foreign import ForeignKeys, Weights
 from deepvit_train.config.option import option
 from deepvit_train.config.recipe import Device, Precision
+from deepvit_train.error import CheckpointError
 
 
 @dataclass(kw_only=True, slots=True)
@@ -15,7 +16,8 @@ class EvalConfig(ForeignKeys):
     """Measure how accurate a checkpoint is on a folder of images."""
 
     checkpoint: str = option(
-        "a run, of which the best checkpoint is taken, else the newest; a checkpoint; or a weights file"
+        "a run, of which the best checkpoint is taken, else the newest; a checkpoint; or a weights file",
+        path=CheckpointError,
     )
     data: DataConfig
     weights: Weights = option(

@@ -8,7 +8,7 @@ from typing import Any
 from deepvit_train.config.model import Interpolation, Pool
 from deepvit_train.config.option import Choice, Section, option
 from deepvit_train.config.preset import choices
-from deepvit_train.error import ConfigError, nearest
+from deepvit_train.error import ConfigError, DataError, nearest
 
 CLASSES = (
     "text file with the class names of the outputs, in order, one a line; or torchvision or timm, for that "
@@ -41,7 +41,7 @@ class ForeignKeys(Section):
     interpolation: Interpolation | None = option(
         "value for model.interpolation; null: as preset says, else bicubic"
     )
-    classes: str | None = option(CLASSES)
+    classes: str | None = option(CLASSES, path=DataError)
 
     def said(self) -> dict[str, Any]:
         """What is given, besides the preset."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from deepvit_train.config.option import Choice, Section, option
 from deepvit_train.config.preprocessing import Interpolation, Preprocessing
-from deepvit_train.error import ConfigError
+from deepvit_train.error import CheckpointError, ConfigError
 
 
 class AttentionKind(Choice):
@@ -84,7 +84,7 @@ class ModelConfig(Section):
     crop_pct: float = option("share of the resized image that the evaluation crop keeps", above=0, high=1)
     interpolation: Interpolation = option("how images are resized")
     weights: str | None = option(
-        "weights file or checkpoint to start from, of any layout; null: fresh weights"
+        "weights file or checkpoint to start from, of any layout; null: fresh weights", path=CheckpointError
     )
 
     @classmethod

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 from dataclasses import field, fields
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
-from deepvit_train.error import ConfigError, nearest
+from deepvit_train.error import ConfigError, UserError, nearest
 
 # Past this a number in a configuration is a slip of the hand, and would end in an allocation error.
 LARGEST = 1e9
+NAME_BYTES = 255  # of one name in a path, on every file system in use
 
 
 def option(
@@ -20,9 +24,15 @@ def option(
     high: float = LARGEST,
     above: float | None = None,
     below: float = math.inf,
+    path: type[UserError] | None = None,
 ) -> Any:
-    """Declare a key. Bounds hold for each number in it: low <= value <= high, above < value < below."""
-    return field(metadata={"help": help, "low": low, "high": high, "above": above, "below": below})
+    """Declare a key. Bounds hold for each number in it: low <= value <= high, above < value < below.
+
+    Args:
+        path: of a key that holds a path: the error of a path that no system could follow.
+    """
+    metadata = {"help": help, "low": low, "high": high, "above": above, "below": below, "path": path}
+    return field(metadata=metadata)
 
 
 class Choice(StrEnum):
@@ -56,6 +66,15 @@ class Section:
         What the files of configs/ say in its place is adapted instead.
         """
 
+    def check_paths(self) -> None:
+        """Raise the error of each key's kind where its path leads nowhere on any disk."""
+        for key in fields(self):  # pyright: ignore[reportArgumentType]
+            value = getattr(self, key.name)
+            if isinstance(value, Section):
+                value.check_paths()
+            elif value is not None and key.metadata["path"] is not None:
+                _check_path(f"{self.prefix()}{key.name}", value, key.metadata["path"])
+
     @classmethod
     def prefix(cls) -> str:
         """What stands before a key's name in messages, as typed on the command line: `model.`."""
@@ -74,3 +93,22 @@ def _check_bounds(name: str, number: float, bounds: Any) -> None:
         raise ConfigError(f"{name}={number}: must be at most {bounds['high']:g}")
     if number >= bounds["below"]:
         raise ConfigError(f"{name}={number}: must be less than {bounds['below']:g}")
+
+
+def _check_path(name: str, path: str, error: type[UserError]) -> None:
+    """Raise an error for an unknown user's home, a name that is too long, and links that go in a circle."""
+    reason = None
+    try:
+        given = Path(path).expanduser()
+    except RuntimeError as cause:  # the home of an unknown user
+        raise error(f"{name}={path}: can't be used ({cause})") from None
+    try:
+        os.stat(given)  # noqa: PTH116 - raises where Path.exists only says no
+    except OSError as cause:
+        if cause.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            reason = cause.strerror
+        elif any(len(os.fsencode(part)) > NAME_BYTES for part in given.parts):
+            reason = os.strerror(errno.ENAMETOOLONG)  # the system does not look behind a missing folder
+    if reason is not None:
+        shown = path if len(path) < 300 else f"{path[:60]}... ({len(path)} letters)"
+        raise error(f"{name}={shown}: can't be used ({reason})")

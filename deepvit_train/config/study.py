@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from deepvit_train.config.collapse import CollapseConfig
 from deepvit_train.config.option import Section, option
-from deepvit_train.error import ConfigError
+from deepvit_train.error import ConfigError, DataError, OutputError
 
 
 @dataclass(kw_only=True, slots=True)
@@ -43,10 +43,10 @@ class StudyConfig(Section):
 
     study: GridConfig
     train: list[str] = option("overrides of deepvit-train in every cell, besides depth, attn, dim and seed")
-    root: str = option("folder with train/ and val/ that every cell reads")
+    root: str = option("folder with train/ and val/ that every cell reads", path=DataError)
     train_images: int | None = option("training images to use, as many of each class; null: all", low=1)
     val_images: int | None = option("validation images to use, as many of each class; null: all", low=1)
-    out: str = option("folder that the study is written to; a study in it is continued")
+    out: str = option("folder that the study is written to; a study in it is continued", path=OutputError)
     collapse: CollapseConfig
     batch_size: int = option("images whose attention maps are in memory at a time", low=1)
     limit_cells: int | None = option(

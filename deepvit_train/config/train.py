@@ -11,7 +11,7 @@ from deepvit_train.config.model import AttentionConfig, ModelConfig, check_archi
 from deepvit_train.config.option import Section, option
 from deepvit_train.config.preset import choices
 from deepvit_train.config.recipe import LossConfig, OptimConfig, ScheduleConfig, TrainerConfig
-from deepvit_train.error import ConfigError
+from deepvit_train.error import CheckpointError, ConfigError, DataError, OutputError
 
 
 @dataclass(kw_only=True, slots=True)
@@ -31,12 +31,13 @@ class TrainConfig(Section):
         "random seed of weights, order of images, augmentation and dropout", low=0, high=2**31 - 1
     )
     name: str = option("name of the run; a part of run_dir unless that is given")
-    run_dir: str = option("folder that the run is written to")
-    classes: str | None = option(f"of model.weights: {CLASSES}")
+    run_dir: str = option("folder that the run is written to", path=OutputError)
+    classes: str | None = option(f"of model.weights: {CLASSES}", path=DataError)
     resume: str = option(
         "auto: continue the run in run_dir, or begin one if there is none; never: begin one, and fail if "
         "there is one; or a path to continue from: a checkpoint, or a run, whose newest checkpoint is taken. "
-        "A run in run_dir comes before the path"
+        "A run in run_dir comes before the path",
+        path=CheckpointError,
     )
 
     def check(self) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from statistics import mean, stdev
 
 import pytest
 
 from deepvit_train.commands import study
+from deepvit_train.commands.study_cell import CellProcesses
 from deepvit_train.commands.study_table import table
 from deepvit_train.config.compose import compose_command
 from deepvit_train.config.preset import choices
-from deepvit_train.error import ConfigError, DataError
+from deepvit_train.error import ConfigError, DataError, OutputError, UserError
 from tests.conftest import Command
 
 TINY = [
@@ -71,8 +73,11 @@ def test_a_study_goes_on_where_it_stopped_and_past_a_broken_cell(digits: Path, t
     broken = out / "runs" / "reattention-d02-w16-s0"
     broken.mkdir()
     (broken / "stranger").write_text("")
-    second = study.run(configure(digits, out, "study.seeds=[0]"))
+    with pytest.raises(UserError, match="cells failed: 1; the first is reattention-d02-w16-s0") as failure:
+        study.run(configure(digits, out, "study.seeds=[0]"))
+    assert failure.value.exit_code == 6
     assert finished.stat().st_mtime_ns == before
+    second = json.loads((out / "study.json").read_text())
     assert second["finished"] == 2
     assert list(second["failed"]) == ["reattention-d02-w16-s0"]
     assert "holds stranger but no run" in second["failed"]["reattention-d02-w16-s0"]
@@ -108,6 +113,27 @@ def test_a_study_is_not_continued_with_other_settings(digits: Path, tmp_path: Pa
         study.run(configure(digits, tmp_path, *ONE_UNTRAINED, "collapse.k=3"))
     with pytest.raises(ConfigError, match=r"train_images=40 \(now 20\)"):
         study.run(configure(digits, tmp_path, *ONE_UNTRAINED, "train_images=20"))
+
+
+def test_two_studies_do_not_share_a_folder(tmp_path: Path) -> None:
+    held = pytest.raises(OutputError, match=f"the study of process {os.getpid()}, or its last cell")
+    with CellProcesses(tmp_path), held:
+        CellProcesses(tmp_path).__enter__()
+    with CellProcesses(tmp_path):
+        pass
+    (tmp_path / ".lock").unlink()
+    (tmp_path / ".lock").symlink_to("elsewhere")
+    with pytest.raises(OutputError, match="can't be locked"):
+        CellProcesses(tmp_path).__enter__()
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_without_a_finished_cell_no_table_is_announced(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study.run(configure(digits, tmp_path, *ONE_UNTRAINED))
+    assert capsys.readouterr().out.splitlines()[-1] == "0 of 1 cells finished"
+    assert not (tmp_path / "table.md").exists()
 
 
 def test_the_images_are_shared_evenly_by_the_classes(digits: Path, tmp_path: Path) -> None:
