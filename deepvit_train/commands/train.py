@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,20 +23,23 @@ from deepvit_train.data.index import ImageIndex
 from deepvit_train.data.label import Labels
 from deepvit_train.data.loaders import Loaders
 from deepvit_train.distributed import world as distributed
+from deepvit_train.distributed.agreement import together
 from deepvit_train.distributed.world import World
 from deepvit_train.evaluation.calibration import reattention_norms
 from deepvit_train.models import DeepViT, start_from
+from deepvit_train.run.change import flatten
 from deepvit_train.run.checkpoint import read_state
 from deepvit_train.run.description import ModelDescription
-from deepvit_train.run.environment import describe_environment
-from deepvit_train.run.folder import RunFolder, flatten
+from deepvit_train.run.environment import describe_environment, describe_rounding, told_of_rounding
+from deepvit_train.run.folder import RunFolder
+from deepvit_train.run.identity import build_identity, check_classes
 from deepvit_train.run.saving import CheckpointWriter, finish_save
 from deepvit_train.run.tracking import Tracker
-from deepvit_train.training import images
+from deepvit_train.training import images, ranks
 from deepvit_train.training.interruption import StopSignals
 from deepvit_train.training.loop import Run, Trainer
-from deepvit_train.training.origin import Origin, find_origin, open_splits, resume
-from deepvit_train.training.plan import build_plan
+from deepvit_train.training.origin import Origin, check_length, find_origin, open_splits, resume
+from deepvit_train.training.plan import Plan, build_plan
 from deepvit_train.training.recipe import learning_rate_after
 from deepvit_train.training.saver import Saver
 from deepvit_train.training.state import build_state, is_to_be_sharded
@@ -45,16 +48,40 @@ from deepvit_train.training.watch import CollapseWatch
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Job:
-    """A run that was built, with its folder, its data, and where its weights come from."""
+class _Opened:
+    """What a run begins with: its data, its plan, its model, and where its weights come from."""
 
-    run: Run
     train: ImageIndex
     val: ImageIndex
-    folder: RunFolder
-    origin: Origin
-    initial: str | None  # a line on the initial weights that were loaded
     labels: Labels  # of val
+    origin: Origin
+    plan: Plan
+    model: DeepViT
+    initial: str | None  # a line on the initial weights that were loaded
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """A run that was built, with its folder and what it was built from."""
+
+    run: Run
+    folder: RunFolder
+    opened: _Opened
+
+    @property
+    def train(self) -> ImageIndex:
+        """The training images."""
+        return self.opened.train
+
+    @property
+    def val(self) -> ImageIndex:
+        """The images that are evaluated."""
+        return self.opened.val
+
+    @property
+    def labels(self) -> Labels:
+        """How the images that are evaluated were labelled."""
+        return self.opened.labels
 
     @property
     def splits(self) -> dict[str, ImageIndex]:
@@ -89,38 +116,63 @@ def _build(config: TrainConfig, stack: ExitStack) -> _Job:
     """Join the ranks, open the data, build the model and its state, and lock the run's folder."""
     world = distributed.start(config.trainer.device.value, config.trainer.timeout_s)
     stack.callback(distributed.stop)
+    ranks.check_config(world, flatten(plain(config)))
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     torch.manual_seed(config.seed)
     say = console.print if world.is_main else _say_nothing
     signals = stack.enter_context(StopSignals())
 
-    # All that can be wrong is looked at before the folder is made: a mistake leaves no folder behind. The
-    # checkpoint comes first, because without it nobody needs the data.
-    folder = RunFolder(config.run_dir, writes=world.is_main)
-    origin = find_origin(config, folder)
-    train, val, labels = open_splits(config, origin, folder, say)
-    plan = build_plan(config.trainer, config.schedule, len(train), world.size)
-    model, initial = _build_model(config, labels.names, origin, world)
+    # All that can be wrong is looked at before the folder is made: a mistake leaves no folder behind.
+    folder = RunFolder(config.run_dir, config.data, writes=world.is_main)
+    opened = together(world, lambda: _open(config, folder, world, say))
+    splits = {"train": opened.train, config.data.split: opened.val}
+    # The files of the embedded digits are written on each machine, by whatever Pillow is there.
+    ranks.check_data(world, opened.labels.names, splits, sizes=config.data.root is not None)
 
-    stack.enter_context(folder)
-    say(f"run folder: {folder.path}")
-    for index in (train, val):
-        if (line := index.told_of_left_out()) is not None:
-            say(line)
-    folder.adopt(plain(config), config.resume, say)
-    world.barrier()
-    state = build_state(model, config, plan, world)
+    together(world, lambda: _take(folder, config, splits, stack, say))
+    state = build_state(opened.model, config, opened.plan, world)
     run = Run(
         config=config,
         world=world,
-        plan=plan,
+        plan=opened.plan,
         state=state,
         signals=signals,
         say=say,
-        images=images.summary({"train": train, config.data.split: val}),
+        images=images.summary(splits),
     )
-    return _Job(run=run, train=train, val=val, folder=folder, origin=origin, initial=initial, labels=labels)
+    return _Job(run=run, folder=folder, opened=opened)
+
+
+def _open(config: TrainConfig, folder: RunFolder, world: World, say: Callable[[str], None]) -> _Opened:
+    """Open what a run begins with, and build its plan and model. Writes nothing.
+
+    The checkpoint comes first, because without it nobody needs the data.
+    """
+    origin = find_origin(config, folder)
+    train, val, labels = open_splits(config, origin, folder, say)
+    plan = build_plan(config.trainer, config.schedule, len(train), world.size)
+    check_length(config, origin, plan)
+    model, initial = _build_model(config, labels.names, origin, world)
+    return _Opened(
+        train=train, val=val, labels=labels, origin=origin, plan=plan, model=model, initial=initial
+    )
+
+
+def _take(
+    folder: RunFolder,
+    config: TrainConfig,
+    splits: dict[str, ImageIndex],
+    stack: ExitStack,
+    say: Callable[[str], None],
+) -> None:
+    """Lock the run's folder and take over its configuration."""
+    stack.enter_context(folder)
+    say(f"run folder: {folder.path}")
+    for index in splits.values():
+        if (line := index.told_of_left_out()) is not None:
+            say(line)
+    folder.adopt(plain(config), config.resume, say)
 
 
 def _build_model(
@@ -141,27 +193,48 @@ def _build_model(
 
 def _resume(job: _Job) -> Path | None:
     """Go on from a checkpoint, if there is one, and return it."""
-    state, plan, say = job.run.state, job.run.plan, job.run.say
-    checkpoint = resume(state, job.origin, job.folder, job.run.world, say)
+    state, plan, say, world = job.run.state, job.run.plan, job.run.say, job.run.world
+    checkpoint = resume(state, job.opened.origin, job.folder, world, say)
     if checkpoint is not None:
-        if _is_here(job, checkpoint) and job.run.world.is_main:
-            finish_save(checkpoint, state.best)
+        together(world, lambda: _check(job, checkpoint))
+        if not _is_here(job, checkpoint):
+            state.best = {}  # it was another run's
         say(f"resumed from {checkpoint} at step {state.step} of {plan.total_steps}")
         _tell_changes(job, checkpoint)
-    elif job.initial is not None:
-        say(job.initial)
-    if job.run.world.is_main:
-        images.keep(job.folder.path, job.splits)
+    elif job.opened.initial is not None:
+        say(job.opened.initial)
+    together(world, lambda: _settle(job, checkpoint))
     return checkpoint
 
 
-def _tell_changes(job: _Job, checkpoint: Path) -> None:
-    """Say what differs from the run that wrote the checkpoint: images, and the learning rate that follows."""
-    state, plan, say = job.run.state, job.run.plan, job.run.say
+def _settle(job: _Job, checkpoint: Path | None) -> None:
+    """Mend what a kill left unfinished in the run's folder, and keep the paths of the images there."""
     if job.run.world.is_main:
-        before = read_state(checkpoint).get("images", {})
-        for line in images.changes(checkpoint.resolve().parent.parent, before, job.splits):
+        if checkpoint is not None and _is_here(job, checkpoint):
+            finish_save(checkpoint, job.run.state.best)
+        images.keep(job.folder.path, job.splits)
+
+
+def _check(job: _Job, checkpoint: Path) -> None:
+    """Raise CheckpointError or DataError where a checkpoint is of other classes or images than the run's.
+
+    A run that goes on here has images in common with before. Another run's checkpoint may have seen others.
+    """
+    said = read_state(checkpoint)
+    check_classes(checkpoint, said, job.labels.names)
+    if _is_here(job, checkpoint) and job.run.config.data.root is not None:
+        images.check_others(job.folder.path, said.get("images", {}), job.train)
+
+
+def _tell_changes(job: _Job, checkpoint: Path) -> None:
+    """Say what differs from the run that wrote the checkpoint: images, rounding and the learning rate."""
+    state, plan, say, world = job.run.state, job.run.plan, job.run.say, job.run.world
+    if world.is_main:
+        said = read_state(checkpoint)
+        for line in images.changes(checkpoint.resolve().parent.parent, said.get("images", {}), job.splits):
             say(line)
+        if line := told_of_rounding(said.get("rounding", {}), describe_rounding(world.device, world.size)):
+            say(f"since step {state.step}: {line}")
     rate, epochs = learning_rate_after(state.schedule, state.step), job.run.config.trainer.epochs
     if state.saved_rate is not None and not math.isclose(rate, state.saved_rate, rel_tol=1e-6):
         say(
@@ -178,7 +251,12 @@ def _fit(job: _Job, resumed: Path | None, stack: ExitStack) -> Trainer:
     batches = _training_batches(job, loaders)
     validation = _validation(job, loaders, bad)
     probe = _probe(job)
-    tracker = Tracker(folder.path if world.is_main else None, state.step, state.evaluated_step == state.step)
+    tracker = Tracker(
+        folder.path if world.is_main else None,
+        state.step,
+        evaluated=state.evaluated_step == state.step,
+        check=folder.check_held,
+    )
     stack.callback(tracker.close)
     folder.note_environment(describe_environment(world.device, world.size))
     tracker.text("config", as_yaml(config), state.step)
@@ -212,17 +290,28 @@ def _saver(job: _Job, resumed: Path | None, stack: ExitStack) -> Saver:
     )
     writer = None
     if job.run.world.is_main:
-        writer = CheckpointWriter(folder.checkpoints, config.trainer.keep_last)
+        writer = CheckpointWriter(folder.checkpoints, config.trainer.keep_last, folder.check_held)
         stack.callback(writer.close)
     return Saver(
         state=job.run.state,
         header=description.header(),
         data=config.data,
-        images=job.run.images,
+        about=_about(job),
         writer=writer,
         keep_config=folder.keep_config,
         saved_step=job.run.state.step if _is_here(job, resumed) else -1,
     )
+
+
+def _about(job: _Job) -> dict[str, Any]:
+    """Return what a checkpoint says of the run, beside the state of its training."""
+    world = job.run.world
+    identity = build_identity(job.folder.run, plain(job.run.config), job.labels.names)
+    return {
+        "images": job.run.images,
+        "identity": identity.plain(),
+        "rounding": describe_rounding(world.device, world.size),
+    }
 
 
 def _is_here(job: _Job, checkpoint: Path | None) -> bool:

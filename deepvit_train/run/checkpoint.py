@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from deepvit_train.error import CheckpointError, nearest
+from deepvit_train.run.identity import ForeignError, Identity, check_place, read_identity
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -113,9 +114,8 @@ def _chosen_of_run(given: Path, prefer: str, key: str) -> Path:
     """Choose a checkpoint of a run, verified. The run's folder or its folder of checkpoints was given."""
     folder = given if given.name == "checkpoints" else given / "checkpoints"
     if prefer == "best" and (best := _followed(folder / "best")).exists():
-        best = best.resolve()
         verify(best)
-        return best
+        return best.resolve()
     problems: list[str] = []
     newest = newest_valid(folder, problems.append)
     if newest is None:
@@ -166,12 +166,12 @@ def checkpoints_in(folder: Path) -> list[Path]:
 def newest_valid(folder: Path, warn: Callable[[str], None]) -> Path | None:
     """Return the newest checkpoint that is whole. `warn` is told of each damaged one that is newer.
 
-    Raises UnreadableError for a newer one that may not be read.
+    Raises UnreadableError for a newer one that may not be read, ForeignError for one of another run.
     """
     for path in reversed(checkpoints_in(folder)):
         try:
             verify(path)
-        except UnreadableError:
+        except (UnreadableError, ForeignError):
             raise
         except CheckpointError as error:
             warn(f"{error}; trying the one before")
@@ -181,9 +181,10 @@ def newest_valid(folder: Path, warn: Callable[[str], None]) -> Path | None:
 
 
 def verify(path: Path) -> None:
-    """Compare every file of a checkpoint with its digest.
+    """Compare every file of a checkpoint with its digest, and what it says with its place inside a run.
 
-    Raises CheckpointError that names the file; UnreadableError where it is not damaged, but may not be read.
+    Raises CheckpointError that names the file; UnreadableError where it is not damaged, but may not be read;
+    ForeignError where it is whole, but of another step or run than its place says.
     """
     manifest = _read_json(path / MANIFEST)
     digests = manifest.get("sha256")
@@ -202,6 +203,27 @@ def verify(path: Path) -> None:
             raise _unread(file, error) from None
         if found != digest:
             raise CheckpointError(f"{file}: damaged checkpoint (its SHA-256 is not the manifest's)")
+    check_place(path, read_state(path))
+
+
+def identities_in(folder: Path) -> dict[Path, Identity]:
+    """Return what the checkpoints in a folder say of their runs, oldest first.
+
+    Left out are those of version 0.1.0, which say nothing, and damaged ones, which are not believed. Raises
+    ForeignError for one that is not what its place says.
+    """
+    found: dict[Path, Identity] = {}
+    for path in checkpoints_in(folder):
+        try:
+            if _read_json(path / MANIFEST)["sha256"][STATE] != digest_of(path / STATE):
+                continue
+            state = read_state(path)
+        except (CheckpointError, KeyError, TypeError, OSError):
+            continue
+        check_place(path, state)
+        if (said := read_identity(state)) is not None:
+            found[path] = said
+    return found
 
 
 def read_state(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import stat
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -52,11 +53,16 @@ class CheckpointWriter:
     """Writes one checkpoint at a time in a thread, lets `last` and `best` lead to it, and prunes older ones.
 
     A kill at any moment leaves whole checkpoints. The one that was being written may be missing.
+
+    Args:
+        check: raises OutputError where the folder may not be written any more. Called before and after the
+            tensors are written.
     """
 
-    def __init__(self, folder: Path, keep_last: int) -> None:
+    def __init__(self, folder: Path, keep_last: int, check: Callable[[], None] = lambda: None) -> None:
         self.folder = folder
         self.keep_last = keep_last
+        self._check = check
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: list[Future[None]] = []
 
@@ -100,7 +106,11 @@ class CheckpointWriter:
     def _write(
         self, step: int, files: dict[str, TensorFile], state: dict[str, Any], best: bool, completes: bool
     ) -> None:
+        self._check()
+        if not completes:
+            remove_evaluations(self.folder, f"step_{step:07d}")  # of a checkpoint whose place this one takes
         written = write_checkpoint(self.folder, step, files, state, completes)
+        self._check()
         point(self.folder, "last", written)
         if best:
             point(self.folder, "best", written)
@@ -116,6 +126,8 @@ def write_checkpoint(
 ) -> Path:
     """Write folder/step_NNNNNNN. If that fails, raises OutputError and leaves nothing half-written.
 
+    The folder must be there: where it was removed, it is not made again.
+
     Args:
         completes: take over the tensors that the checkpoint of this step holds already.
     """
@@ -123,7 +135,7 @@ def write_checkpoint(
     partial = folder / f"{TEMPORARY}{target.name}"
     try:
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        partial.mkdir()
         digests = _take_over(target, partial) if completes else {}
         for name, file in files.items():
             contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in file.tensors.items()}
@@ -230,7 +242,14 @@ def prune(folder: Path, keep_last: int, written: Path, keep: set[str]) -> None:
     for path in found[: found.index(written) + 1][:-keep_last]:
         if path.name not in keep:
             shutil.rmtree(path, ignore_errors=True)
+            remove_evaluations(folder, path.name)
     _remove_partial(folder)
+
+
+def remove_evaluations(folder: Path, name: str) -> None:
+    """Delete the results of deepvit-eval that are about a checkpoint, which is no more or is replaced."""
+    for file in folder.glob(f"{name}.*.json"):
+        file.unlink(missing_ok=True)
 
 
 def _remove_partial(folder: Path) -> None:

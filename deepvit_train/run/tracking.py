@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,18 @@ class Tracker:
     Args:
         evaluated: whether that step's evaluation is a part of what the run goes on from. If not, a kill came
             after its metrics were logged and before they were saved, and they will be logged again.
+        check: raises OutputError where the folder may not be written any more. Called before every write.
     """
 
-    def __init__(self, folder: Path | None, resumed_step: int, evaluated: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        resumed_step: int,
+        evaluated: bool = True,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         self._writer = None
+        self._check = check
         self._folder = folder
         if folder is not None:
             kept = resumed_step or -1  # a run that begins anew logs step 0 anew
@@ -39,7 +47,7 @@ class Tracker:
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Log scalars by their TensorBoard names: {'train/loss': 1.2}."""
         if self._writer:
-            with _writing(self._folder):
+            with self._writing():
                 self._file.write(json.dumps({"step": step, **values}) + "\n")
                 for name, value in values.items():
                     self._writer.add_scalar(name, value, step)
@@ -47,13 +55,13 @@ class Tracker:
     def text(self, name: str, text: str, step: int) -> None:
         """Log preformatted text."""
         if self._writer:
-            with _writing(self._folder):
+            with self._writing():
                 self._writer.add_text(name, "    " + text.replace("\n", "\n    "), step)
 
     def images(self, name: str, images: Tensor, step: int) -> None:
         """Log images (B, 3, height, width) with values in 0..1 as a grid."""
         if self._writer:
-            with _writing(self._folder):
+            with self._writing():
                 self._writer.add_image(name, make_grid(images, nrow=math.ceil(len(images) ** 0.5)), step)
 
     def outcome(self, config: dict[str, Any], metrics: dict[str, float], step: int) -> None:
@@ -64,8 +72,14 @@ class Tracker:
                 for key, value in config.items()
             }
             final = {f"final/{name}": value for name, value in metrics.items()}
-            with _writing(self._folder):
+            with self._writing():
                 self._writer.add_hparams(flat, final, run_name=".", global_step=step)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        self._check()
+        with _writing(self._folder):
+            yield
 
     def close(self) -> None:
         """Write what is still buffered, and close the files."""

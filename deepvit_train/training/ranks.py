@@ -1,0 +1,115 @@
+"""What the ranks of a run must share before the first step: the configuration, the classes and the images.
+
+A rank with another learning rate, seed or data set would train on, to weights that nobody asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import deepvit_train
+from deepvit_train.data.decode import printable
+from deepvit_train.data.index import ImageIndex
+from deepvit_train.distributed.agreement import differing, told
+from deepvit_train.distributed.world import World
+from deepvit_train.error import ConfigError, DataError
+from deepvit_train.training.images import sampled_sizes
+
+# Each rank may have its own value: they say where it computes and where it reads, not what.
+OWN_KEYS = {
+    "data.class_map",
+    "data.root",
+    "data.workers",
+    "trainer.device",
+    "trainer.threads",
+    "trainer.timeout_s",
+}
+SAMPLED = 64  # files of each split whose sizes are compared
+SHOWN = 3  # keys in a message
+
+
+def check_config(world: World, config: dict[str, Any]) -> None:
+    """Raise ConfigError on all ranks if they were started with different commands or versions.
+
+    Args:
+        config: all keys, dotted, with plain values.
+    """
+    facts = {key: value for key, value in config.items() if key not in OWN_KEYS}
+    facts["version of deepvit-train"] = deepvit_train.__version__
+    if odd := differing(world, facts):
+        lines = [told(key, values) for key, values in odd.items()]
+        more = f"; {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
+        raise ConfigError(
+            f"{'; '.join(lines[:SHOWN])}{more}\nstart all ranks with one command; only "
+            f"{', '.join(sorted(OWN_KEYS))} may differ"
+        )
+
+
+def check_data(world: World, classes: list[str], splits: dict[str, ImageIndex], sizes: bool) -> None:
+    """Raise DataError on all ranks if they found different classes or images.
+
+    Args:
+        classes: the names of the model's outputs.
+        splits: the images by the names of their splits.
+        sizes: whether the sizes of some files are compared too.
+    """
+    if world.size == 1:
+        return
+    facts: dict[str, Any] = {"classes": classes}
+    for name, index in splits.items():
+        targets = hashlib.sha256(index.targets.tobytes()).hexdigest()
+        sampled = sampled_sizes(index, SAMPLED).values() if sizes else []
+        facts[name] = [len(index), index.digest, targets, *sampled]
+    odd = differing(world, facts)
+    if not odd:
+        return
+    if "classes" in odd:
+        found = _other_class(odd["classes"])
+    else:
+        name = next(name for name in splits if name in odd)
+        found = _other_image(world, splits[name])
+    raise DataError(
+        f"{found}\nall ranks must read the same images; data.root may be a different path on each"
+    )
+
+
+def _other_class(classes: list[list[str]]) -> str:
+    rank = next(rank for rank, names in enumerate(classes) if names != classes[0])
+    mine, theirs = classes[0], classes[rank]
+    place = next(
+        (place for place, pair in enumerate(zip(mine, theirs, strict=False)) if pair[0] != pair[1]),
+        min(len(mine), len(theirs)),
+    )
+    ours, other = (names[place] if place < len(names) else "missing" for names in (mine, theirs))
+    return f"class {place} is {ours} on rank 0 and {other} on rank {rank}"
+
+
+def _other_image(world: World, index: ImageIndex) -> str:
+    """Name the first image that differs between rank 0 and the first rank that found other ones.
+
+    All ranks must call this. Rank 0 sends its whole list, which happens only here, where the run ends.
+    """
+    mine = _listed(index)
+    first = world.first(mine)
+    line = None
+    if mine != first:
+        place = next(
+            (place for place, pair in enumerate(zip(first, mine, strict=False)) if pair[0] != pair[1]),
+            min(len(first), len(mine)),
+        )
+        ours, other = (images[place] if place < len(images) else "no image" for images in (first, mine))
+        line = f"image {place} is {ours} on rank 0 and {other} on rank {world.rank}"
+        line += f" (of {len(first):,} and {len(mine):,} images)"
+    return next(each for each in world.gather(line) if each is not None)
+
+
+def _listed(index: ImageIndex) -> list[str]:
+    """Return the images by path and class, and by size where that is compared."""
+    listed = [
+        f"{printable(index.path(image).removeprefix(f'{index.folder}/'))} of class {index.classes[target]}"
+        for image, target in enumerate(index.targets.tolist())
+    ]
+    for image, size in sampled_sizes(index, SAMPLED).items():
+        listed[image] += f" with {size} bytes"
+    return listed
