@@ -18,6 +18,7 @@ from deepvit_train.config.data import DataConfig
 from deepvit_train.error import CheckpointError, ConfigError, OutputError
 from deepvit_train.run.change import EFFECTS, differences, may_change
 from deepvit_train.run.checkpoint import checkpoints_in, identities_in, newest_valid
+from deepvit_train.run.copied import copies_in, settle_copies
 from deepvit_train.run.identity import check_config, check_runs, new_run, read_run, write_run
 
 LOCK = ".lock"
@@ -107,15 +108,21 @@ class RunFolder:
     @property
     def begun(self) -> bool:
         """Whether the folder holds a run to go on with, which has saved something."""
-        return bool(checkpoints_in(self.checkpoints))
+        return bool(checkpoints_in(self.checkpoints) or copies_in(self.checkpoints))
 
     def newest(self, note: Callable[[str], None]) -> Path | None:
         """Return the newest whole checkpoint, or None if there is none or this process does not write.
 
         Raises CheckpointError if there are checkpoints and none is whole: a run must not silently begin anew.
         """
-        newest = newest_valid(self.checkpoints, note) if self.writes else None
-        if self.writes and self.begun and newest is None:
+        if not self.writes:
+            return None
+        try:
+            settle_copies(self.checkpoints)
+        except OSError as error:
+            raise OutputError(f"{self.checkpoints}: can't be written ({error.strerror})") from None
+        newest = newest_valid(self.checkpoints, note)
+        if self.begun and newest is None:
             raise CheckpointError(
                 f"{self.checkpoints}: no checkpoint is whole; to begin anew, move that folder away"
             )

@@ -32,6 +32,7 @@ from deepvit_train.run.checkpoint import (
     checkpoints_in,
     digest_of,
 )
+from deepvit_train.run.copied import settle_copies
 
 TEMPORARY = ".partial-"
 
@@ -202,14 +203,13 @@ def set_aside(target: Path) -> Path:
 
 def point(folder: Path, name: str, target: Path) -> None:
     """Let the link folder/name lead to a checkpoint of the same folder, in one atomic step."""
+    settle_copies(folder)
     link = folder / f"{TEMPORARY}{name}"
+    if link.is_dir() and not link.is_symlink():
+        shutil.rmtree(link)
     link.unlink(missing_ok=True)
     link.symlink_to(target.name)
-    place = folder / name
-    if place.is_dir() and not place.is_symlink():
-        # A copy of the run that followed its links (cp -rL) has a whole checkpoint here. It is kept.
-        place.rename(folder / f"{name}-copied")
-    link.replace(place)
+    link.replace(folder / name)
     _flush(folder)
 
 
