@@ -117,6 +117,8 @@ def _build(config: TrainConfig, stack: ExitStack) -> _Job:
     world = distributed.start(config.trainer.device.value, config.trainer.timeout_s)
     stack.callback(distributed.stop)
     ranks.check_config(world, flatten(plain(config)))
+    # The default name holds that of the data's folder, which may be another path on each rank.
+    config.name, config.run_dir = world.first((config.name, config.run_dir))
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     torch.manual_seed(config.seed)

@@ -133,9 +133,13 @@ def check_config(checkpoint: Path, said: Identity, config: dict[str, Any]) -> No
         config: what the run's config.yaml says, as nested plain data.
     """
     before = {key: current(key, value) for key, value in said.config.items()}
-    if changes := differences(before, unchanging(config)):
-        told = "; ".join(list(changes.values())[:3])
-        raise ForeignError(f"{checkpoint}: was trained with {told}, says config.yaml beside it; move it away")
+    # A key that another version brought or took away says nothing.
+    now = {key: value for key, value in unchanging(config).items() if key in before}
+    if changes := differences(before, now):
+        told = "; ".join(
+            f"{key}={before[key]}, where config.yaml says {now[key]}" for key in list(changes)[:3]
+        )
+        raise ForeignError(f"{checkpoint}: was trained with {told}; move it away")
 
 
 def check_classes(checkpoint: Path, state: dict[str, Any], classes: Sequence[str]) -> None:

@@ -25,6 +25,8 @@ OWN_KEYS = {
     "trainer.threads",
     "trainer.timeout_s",
 }
+# All ranks take over the first rank's values.
+FIRST_RANKS = {"name", "run_dir"}
 SAMPLED = 64  # files of each split whose sizes are compared
 SHOWN = 3  # keys in a message
 
@@ -35,7 +37,7 @@ def check_config(world: World, config: dict[str, Any]) -> None:
     Args:
         config: all keys, dotted, with plain values.
     """
-    facts = {key: value for key, value in config.items() if key not in OWN_KEYS}
+    facts = {key: value for key, value in config.items() if key not in OWN_KEYS | FIRST_RANKS}
     facts["version of deepvit-train"] = deepvit_train.__version__
     if odd := differing(world, facts):
         lines = [told(key, values) for key, values in odd.items()]
@@ -68,7 +70,7 @@ def check_data(world: World, classes: list[str], splits: dict[str, ImageIndex], 
         found = _other_class(odd["classes"])
     else:
         name = next(name for name in splits if name in odd)
-        found = _other_image(world, splits[name])
+        found = f"{name}: {_other_image(world, splits[name])}"
     raise DataError(
         f"{found}\nall ranks must read the same images; data.root may be a different path on each"
     )
@@ -88,28 +90,36 @@ def _other_class(classes: list[list[str]]) -> str:
 def _other_image(world: World, index: ImageIndex) -> str:
     """Name the first image that differs between rank 0 and the first rank that found other ones.
 
-    All ranks must call this. Rank 0 sends its whole list, which happens only here, where the run ends.
+    All ranks must call this. Rank 0 sends its whole list, which happens only here, where the run ends. Sizes
+    differ only where paths and classes do not.
     """
-    mine = _listed(index)
-    first = world.first(mine)
-    line = None
-    if mine != first:
-        place = next(
-            (place for place, pair in enumerate(zip(first, mine, strict=False)) if pair[0] != pair[1]),
-            min(len(first), len(mine)),
-        )
-        ours, other = (images[place] if place < len(images) else "no image" for images in (first, mine))
-        line = f"image {place} is {ours} on rank 0 and {other} on rank {world.rank}"
-        line += f" (of {len(first):,} and {len(mine):,} images)"
-    return next(each for each in world.gather(line) if each is not None)
+    for with_sizes in (False, True):
+        mine = _listed(index, with_sizes)
+        lines = world.gather(_first_other(world.first(mine), mine, world.rank))
+        if (line := next(filter(None, lines), None)) is not None:
+            return line
+    return "the images differ"
 
 
-def _listed(index: ImageIndex) -> list[str]:
+def _first_other(ours: list[str], other: list[str], rank: int) -> str | None:
+    if ours == other:
+        return None
+    pairs = enumerate(zip(ours, other, strict=False))
+    place = next((place for place, pair in pairs if pair[0] != pair[1]), min(len(ours), len(other)))
+    named = [images[place] if place < len(images) else "no image" for images in (ours, other)]
+    return (
+        f"image {place} is {named[0]} on rank 0 and {named[1]} on rank {rank} "
+        f"(of {len(ours):,} and {len(other):,} images)"
+    )
+
+
+def _listed(index: ImageIndex, with_sizes: bool) -> list[str]:
     """Return the images by path and class, and by size where that is compared."""
     listed = [
         f"{printable(index.path(image).removeprefix(f'{index.folder}/'))} of class {index.classes[target]}"
         for image, target in enumerate(index.targets.tolist())
     ]
-    for image, size in sampled_sizes(index, SAMPLED).items():
-        listed[image] += f" with {size} bytes"
+    if with_sizes:
+        for image, size in sampled_sizes(index, SAMPLED).items():
+            listed[image] += f" with {size} bytes"
     return listed
