@@ -121,8 +121,8 @@ def check_place(checkpoint: Path, state: dict[str, Any]) -> None:
         best = state.get("best") or {}
         if best.get("step") != state.get("step"):
             raise ForeignError(
-                f"{checkpoint}: leads to step {state.get('step')}, but its best evaluation was at step "
-                f"{best.get('step')}; the next start of the training mends the link"
+                f"{checkpoint}: leads to step {state.get('step')}, which was not the best one when it was "
+                "saved; the next start of the training mends the link"
             )
 
 

@@ -43,6 +43,7 @@ class Tracker:
                 _drop_later(folder / "metrics.jsonl", kept, evaluated)
                 self._file = (folder / "metrics.jsonl").open("a", buffering=1)
                 self._writer = SummaryWriter(str(folder / "tb"), purge_step=kept + 1)
+                _hold_open(self._writer)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Log scalars by their TensorBoard names: {'train/loss': 1.2}."""
@@ -87,6 +88,19 @@ class Tracker:
             with _writing(self._folder):
                 self._file.close()
                 self._writer.close()
+
+
+def _hold_open(writer: SummaryWriter) -> None:
+    """Let TensorBoard write its records to a file that is opened once.
+
+    It would open the file anew for each record, by its name: that of another run's, if the folder was removed
+    and another run began in its place. This uses names that are private to TensorBoard.
+    """
+    writer._get_file_writer()
+    for events in (writer.all_writers or {}).values():
+        records: Any = events.event_writer._async_writer._writer
+        file = Path(events.event_writer._file_name)
+        records._writer = file.open("ab", buffering=0)
 
 
 @contextmanager

@@ -103,7 +103,7 @@ def test_a_link_to_another_than_the_best_is_seen_and_mended(runs: Path, call: Co
     link.symlink_to(next(name for name in STEPS if name != best))
     done = call("eval", "checkpoint=a")
     assert done.returncode == 3
-    assert f"best evaluation was at step {int(best[5:])}" in done.stderr.replace("its best", "best")
+    assert "which was not the best one when it was saved" in done.stderr
     assert call("train", *RUN, "run_dir=a").returncode == 0
     assert str(link.readlink()) == best
     assert call("eval", "checkpoint=a", "threads=1", "data.workers=0").returncode == 0
