@@ -162,10 +162,11 @@ def resign(state: Path, content: dict[str, object]) -> None:
     manifest.write_text(as_json(signed))
 
 
-def test_another_number_of_threads_is_said(runs: Path, call: Command) -> None:
-    done = call("train", *RUN, "run_dir=a", "trainer.epochs=3", "trainer.threads=2")
+def test_another_number_of_threads_is_said(runs: Path, command: Command) -> None:
+    """In processes of their own: a fork of a process that has used two threads of OpenMP may wait for ever."""
+    done = command("train", *RUN, "run_dir=a", "trainer.epochs=3", "trainer.threads=2")
     assert "since step 12: threads=1 (now 2): results round differently" in done.stdout.splitlines()
-    done = call("train", *RUN, "run_dir=a", "trainer.epochs=4", "trainer.threads=2")
+    done = command("train", *RUN, "run_dir=a", "trainer.epochs=4", "trainer.threads=2")
     assert "round differently" not in done.stdout
 
 

@@ -117,7 +117,13 @@ def test_where_a_rank_computes_and_reads_is_its_own(digits: Path, tmp_path: Path
         shutil.copytree(digits, root)
     own = [
         [f"data.root={roots[0]}", "name=a"],
-        [f"data.root={roots[1]}", "data.workers=1", "trainer.threads=2", "name=b", f"run_dir={tmp_path}/b"],
+        [
+            f"data.root={roots[1]}",
+            "data.workers=1",
+            "trainer.timeout_s=90",
+            "name=b",
+            f"run_dir={tmp_path}/b",
+        ],
     ]
     assert told(tmp_path, *own) == ["0", "0"]
     assert (tmp_path / "run" / "result.json").exists()
