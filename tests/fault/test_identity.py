@@ -163,7 +163,7 @@ def resign(state: Path, content: dict[str, object]) -> None:
 
 
 def test_another_number_of_threads_is_said(runs: Path, command: Command) -> None:
-    """In processes of their own: a fork of a process that has used two threads of OpenMP may wait for ever."""
+    """In processes of their own: a fork of one that has used two threads of OpenMP may wait for ever."""
     done = command("train", *RUN, "run_dir=a", "trainer.epochs=3", "trainer.threads=2")
     assert "since step 12: threads=1 (now 2): results round differently" in done.stdout.splitlines()
     done = command("train", *RUN, "run_dir=a", "trainer.epochs=4", "trainer.threads=2")
