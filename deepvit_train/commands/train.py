@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from deepvit_train.collapse.probe import Probe
+from deepvit_train.commands.train_job import Job, Opened
+from deepvit_train.commands.train_resume import go_on
 from deepvit_train.commands.train_summary import summary
 from deepvit_train.config.compose import as_yaml, plain
 from deepvit_train.config.preset import Architecture
@@ -20,79 +21,27 @@ from deepvit_train.console import console
 from deepvit_train.data.bad_files import BadFiles
 from deepvit_train.data.dataset import Batch, TrainOrder
 from deepvit_train.data.index import ImageIndex
-from deepvit_train.data.label import Labels
 from deepvit_train.data.loaders import Loaders
 from deepvit_train.distributed import world as distributed
 from deepvit_train.distributed.agreement import together
 from deepvit_train.distributed.world import World
-from deepvit_train.evaluation.calibration import reattention_norms
 from deepvit_train.models import DeepViT, start_from
 from deepvit_train.run.change import flatten
-from deepvit_train.run.checkpoint import read_state
 from deepvit_train.run.description import ModelDescription
-from deepvit_train.run.environment import describe_environment, describe_rounding, told_of_rounding
+from deepvit_train.run.environment import describe_environment, describe_rounding
 from deepvit_train.run.folder import RunFolder
-from deepvit_train.run.identity import build_identity, check_classes
-from deepvit_train.run.saving import CheckpointWriter, finish_save
+from deepvit_train.run.identity import build_identity
+from deepvit_train.run.saving import CheckpointWriter
 from deepvit_train.run.tracking import Tracker
 from deepvit_train.training import images, ranks
 from deepvit_train.training.interruption import StopSignals
 from deepvit_train.training.loop import Run, Trainer
-from deepvit_train.training.origin import Origin, check_length, find_origin, open_splits, resume
-from deepvit_train.training.plan import Plan, build_plan
-from deepvit_train.training.recipe import learning_rate_after
+from deepvit_train.training.origin import Origin, check_length, find_origin, open_splits
+from deepvit_train.training.plan import build_plan
 from deepvit_train.training.saver import Saver
 from deepvit_train.training.state import build_state, is_to_be_sharded
 from deepvit_train.training.validation import COUNTS, Validation, phrase
 from deepvit_train.training.watch import CollapseWatch
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Opened:
-    """What a run begins with: its data, its plan, its model, and where its weights come from."""
-
-    train: ImageIndex
-    val: ImageIndex
-    labels: Labels  # of val
-    origin: Origin
-    plan: Plan
-    model: DeepViT
-    initial: str | None  # a line on the initial weights that were loaded
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Job:
-    """A run that was built, with its folder and what it was built from."""
-
-    run: Run
-    folder: RunFolder
-    opened: _Opened
-
-    @property
-    def train(self) -> ImageIndex:
-        """The training images."""
-        return self.opened.train
-
-    @property
-    def val(self) -> ImageIndex:
-        """The images that are evaluated."""
-        return self.opened.val
-
-    @property
-    def labels(self) -> Labels:
-        """How the images that are evaluated were labelled."""
-        return self.opened.labels
-
-    @property
-    def splits(self) -> dict[str, ImageIndex]:
-        """The images by the names of their splits."""
-        return {"train": self.train, self.run.config.data.split: self.val}
-
-    @property
-    def calibrate_images(self) -> int:
-        """How many training images to calibrate on; 0 if the model has nothing to calibrate."""
-        needed = bool(reattention_norms(self.run.state.model))
-        return self.run.config.trainer.calibrate_images if needed else 0
 
 
 def run(config: TrainConfig) -> dict[str, Any]:
@@ -103,7 +52,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
     """
     with ExitStack() as stack:
         job = _build(config, stack)
-        resumed = _resume(job)
+        resumed = go_on(job)
         if job.run.finished:
             job.run.say(f"finished already: {phrase(job.run.state.metrics)}")
             job.run.say(f"run folder: {job.folder.path}")
@@ -112,7 +61,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
         return _report(job, trainer)
 
 
-def _build(config: TrainConfig, stack: ExitStack) -> _Job:
+def _build(config: TrainConfig, stack: ExitStack) -> Job:
     """Join the ranks, open the data, build the model and its state, and lock the run's folder."""
     world = distributed.start(config.trainer.device.value, config.trainer.timeout_s)
     stack.callback(distributed.stop)
@@ -143,10 +92,10 @@ def _build(config: TrainConfig, stack: ExitStack) -> _Job:
         say=say,
         images=images.summary(splits),
     )
-    return _Job(run=run, folder=folder, opened=opened)
+    return Job(run=run, folder=folder, opened=opened)
 
 
-def _open(config: TrainConfig, folder: RunFolder, world: World, say: Callable[[str], None]) -> _Opened:
+def _open(config: TrainConfig, folder: RunFolder, world: World, say: Callable[[str], None]) -> Opened:
     """Open what a run begins with, and build its plan and model. Writes nothing.
 
     The checkpoint comes first, because without it nobody needs the data.
@@ -156,9 +105,7 @@ def _open(config: TrainConfig, folder: RunFolder, world: World, say: Callable[[s
     plan = build_plan(config.trainer, config.schedule, len(train), world.size)
     check_length(config, origin, plan)
     model, initial = _build_model(config, labels.names, origin, world)
-    return _Opened(
-        train=train, val=val, labels=labels, origin=origin, plan=plan, model=model, initial=initial
-    )
+    return Opened(train=train, val=val, labels=labels, origin=origin, plan=plan, model=model, initial=initial)
 
 
 def _take(
@@ -193,59 +140,7 @@ def _build_model(
     return model, initial
 
 
-def _resume(job: _Job) -> Path | None:
-    """Go on from a checkpoint, if there is one, and return it."""
-    state, plan, say, world = job.run.state, job.run.plan, job.run.say, job.run.world
-    checkpoint = resume(state, job.opened.origin, job.folder, world, say)
-    if checkpoint is not None:
-        together(world, lambda: _check(job, checkpoint))
-        if not _is_here(job, checkpoint):
-            state.best = {}  # it was another run's
-        say(f"resumed from {checkpoint} at step {state.step} of {plan.total_steps}")
-        _tell_changes(job, checkpoint)
-    elif job.opened.initial is not None:
-        say(job.opened.initial)
-    together(world, lambda: _settle(job, checkpoint))
-    return checkpoint
-
-
-def _settle(job: _Job, checkpoint: Path | None) -> None:
-    """Mend what a kill left unfinished in the run's folder, and keep the paths of the images there."""
-    if job.run.world.is_main:
-        if checkpoint is not None and _is_here(job, checkpoint):
-            finish_save(checkpoint, job.run.state.best)
-        images.keep(job.folder.path, job.splits)
-
-
-def _check(job: _Job, checkpoint: Path) -> None:
-    """Raise CheckpointError or DataError where a checkpoint is of other classes or images than the run's.
-
-    A run that goes on here has images in common with before. Another run's checkpoint may have seen others.
-    """
-    said = read_state(checkpoint)
-    check_classes(checkpoint, said, job.labels.names)
-    if _is_here(job, checkpoint) and job.run.config.data.root is not None:
-        images.check_others(job.folder.path, said.get("images", {}), job.train)
-
-
-def _tell_changes(job: _Job, checkpoint: Path) -> None:
-    """Say what differs from the run that wrote the checkpoint: images, rounding and the learning rate."""
-    state, plan, say, world = job.run.state, job.run.plan, job.run.say, job.run.world
-    if world.is_main:
-        said = read_state(checkpoint)
-        for line in images.changes(checkpoint.resolve().parent.parent, said.get("images", {}), job.splits):
-            say(line)
-        if line := told_of_rounding(said.get("rounding", {}), describe_rounding(world.device, world.size)):
-            say(f"since step {state.step}: {line}")
-    rate, epochs = learning_rate_after(state.schedule, state.step), job.run.config.trainer.epochs
-    if state.saved_rate is not None and not math.isclose(rate, state.saved_rate, rel_tol=1e-6):
-        say(
-            f"the learning rate at step {state.step} changes from {state.saved_rate:.3e} to {rate:.3e}: "
-            f"the schedule spans {epochs} epochs of {plan.steps_per_epoch} steps now"
-        )
-
-
-def _fit(job: _Job, resumed: Path | None, stack: ExitStack) -> Trainer:
+def _fit(job: Job, resumed: Path | None, stack: ExitStack) -> Trainer:
     """Train to the plan's end: log, calibrate, evaluate, save. `resumed` is the checkpoint to go on from."""
     config, world, state, folder = job.run.config, job.run.world, job.run.state, job.folder
     bad = BadFiles(state.bad_files, config.data.max_bad, world, job.run.say)
@@ -279,7 +174,7 @@ def _fit(job: _Job, resumed: Path | None, stack: ExitStack) -> Trainer:
     return trainer
 
 
-def _saver(job: _Job, resumed: Path | None, stack: ExitStack) -> Saver:
+def _saver(job: Job, resumed: Path | None, stack: ExitStack) -> Saver:
     """Build what writes checkpoints, with the description of the model that they carry."""
     config, folder = job.run.config, job.folder
     description = ModelDescription(
@@ -301,11 +196,11 @@ def _saver(job: _Job, resumed: Path | None, stack: ExitStack) -> Saver:
         about=_about(job),
         writer=writer,
         keep_config=folder.keep_config,
-        saved_step=job.run.state.step if _is_here(job, resumed) else -1,
+        saved_step=job.run.state.step if job.is_here(resumed) else -1,
     )
 
 
-def _about(job: _Job) -> dict[str, Any]:
+def _about(job: Job) -> dict[str, Any]:
     """Return what a checkpoint says of the run, beside the state of its training."""
     world = job.run.world
     identity = build_identity(job.folder.run, plain(job.run.config), job.labels.names)
@@ -316,12 +211,7 @@ def _about(job: _Job) -> dict[str, Any]:
     }
 
 
-def _is_here(job: _Job, checkpoint: Path | None) -> bool:
-    """Return whether a checkpoint lies in the run's own folder, and not where `resume=` led."""
-    return checkpoint is not None and checkpoint.parent == job.folder.checkpoints
-
-
-def _report(job: _Job, trainer: Trainer) -> dict[str, Any]:
+def _report(job: Job, trainer: Trainer) -> dict[str, Any]:
     """Log the outcome, write result.json, and say how the run ended."""
     state, say, result = job.run.state, job.run.say, _result(job)
     if (probe := trainer.watch.probe) is not None and probe.looks:
@@ -334,7 +224,7 @@ def _report(job: _Job, trainer: Trainer) -> dict[str, Any]:
     return result
 
 
-def _result(job: _Job) -> dict[str, Any]:
+def _result(job: Job) -> dict[str, Any]:
     metrics = {name: value for name, value in job.run.state.metrics.items() if name not in COUNTS}
     images, of = (job.run.state.metrics.get(name) for name in COUNTS)
     partial = {} if images is None else {"partial": True, "images": images, "of": of}
@@ -342,7 +232,7 @@ def _result(job: _Job) -> dict[str, Any]:
     return {"run_dir": str(job.folder.path), **metrics, **partial, **labels}
 
 
-def _training_batches(job: _Job, loaders: Loaders) -> Iterator[Batch]:
+def _training_batches(job: Job, loaders: Loaders) -> Iterator[Batch]:
     """Return the training batches from the state's step on."""
     config, plan = job.run.config, job.run.plan
     order = TrainOrder(
@@ -359,7 +249,7 @@ def _training_batches(job: _Job, loaders: Loaders) -> Iterator[Batch]:
     return iter(loaders.train(job.train, config.augment, order))
 
 
-def _validation(job: _Job, loaders: Loaders, bad: BadFiles) -> Validation:
+def _validation(job: Job, loaders: Loaders, bad: BadFiles) -> Validation:
     """Build the evaluation of a state, with the training images to calibrate on."""
     config, world = job.run.config, job.run.world
     batch_size = config.trainer.eval_batch_size
@@ -379,7 +269,7 @@ def _validation(job: _Job, loaders: Loaders, bad: BadFiles) -> Validation:
     )
 
 
-def _probe(job: _Job) -> Probe | None:
+def _probe(job: Job) -> Probe | None:
     """Build what looks at attention maps, on a fixed choice of validation images. Only rank 0 has one."""
     config, world = job.run.config, job.run.world
     if config.trainer.probe_every_steps is None or not world.is_main:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from deepvit_train.commands import train
+from deepvit_train.commands import train, train_resume
 from deepvit_train.config.compose import compose_command
 from deepvit_train.error import DataError
 from deepvit_train.run.checkpoint import checkpoints_in, newest_valid
@@ -236,7 +236,7 @@ def test_a_failed_resume_leaves_the_configuration(
         assert (folder / "config.yaml").read_bytes() == before
     damaged = folder / "checkpoints" / "step_0000007" / "optimizer.safetensors"
     content = damaged.read_bytes()
-    monkeypatch.setattr(train, "resume", failing(DataError("does not fit")))
+    monkeypatch.setattr(train_resume, "resume", failing(DataError("does not fit")))
     with pytest.raises(DataError, match="does not fit"):
         start(folder, *longer)
     monkeypatch.undo()
