@@ -79,6 +79,7 @@ def _build(config: TrainConfig, stack: ExitStack) -> Job:
     opened = together(world, lambda: _open(config, folder, world, say))
     splits = {"train": opened.train, config.data.split: opened.val}
     # The files of the embedded digits are written on each machine, by whatever Pillow is there.
+    ranks.check_weights(world, opened.origin.weights)
     ranks.check_data(world, opened.labels.names, splits, sizes=config.data.root is not None)
 
     together(world, lambda: _take(folder, config, splits, stack, say))

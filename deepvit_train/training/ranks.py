@@ -1,4 +1,4 @@
-"""What the ranks of a run must share before the first step: the configuration, the classes and the images.
+"""What the ranks of a run must share before the first step: configuration, classes, images and weights.
 
 A rank with another learning rate, seed or data set would train on, to weights that nobody asked for.
 """
@@ -6,6 +6,7 @@ A rank with another learning rate, seed or data set would train on, to weights t
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import deepvit_train
@@ -13,7 +14,7 @@ from deepvit_train.data.decode import printable
 from deepvit_train.data.index import ImageIndex
 from deepvit_train.distributed.agreement import differing, told
 from deepvit_train.distributed.world import World
-from deepvit_train.error import ConfigError, DataError
+from deepvit_train.error import CheckpointError, ConfigError, DataError
 from deepvit_train.training.images import sampled_sizes
 
 # Each rank may have its own value: they say where it computes and where it reads, not what.
@@ -29,6 +30,7 @@ OWN_KEYS = {
 FIRST_RANKS = {"name", "run_dir"}
 SAMPLED = 64  # files of each split whose sizes are compared
 SHOWN = 3  # keys in a message
+BLOCK = 4096  # bytes of a weights file that are compared at each of so many places
 
 
 def check_config(world: World, config: dict[str, Any]) -> None:
@@ -74,6 +76,30 @@ def check_data(world: World, classes: list[str], splits: dict[str, ImageIndex], 
     raise DataError(
         f"{found}\nall ranks must read the same images; data.root may be a different path on each"
     )
+
+
+def check_weights(world: World, weights: str | None) -> None:
+    """Raise CheckpointError on all ranks if the file of initial weights is another one on some rank.
+
+    Blocks spread over the file are compared, so that a large one takes no longer. What is no file, such as
+    a run, is not compared.
+    """
+    content = None if weights is None else _sample_of(Path(weights).expanduser())
+    if odd := differing(world, {"content": content}):
+        rank = next(rank for rank, content in enumerate(odd["content"]) if content != odd["content"][0])
+        raise CheckpointError(f"model.weights={weights}: is another file on rank {rank} than on rank 0")
+
+
+def _sample_of(file: Path) -> list[Any] | None:
+    """Return the size of a file and a digest of some of it, or None for what is no file."""
+    if not file.is_file():
+        return None
+    size, digest = file.stat().st_size, hashlib.sha256()
+    with file.open("rb") as opened:
+        for place in range(SAMPLED):
+            opened.seek(place * size // SAMPLED)
+            digest.update(opened.read(BLOCK))
+    return [size, digest.hexdigest()]
 
 
 def _other_class(classes: list[list[str]]) -> str:

@@ -13,17 +13,19 @@ from deepvit_train.config.compose import compose_command
 from deepvit_train.distributed.world import World
 from deepvit_train.error import UserError
 from deepvit_train.training import ranks
-from tests.conftest import QUICK, as_ranks
+from tests.conftest import QUICK, as_ranks, forked
 
 pytestmark = [pytest.mark.runs, pytest.mark.xdist_group("ranks")]
 
 
-def told(folder: Path, *of_each: list[str]) -> list[str]:
+def told(folder: Path, *of_each: list[str], in_own: bool = False) -> list[str]:
     """Train as ranks of which each has its own keys. Returns the exit code and the message of each."""
 
     def work() -> None:
         rank = int(os.environ["RANK"])
         said = folder / f"said-{rank}"
+        if in_own:
+            os.chdir(folder / str(rank))
         typed = [*QUICK, "trainer.timeout_s=100", f"run_dir={folder / 'run'}", *of_each[rank]]
         try:
             train.run(compose_command("train", typed))
@@ -108,6 +110,19 @@ def test_ranks_of_different_images_do_not_train(change: object, digits: Path, tm
     first, second = told(tmp_path, *([f"data.root={root}"] for root in roots))
     assert first == second
     assert first.startswith(named)
+    assert not (tmp_path / "run").exists()
+
+
+def test_ranks_of_different_weights_do_not_train(digits: Path, tmp_path: Path) -> None:
+    """Here the same path, given from different working folders."""
+    run = compose_command("train", [*QUICK, f"run_dir={tmp_path / 'first'}", "trainer.max_steps=2"])
+    assert forked(lambda: train.run(run)) == 0
+    content = (tmp_path / "first" / "checkpoints" / "last" / "model.safetensors").read_bytes()
+    for rank, last in enumerate((content, content[:-1] + bytes([content[-1] ^ 1]))):
+        (tmp_path / str(rank)).mkdir()
+        (tmp_path / str(rank) / "weights.safetensors").write_bytes(last)
+    first, second = told(tmp_path, *(["model.weights=weights.safetensors"] for _ in range(2)), in_own=True)
+    assert first == second == "3 model.weights=weights.safetensors: is another file on rank 1 than on rank 0"
     assert not (tmp_path / "run").exists()
 
 
