@@ -72,7 +72,7 @@ def check_length(config: TrainConfig, origin: Origin, plan: Plan) -> None:
     if origin.checkpoint is None:
         return
     state = read_state(origin.checkpoint)
-    step, evaluated = int(state["step"]), state["evaluated_step"] == state["step"]
+    step, evaluated = int(state["step"]), state.get("evaluated_step") == state["step"]
     if step > plan.total_steps or (step == plan.total_steps and evaluated):
         longer = f"trainer.epochs={math.ceil((step + 1) / plan.steps_per_epoch)}"
         if config.trainer.max_steps is not None:
