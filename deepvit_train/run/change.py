@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from deepvit_train.config.alias import BEFORE
+
 # These may change when a run goes on. They say where it runs and what it tells, not what it computes.
 FREE_KEYS = {
     "data.root",
@@ -34,6 +36,8 @@ FREE_KEYS = {
     "collapse.images",
     "collapse.warn_above",
     "collapse.stop_above",
+    "collapse.swap_rise",
+    "collapse.alarm_from",
     "trainer.keep_last",
     "trainer.max_scaler_skips",
     "trainer.timeout_s",
@@ -59,9 +63,9 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, str]
     """Return the keys in which two configurations differ, with a line for each: `model.depth=6 (now 8)`.
 
     A key that only `before` has is left out: this version does not know it any more. So is a key that only
-    `after` has and that asks for nothing: the version before did not know it.
+    `after` has and that asks for what a version without it did: nothing, or what `BEFORE` says.
     """
-    old, new = flatten(before), flatten(after)
+    old, new = BEFORE | flatten(before), flatten(after)
     return {
         key: f"{key}={old.get(key, 'not set')} (now {value})"
         for key, value in sorted(new.items())
