@@ -31,7 +31,7 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def replacing(path: Path, flush: bool = True) -> Iterator[BinaryIO]:
-    """Give a file to write to, which gets the name `path` at the end; with `flush` it is on the disk then.
+    """Give a file that gets the name `path` at the end, and is on the disk then with `flush`.
 
     Raises OutputError, also for an OSError inside. Then the older file stays.
     """
@@ -70,12 +70,17 @@ def create(path: Path) -> BinaryIO:
 
 def append(path: Path) -> TextIO:
     """Open a file to add lines at its end; each is written at once. Raises OSError or RefusedError."""
+    return os.fdopen(open_end(path), "a", buffering=1, encoding="utf-8", errors="backslashreplace")
+
+
+def open_end(path: Path) -> int:
+    """Do the same as `append`, and return a descriptor."""
     _refuse_unless(stat.S_ISREG, path)
     descriptor = _open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     if os.fstat(descriptor).st_nlink > 1:
         os.close(descriptor)
         raise RefusedError(f"{path}: the same file has another name elsewhere; replace it by a copy")
-    return os.fdopen(descriptor, "a", buffering=1, encoding="utf-8", errors="backslashreplace")
+    return descriptor
 
 
 def open_lock(path: Path) -> int:
@@ -93,10 +98,7 @@ def inside(folder: Path, *names: str) -> Path:
 
 
 def make_folder(folder: Path, *names: str) -> Path:
-    """Make a folder with its parents, and in it one below the other those of the names; return the last.
-
-    Raises OSError, and RefusedError where a name is a link or a file.
-    """
+    """Make a folder with its parents, and these one below the other; return the last. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         folder = folder / name
@@ -141,9 +143,6 @@ def _open(path: Path, flags: int) -> int:
 
 def _refuse_unless(fits: Callable[[int], bool], path: Path) -> None:
     """Raise RefusedError if there is something at the path whose mode does not fit."""
-    try:
-        fitting = fits(path.lstat().st_mode)
-    except FileNotFoundError:
-        return
-    if not fitting:
-        raise RefusedError(f"{path}: is {what_lies_at(path)}; nothing is written there, so remove it")
+    with suppress(FileNotFoundError):
+        if not fits(path.lstat().st_mode):
+            raise RefusedError(f"{path}: is {what_lies_at(path)}; nothing is written there, so remove it")

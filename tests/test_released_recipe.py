@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from deepvit_train.config.compose import compose_command, plain
-from deepvit_train.run.folder import flatten
+from deepvit_train.run.change import flatten
 
 PAGE = Path(__file__).parent.parent / "docs" / "released-recipe.md"
 EXPERIMENTS = ["deepvit_24b", "deepvit_32b", "deepvit_s", "deepvit_l"]

@@ -28,7 +28,7 @@ from deepvit_train.console import console
 from deepvit_train.data.subset import copy_images
 from deepvit_train.error import ConfigError, Interrupted, OutputError, UserError
 from deepvit_train.reading import read_json
-from deepvit_train.run.folder import differences
+from deepvit_train.run.change import differences
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from deepvit_train.collapse.probe import Probe
+from deepvit_train.commands.train_job import Job, Opened
+from deepvit_train.commands.train_resume import go_on
 from deepvit_train.commands.train_summary import summary
 from deepvit_train.config.compose import as_yaml, plain
 from deepvit_train.config.preset import Architecture
@@ -20,53 +21,28 @@ from deepvit_train.console import console
 from deepvit_train.data.bad_files import BadFiles
 from deepvit_train.data.dataset import Batch, TrainOrder
 from deepvit_train.data.index import ImageIndex
-from deepvit_train.data.label import Labels
 from deepvit_train.data.loaders import Loaders
 from deepvit_train.data.patience import Patience
 from deepvit_train.distributed import world as distributed
+from deepvit_train.distributed.agreement import together
 from deepvit_train.distributed.world import World
-from deepvit_train.evaluation.calibration import reattention_norms
 from deepvit_train.models import DeepViT, start_from
-from deepvit_train.run.checkpoint import read_state
+from deepvit_train.run.change import flatten
 from deepvit_train.run.description import ModelDescription
-from deepvit_train.run.environment import describe_environment
-from deepvit_train.run.folder import RunFolder, flatten
-from deepvit_train.run.saving import CheckpointWriter, finish_save
+from deepvit_train.run.environment import describe_environment, describe_rounding
+from deepvit_train.run.folder import RunFolder
+from deepvit_train.run.identity import build_identity
+from deepvit_train.run.saving import CheckpointWriter
 from deepvit_train.run.tracking import Tracker
-from deepvit_train.training import images
+from deepvit_train.training import images, ranks
 from deepvit_train.training.interruption import StopSignals
 from deepvit_train.training.loop import Run, Trainer
-from deepvit_train.training.origin import Origin, find_origin, open_splits, resume
+from deepvit_train.training.origin import Origin, check_length, find_origin, open_splits
 from deepvit_train.training.plan import build_plan
-from deepvit_train.training.recipe import learning_rate_after
 from deepvit_train.training.saver import Saver
 from deepvit_train.training.state import build_state, is_to_be_sharded
 from deepvit_train.training.validation import COUNTS, Validation, phrase
 from deepvit_train.training.watch import CollapseWatch
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Job:
-    """A run that was built, with its folder, its data, and where its weights come from."""
-
-    run: Run
-    train: ImageIndex
-    val: ImageIndex
-    folder: RunFolder
-    origin: Origin
-    initial: str | None  # a line on the initial weights that were loaded
-    labels: Labels  # of val
-
-    @property
-    def splits(self) -> dict[str, ImageIndex]:
-        """The images by the names of their splits."""
-        return {"train": self.train, self.run.config.data.split: self.val}
-
-    @property
-    def calibrate_images(self) -> int:
-        """How many training images to calibrate on; 0 if the model has nothing to calibrate."""
-        needed = bool(reattention_norms(self.run.state.model))
-        return self.run.config.trainer.calibrate_images if needed else 0
 
 
 def run(config: TrainConfig) -> dict[str, Any]:
@@ -77,7 +53,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
     """
     with ExitStack() as stack:
         job = _build(config, stack)
-        resumed = _resume(job)
+        resumed = go_on(job)
         if job.run.finished:
             job.run.say(f"finished already: {phrase(job.run.state.metrics)}")
             job.run.say(f"run folder: {job.folder.path}")
@@ -86,42 +62,68 @@ def run(config: TrainConfig) -> dict[str, Any]:
         return _report(job, trainer)
 
 
-def _build(config: TrainConfig, stack: ExitStack) -> _Job:
+def _build(config: TrainConfig, stack: ExitStack) -> Job:
     """Join the ranks, open the data, build the model and its state, and lock the run's folder."""
     world = distributed.start(config.trainer.device.value, config.trainer.timeout_s)
     stack.callback(distributed.stop)
+    ranks.check_config(world, flatten(plain(config)))
+    # The default name holds that of the data's folder, which may be another path on each rank.
+    config.name, config.run_dir = world.first((config.name, config.run_dir))
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     torch.manual_seed(config.seed)
     say = console.print if world.is_main else _say_nothing
     signals = stack.enter_context(StopSignals())
 
-    # All that can be wrong is looked at before the folder is made: a mistake leaves no folder behind. The
-    # checkpoint comes first, because without it nobody needs the data.
-    folder = RunFolder(config.run_dir, writes=world.is_main)
-    origin = find_origin(config, folder)
-    train, val, labels = open_splits(config, origin, folder, say)
-    plan = build_plan(config.trainer, config.schedule, len(train), world.size)
-    model, initial = _build_model(config, labels.names, origin, world)
+    # All that can be wrong is looked at before the folder is made: a mistake leaves no folder behind.
+    folder = RunFolder(config.run_dir, config.data, writes=world.is_main)
+    opened = together(world, lambda: _open(config, folder, world, say))
+    splits = {"train": opened.train, config.data.split: opened.val}
+    # The files of the embedded digits are written on each machine, by whatever Pillow is there.
+    ranks.check_weights(world, opened.origin.weights)
+    ranks.check_data(world, opened.labels.names, splits, sizes=config.data.root is not None)
 
-    stack.enter_context(folder)
-    say(f"run folder: {folder.path}")
-    for index in (train, val):
-        if (line := index.told_of_left_out()) is not None:
-            say(line)
-    folder.adopt(plain(config), config.resume, say)
-    world.barrier()
-    state = build_state(model, config, plan, world)
+    together(world, lambda: _take(folder, config, splits, stack, say))
+    state = build_state(opened.model, config, opened.plan, world)
     run = Run(
         config=config,
         world=world,
-        plan=plan,
+        plan=opened.plan,
         state=state,
         signals=signals,
         say=say,
-        images=images.summary({"train": train, config.data.split: val}),
+        images=images.summary(splits),
     )
-    return _Job(run=run, train=train, val=val, folder=folder, origin=origin, initial=initial, labels=labels)
+    return Job(run=run, folder=folder, opened=opened)
+
+
+def _open(config: TrainConfig, folder: RunFolder, world: World, say: Callable[[str], None]) -> Opened:
+    """Open what a run begins with, and build its plan and model. Writes nothing.
+
+    The checkpoint comes first, because without it nobody needs the data.
+    """
+    origin = find_origin(config, folder)
+    train, val, labels = open_splits(config, origin, folder, say)
+    plan = build_plan(config.trainer, config.schedule, len(train), world.size)
+    check_length(config, origin, plan)
+    model, initial = _build_model(config, labels.names, origin, world)
+    return Opened(train=train, val=val, labels=labels, origin=origin, plan=plan, model=model, initial=initial)
+
+
+def _take(
+    folder: RunFolder,
+    config: TrainConfig,
+    splits: dict[str, ImageIndex],
+    stack: ExitStack,
+    say: Callable[[str], None],
+) -> None:
+    """Lock the run's folder and take over its configuration."""
+    stack.enter_context(folder)
+    say(f"run folder: {folder.path}")
+    for index in splits.values():
+        if (line := index.told_of_left_out()) is not None:
+            say(line)
+    folder.adopt(plain(config), config.resume, say)
 
 
 def _build_model(
@@ -140,38 +142,7 @@ def _build_model(
     return model, initial
 
 
-def _resume(job: _Job) -> Path | None:
-    """Go on from a checkpoint, if there is one, and return it."""
-    state, plan, say = job.run.state, job.run.plan, job.run.say
-    checkpoint = resume(state, job.origin, job.folder, job.run.world, say)
-    if checkpoint is not None:
-        if _is_here(job, checkpoint) and job.run.world.is_main:
-            finish_save(checkpoint, state.best)
-        say(f"resumed from {checkpoint} at step {state.step} of {plan.total_steps}")
-        _tell_changes(job, checkpoint)
-    elif job.initial is not None:
-        say(job.initial)
-    if job.run.world.is_main:
-        images.keep(job.folder.path, job.splits)
-    return checkpoint
-
-
-def _tell_changes(job: _Job, checkpoint: Path) -> None:
-    """Say what differs from the run that wrote the checkpoint: images, and the learning rate that follows."""
-    state, plan, say = job.run.state, job.run.plan, job.run.say
-    if job.run.world.is_main:
-        before = read_state(checkpoint).get("images", {})
-        for line in images.changes(checkpoint.resolve().parent.parent, before, job.splits):
-            say(line)
-    rate, epochs = learning_rate_after(state.schedule, state.step), job.run.config.trainer.epochs
-    if state.saved_rate is not None and not math.isclose(rate, state.saved_rate, rel_tol=1e-6):
-        say(
-            f"the learning rate at step {state.step} changes from {state.saved_rate:.3e} to {rate:.3e}: "
-            f"the schedule spans {epochs} epochs of {plan.steps_per_epoch} steps now"
-        )
-
-
-def _fit(job: _Job, resumed: Path | None, stack: ExitStack) -> Trainer:
+def _fit(job: Job, resumed: Path | None, stack: ExitStack) -> Trainer:
     """Train to the plan's end: log, calibrate, evaluate, save. `resumed` is the checkpoint to go on from."""
     config, world, state, folder = job.run.config, job.run.world, job.run.state, job.folder
     bad = BadFiles(state.bad_files, config.data.max_bad, world, job.run.say)
@@ -180,7 +151,12 @@ def _fit(job: _Job, resumed: Path | None, stack: ExitStack) -> Trainer:
     batches = _training_batches(job, loaders)
     validation = _validation(job, loaders, bad)
     probe = _probe(job, patience)
-    tracker = Tracker(folder.path if world.is_main else None, state.step, state.evaluated_step == state.step)
+    tracker = Tracker(
+        folder.path if world.is_main else None,
+        state.step,
+        evaluated=state.evaluated_step == state.step,
+        check=folder.check_held,
+    )
     stack.callback(tracker.close)
     folder.note_environment(describe_environment(world.device, world.size))
     tracker.text("config", as_yaml(config), state.step)
@@ -201,7 +177,7 @@ def _fit(job: _Job, resumed: Path | None, stack: ExitStack) -> Trainer:
     return trainer
 
 
-def _saver(job: _Job, resumed: Path | None, stack: ExitStack) -> Saver:
+def _saver(job: Job, resumed: Path | None, stack: ExitStack) -> Saver:
     """Build what writes checkpoints, with the description of the model that they carry."""
     config, folder = job.run.config, job.folder
     description = ModelDescription(
@@ -214,25 +190,31 @@ def _saver(job: _Job, resumed: Path | None, stack: ExitStack) -> Saver:
     )
     writer = None
     if job.run.world.is_main:
-        writer = CheckpointWriter(folder.checkpoints, config.trainer.keep_last)
+        writer = CheckpointWriter(folder.checkpoints, config.trainer.keep_last, folder.check_held)
         stack.callback(writer.close)
     return Saver(
         state=job.run.state,
         header=description.header(),
         data=config.data,
-        images=job.run.images,
+        about=_about(job),
         writer=writer,
         keep_config=folder.keep_config,
-        saved_step=job.run.state.step if _is_here(job, resumed) else -1,
+        saved_step=job.run.state.step if job.is_here(resumed) else -1,
     )
 
 
-def _is_here(job: _Job, checkpoint: Path | None) -> bool:
-    """Return whether a checkpoint lies in the run's own folder, and not where `resume=` led."""
-    return checkpoint is not None and checkpoint.parent == job.folder.checkpoints
+def _about(job: Job) -> dict[str, Any]:
+    """Return what a checkpoint says of the run, beside the state of its training."""
+    world = job.run.world
+    identity = build_identity(job.folder.run, plain(job.run.config), job.labels.names)
+    return {
+        "images": job.run.images,
+        "identity": identity.plain(),
+        "rounding": describe_rounding(world.device, world.size),
+    }
 
 
-def _report(job: _Job, trainer: Trainer) -> dict[str, Any]:
+def _report(job: Job, trainer: Trainer) -> dict[str, Any]:
     """Log the outcome, write result.json, and say how the run ended."""
     state, say, result = job.run.state, job.run.say, _result(job)
     if (probe := trainer.watch.probe) is not None and probe.looks:
@@ -245,7 +227,7 @@ def _report(job: _Job, trainer: Trainer) -> dict[str, Any]:
     return result
 
 
-def _result(job: _Job) -> dict[str, Any]:
+def _result(job: Job) -> dict[str, Any]:
     metrics = {name: value for name, value in job.run.state.metrics.items() if name not in COUNTS}
     images, of = (job.run.state.metrics.get(name) for name in COUNTS)
     partial = {} if images is None else {"partial": True, "images": images, "of": of}
@@ -253,7 +235,7 @@ def _result(job: _Job) -> dict[str, Any]:
     return {"run_dir": str(job.folder.path), **metrics, **partial, **labels}
 
 
-def _training_batches(job: _Job, loaders: Loaders) -> Iterator[Batch]:
+def _training_batches(job: Job, loaders: Loaders) -> Iterator[Batch]:
     """Return the training batches from the state's step on."""
     config, plan = job.run.config, job.run.plan
     order = TrainOrder(
@@ -272,7 +254,7 @@ def _training_batches(job: _Job, loaders: Loaders) -> Iterator[Batch]:
     return iter(loaders.train(job.train, config.augment, order))
 
 
-def _validation(job: _Job, loaders: Loaders, bad: BadFiles) -> Validation:
+def _validation(job: Job, loaders: Loaders, bad: BadFiles) -> Validation:
     """Build the evaluation of a state, with the training images to calibrate on."""
     config, world = job.run.config, job.run.world
     batch_size = config.trainer.eval_batch_size
@@ -292,7 +274,7 @@ def _validation(job: _Job, loaders: Loaders, bad: BadFiles) -> Validation:
     )
 
 
-def _probe(job: _Job, patience: Patience) -> Probe | None:
+def _probe(job: Job, patience: Patience) -> Probe | None:
     """Build what looks at attention maps, on a fixed choice of validation images. Only rank 0 has one."""
     config, world = job.run.config, job.run.world
     if config.trainer.probe_every_steps is None or not world.is_main:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from deepvit_train.config.data import DataConfig, data_set_name
+
 COMPILE = {
     "true": "default",
     "false": "none",
@@ -60,8 +62,15 @@ def current_config(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     }
 
 
-def former_name(name: str) -> str:
-    """Return the name that version 0.1 gave to a run, such as digits-reattention_seed-d6-s0."""
+def former_names(name: str, data: DataConfig | None) -> list[str]:
+    """Return the names that version 0.1 gave to a run, such as digits-reattention_seed-d6-s0.
+
+    They held the kind of the data set, and not its folder.
+    """
+    names = [name]
+    if data is not None:
+        data_set = data_set_name(data.name, data.root)
+        names += [f"{data.name}{name.removeprefix(data_set)}"] * name.startswith(f"{data_set}-")
     for former, today in RENAMED["attn"].items():
-        name = name.replace(today, former)
-    return name
+        names += [each.replace(today, former) for each in names]
+    return [each for each in dict.fromkeys(names) if each != name]

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from deepvit_train.config.alias import current_override
 from deepvit_train.config.command import COMMANDS
+from deepvit_train.config.data import data_set_name
 from deepvit_train.config.override import check_overrides, explained, take_texts, with_subject
 from deepvit_train.config.preset import config_dir
 from deepvit_train.error import ConfigError
@@ -45,6 +46,7 @@ def compose_tree(command: str, overrides: Sequence[str]) -> DictConfig:
     overrides = [current_override(each) for each in with_subject(command, overrides)]
     check_overrides(command, overrides)
     for_hydra, texts = take_texts(command, overrides)
+    OmegaConf.register_new_resolver("data_set", data_set_name, replace=True)
     store = ConfigStore.instance()
     for name, schema in COMMANDS.items():
         store.store(name=f"{name}_schema", node=schema)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from deepvit_train.config.option import Choice, Section, option
 from deepvit_train.error import ConfigError, DataError
+
+LONGEST_NAME = 40  # letters of a folder's name that the default name of a run takes over
 
 
 class DataName(Choice):
@@ -101,3 +106,19 @@ class AugmentConfig(Section):
             value = getattr(self, name)
             if value is not None and (len(value) != 2 or value[0] > value[1]):
                 raise ConfigError(f"augment.{name}={value}: needs two numbers, the lower first")
+
+
+def data_set_name(name: str | None, root: str | None) -> str:
+    """Return what the default name of a run says of its data set: kind and folder, `imagefolder-flowers`.
+
+    The embedded digits have no folder of their own, and are `digits`.
+    """
+    try:
+        folder = os.path.normpath(Path(root).expanduser().absolute()) if root else ""
+    except (
+        OSError,
+        RuntimeError,
+    ):  # no working folder, or no such user: what opens the data says so
+        folder = root or ""
+    short = re.sub(r"[^\w.]+", "-", Path(folder).name).strip("-.")[:LONGEST_NAME]
+    return f"{name}-{short}" if short else str(name)

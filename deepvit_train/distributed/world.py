@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -12,6 +13,8 @@ from torch.distributed.rendezvous import rendezvous
 
 from deepvit_train.distributed.launch import Launch, local_rank, read_launch
 from deepvit_train.error import ConfigError, UserError
+
+Content = TypeVar("Content")
 
 # Where ranks meet, by address, and how often they have met there: a sweep meets anew for each of its runs.
 _meetings: dict[str, tuple[dist.Store, int]] = {}
@@ -52,13 +55,28 @@ class World:
         """Return the lines of all ranks."""
         if not self.any(len(lines)) or self.size == 1:
             return set(lines)
-        gathered: list[set[str]] = [set()] * self.size
-        dist.all_gather_object(gathered, lines)
-        return set().union(*gathered)
+        return set().union(*self.gather(lines))
 
-    def first(self, text: str) -> str:
-        """Return the first rank's text."""
-        said = [text]
+    def gather(self, content: Any) -> list[Any]:
+        """Return what each rank gave, in the order of ranks. It is pickled on the way."""
+        if self.size == 1:
+            return [content]
+        gathered: list[Any] = [None] * self.size
+        dist.all_gather_object(gathered, content)
+        return gathered
+
+    def equal(self, digest: bytes) -> bool:
+        """Return whether all ranks gave the same bytes. They must be equally long."""
+        if self.size == 1:
+            return True
+        mine = torch.tensor(list(digest), dtype=torch.uint8)
+        every = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(every, mine)
+        return all(each.equal(mine) for each in every)
+
+    def first(self, content: Content) -> Content:
+        """Return what the first rank gave. It is pickled on the way."""
+        said = [content]
         if self.size > 1:
             dist.broadcast_object_list(said, src=0)
         return said[0]

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from deepvit_train.error import CheckpointError, nearest
 from deepvit_train.reading import ContentError, open_file, parse_json, read_bytes, what_lies_at
 from deepvit_train.run import schema
+from deepvit_train.run.identity import ForeignError, Identity, check_place, read_identity
 from deepvit_train.run.link import FOLDER, NAME, SET_ASIDE, check_folder, check_links, leads_to
 from deepvit_train.run.tensor import check_fit, read_tensors
 
@@ -129,9 +130,9 @@ def _chosen_of_run(given: Path, prefer: str, key: str) -> Path:
     folder = given if given.name == FOLDER else given / FOLDER
     check_folder(folder)
     if prefer == "best" and (best := leads_to(folder, "best")) is not None:
-        best = best.resolve()
         verify(best)
-        return best
+        check_place(folder / "best", read_state(best))
+        return best.resolve()
     problems: list[str] = []
     newest = newest_valid(folder, problems.append)
     if newest is None:
@@ -181,12 +182,12 @@ def checkpoints_in(folder: Path) -> list[Path]:
 def newest_valid(folder: Path, warn: Callable[[str], None]) -> Path | None:
     """Return the newest checkpoint that is whole. `warn` is told of each damaged one that is newer.
 
-    Raises UnreadableError for a newer one that may not be read.
+    Raises UnreadableError for a newer one that may not be read, ForeignError for one of another run.
     """
     for path in reversed(checkpoints_in(folder)):
         try:
             verify(path)
-        except UnreadableError:
+        except (UnreadableError, ForeignError):
             raise
         except CheckpointError as error:
             warn(f"{error}; trying the one before")
@@ -198,7 +199,10 @@ def newest_valid(folder: Path, warn: Callable[[str], None]) -> Path | None:
 def verify(path: Path) -> None:
     """Compare every file that a checkpoint's manifest lists with its digest. No other file is ever read.
 
-    Raises CheckpointError that names the file; UnreadableError where it is not damaged, but may not be read.
+    What the checkpoint says of itself is compared with its place inside a run.
+
+    Raises CheckpointError that names the file; UnreadableError where it is not damaged, but may not be read;
+    ForeignError where it is whole, but of another step or run than its place says.
     """
     check_links(path)
     for name, digest in signed(path).items():
@@ -211,6 +215,27 @@ def verify(path: Path) -> None:
             raise _unread(file, error) from None
         if found != digest:
             raise CheckpointError(f"{file}: damaged checkpoint (its SHA-256 is not the manifest's)")
+    check_place(path, read_state(path))
+
+
+def identities_in(folder: Path) -> dict[Path, Identity]:
+    """Return what the checkpoints in a folder say of their runs, oldest first.
+
+    Left out are those of version 0.1.0, which say nothing, and damaged ones, which are not believed. Raises
+    ForeignError for one that is not what its place says.
+    """
+    found: dict[Path, Identity] = {}
+    for path in checkpoints_in(folder):
+        try:
+            if signed(path)[STATE] != digest_of(path / STATE):
+                continue
+            state = read_state(path)
+        except (CheckpointError, OSError):
+            continue
+        check_place(path, state)
+        if (said := read_identity(state)) is not None:
+            found[path] = said
+    return found
 
 
 def signed(path: Path) -> dict[str, str]:

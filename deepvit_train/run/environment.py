@@ -55,6 +55,28 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
     return machine
 
 
+def describe_rounding(device: torch.device, world_size: int) -> dict[str, Any]:
+    """Describe what the rounding of sums depends on. With other values a run has other bits.
+
+    The number of threads is the real one, whoever chose it.
+    """
+    rounding = {"ranks": world_size, "device": "cpu", "torch": torch.__version__}
+    if device.type == "cpu":
+        own = {"threads": torch.get_num_threads(), "capability": torch.backends.cpu.get_cpu_capability()}
+        return rounding | own
+    return rounding | {"device": torch.cuda.get_device_properties(device).name}
+
+
+def told_of_rounding(before: dict[str, Any], now: dict[str, Any]) -> str | None:
+    """Say in one line what changed of it since a checkpoint; None if nothing did, or if it is not known."""
+    changed = [
+        f"{name}={before[name]} (now {now[name]})"
+        for name in sorted(before.keys() & now.keys())
+        if before[name] != now[name]
+    ]
+    return f"{', '.join(changed)}: results round differently" if changed else None
+
+
 def _processor() -> str:
     """The processor's name, of which platform.processor() often knows nothing."""
     try:

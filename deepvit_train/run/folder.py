@@ -13,82 +13,41 @@ from typing import Any
 import yaml
 
 from deepvit_train.atomic import inside, make_folder, open_lock, remove, write_text
-from deepvit_train.config.alias import BEFORE, current_config, former_name
+from deepvit_train.config.alias import current_config, former_names
+from deepvit_train.config.data import DataConfig
 from deepvit_train.error import CheckpointError, ConfigError, OutputError
 from deepvit_train.reading import read_json, read_yaml
 from deepvit_train.run import schema
-from deepvit_train.run.checkpoint import checkpoints_in, newest_valid
+from deepvit_train.run.change import EFFECTS, differences, may_change
+from deepvit_train.run.checkpoint import checkpoints_in, identities_in, newest_valid
+from deepvit_train.run.copied import copies_in, settle_copies
+from deepvit_train.run.identity import check_config, check_runs, new_run, read_run, write_run
 
-# These may change when a run goes on. They say where it runs and what it tells, not what it computes.
-FREE_KEYS = {
-    "data.root",
-    "data.class_map",
-    "data.allow_subset",
-    "data.workers",
-    "data.max_bad",
-    "data.max_bytes",
-    "data.max_pixels",
-    "data.follow_links",
-    "trainer.eval_batch_size",
-    "trainer.eval_every_epochs",
-    "trainer.calibrate_images",
-    "trainer.accumulate",
-    "trainer.compile",
-    "trainer.device",
-    "trainer.threads",
-    "trainer.shard",
-    "trainer.grad_checkpointing",
-    "trainer.log_every_steps",
-    "trainer.save_every_steps",
-    "trainer.probe_every_steps",
-    "collapse.maps",
-    "collapse.metric",
-    "collapse.axis",
-    "collapse.threshold",
-    "collapse.k",
-    "collapse.images",
-    "collapse.warn_above",
-    "collapse.stop_above",
-    "collapse.swap_rise",
-    "collapse.alarm_from",
-    "trainer.keep_last",
-    "trainer.max_scaler_skips",
-    "trainer.timeout_s",
-    "trainer.requeue",
-    "name",
-    "run_dir",
-    "resume",
-}
-# What some of them do change. It is said when a run goes on with another value.
-EFFECTS = {
-    "trainer.accumulate": "sums round differently; BatchNorm and dropout see other parts of a batch",
-    "trainer.compile": "results round differently",
-    "trainer.threads": "results round differently",
-    "trainer.eval_batch_size": "training does not change; statistics are calibrated on batches of this size",
-    "trainer.calibrate_images": "training does not change; evaluations do",
-    "data.max_bytes": "training changes only if images become readable or unreadable",
-    "data.max_pixels": "training changes only if images become readable or unreadable",
-}
-# These may grow, to train the same run for longer.
-GROWING_KEYS = {"trainer.epochs", "trainer.max_steps"}
+LOCK = ".lock"
 
 
 class RunFolder:
     """The folder runs/NAME: config.yaml, environment.json, metrics.jsonl, tb/, checkpoints/.
 
     It is a context manager: inside, the folder is locked.
+
+    Args:
+        data: what the run reads, by which a run is found under the name that an earlier version gave it.
+        writes: whether this process makes, locks and writes the folder. Only one does.
     """
 
-    def __init__(self, path: str, writes: bool = True) -> None:
-        self.writes = writes  # one process alone makes, locks and writes the folder
+    def __init__(self, path: str, data: DataConfig | None = None, writes: bool = True) -> None:
+        self.writes = writes
+        self.run = ""  # the run's number, once `adopt` knows it
         try:
-            self.path = _existing(Path(path).expanduser())
+            self.path = _existing(Path(path).expanduser(), data)
         except (OSError, RuntimeError) as error:  # RuntimeError: the home of an unknown user
             raise OutputError(
                 f"run_dir={path}: can't be used ({getattr(error, 'strerror', None) or error})"
             ) from None
         self.checkpoints = self.path / "checkpoints"
         self._lock: int | None = None
+        self._opened: int | None = None  # the folder itself
         self._config: dict[str, Any] | None = None  # to be stored
 
     def __enter__(self) -> RunFolder:
@@ -102,8 +61,10 @@ class RunFolder:
                 raise OutputError(
                     f"run_dir={self.path}: holds {strangers[0]} but no run; give an empty or new folder"
                 )
-            self._lock = open_lock(self.path / ".lock")
+            self._opened = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+            self._lock = open_lock(self.path / LOCK)
             self._take_lock(self._lock)
+            self.check_held()
             for left in self.path.glob(f".{'?' * 16}.partial"):  # by a kill while a file was written
                 remove(left)
         except OSError as error:
@@ -113,8 +74,29 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
+        for descriptor in (self._lock, self._opened):
+            if descriptor is not None:
+                os.close(descriptor)
+        self._lock = self._opened = None
+
+    def check_held(self) -> None:
+        """Raise OutputError if the folder is no longer the one that this process locked.
+
+        It may have been removed or moved, and another run may have begun under its name. To be called before
+        anything is written. Both are kept open, so that the system gives their numbers to no other file.
+        """
+        for descriptor, path in ((self._opened, self.path), (self._lock, self.path / LOCK)):
+            if descriptor is None:
+                continue
+            try:
+                there = path.stat()
+            except OSError:
+                there = None
+            if there is None or not os.path.samestat(there, os.fstat(descriptor)):
+                raise OutputError(
+                    f"{path}: was removed, moved or replaced since this process locked it; nothing more is "
+                    "written there"
+                )
 
     def _take_lock(self, descriptor: int) -> None:
         # A POSIX lock belongs to this process alone: loader processes that outlive it do not hold it.
@@ -134,19 +116,43 @@ class RunFolder:
     @property
     def begun(self) -> bool:
         """Whether the folder holds a run to go on with, which has saved something."""
-        return bool(checkpoints_in(inside(self.path, "checkpoints")))
+        return bool(checkpoints_in(inside(self.path, "checkpoints")) or copies_in(self.checkpoints))
 
     def newest(self, note: Callable[[str], None]) -> Path | None:
         """Return the newest whole checkpoint, or None if there is none or this process does not write.
 
         Raises CheckpointError if there are checkpoints and none is whole: a run must not silently begin anew.
         """
-        newest = newest_valid(self.checkpoints, note) if self.writes else None
-        if self.writes and self.begun and newest is None:
+        if not self.writes:
+            return None
+        try:
+            settle_copies(self.checkpoints)
+        except OSError as error:
+            raise OutputError(f"{self.checkpoints}: can't be written ({error.strerror})") from None
+        newest = newest_valid(self.checkpoints, note)
+        if self.begun and newest is None:
             raise CheckpointError(
                 f"{self.checkpoints}: no checkpoint is whole; to begin anew, move that folder away"
             )
         return newest
+
+    def check_identity(self) -> None:
+        """Raise ForeignError for a checkpoint here that is of another run or step than its place says.
+
+        Damaged checkpoints are passed over: `newest` tells of them.
+        """
+        found = identities_in(self.checkpoints)
+        check_runs(found)
+        if found and (self.path / "config.yaml").is_file():
+            config = self.stored_config()
+            for checkpoint, said in found.items():
+                check_config(checkpoint, said, config)
+
+    def _own_run(self) -> str:
+        """Return the number of the run that has begun here. One of version 0.1.0 gets its number now."""
+        own = read_run(self.path)
+        found = identities_in(self.checkpoints)
+        return own or (list(found.values())[-1].run if found else new_run())
 
     def adopt(self, config: dict[str, Any], resume: str, note: Callable[[str], None]) -> None:
         """Take the configuration of a run that begins or goes on here.
@@ -159,6 +165,7 @@ class RunFolder:
         if not self.writes:
             return
         self._config = config
+        self.run = self._own_run() if self.begun else new_run()
         if self.begun:
             if resume == "never":
                 raise ConfigError(
@@ -166,7 +173,7 @@ class RunFolder:
                 )
             changes = differences(self.stored_config(), config)
             if refused := [
-                line for key, line in changes.items() if not _may_change(key, self.stored_config(), config)
+                line for key, line in changes.items() if not may_change(key, self.stored_config(), config)
             ]:
                 raise ConfigError(
                     f"{self.path} holds a run with {'; '.join(refused)}; choose another name= or run_dir="
@@ -176,16 +183,20 @@ class RunFolder:
                     effect = f": {EFFECTS[key]}" if key in EFFECTS else ""
                     note(f"changed since the run began: {line}{effect}")
         else:
-            remove(self.path / "result.json")  # left by a run without checkpoints
             self.keep_config()
+        if read_run(self.path) != self.run:
+            write_run(self.path, self.run)
         make_folder(self.path, "checkpoints")
 
     def keep_config(self) -> None:
         """Store the configuration, once. To be called when the run is about to save something with it.
 
-        A start that fails before leaves config.yaml as it was, so that the former command still goes on.
+        A start that fails before leaves config.yaml as it was, so that the former command still goes on. From
+        now on result.json would be about an older checkpoint, so it is removed.
         """
+        self.check_held()
         if self._config is not None:
+            remove(self.path / "result.json")
             write_text(self.path / "config.yaml", yaml.safe_dump(self._config, sort_keys=False))
             self._config = None
 
@@ -204,6 +215,7 @@ class RunFolder:
         """Append what this start runs on to environment.json, a list with one entry for each start."""
         if not self.writes:
             return
+        self.check_held()
         file = self.path / "environment.json"
         try:
             starts = schema.fitting(read_json(file), schema.ENVIRONMENT, file)
@@ -214,39 +226,24 @@ class RunFolder:
     def write_result(self, result: dict[str, Any]) -> None:
         """Write the outcome of a finished run to result.json."""
         if self.writes:
+            self.check_held()
             write_text(self.path / "result.json", json.dumps(result, indent=1) + "\n")
 
 
-def differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, str]:
-    """Return the keys in which two configurations differ, with a line for each: `model.depth=6 (now 8)`.
-
-    A key that only `before` has is left out: this version does not know it any more. So is a key that only
-    `after` has and that asks for what a version without it did: nothing, or what `BEFORE` says.
-    """
-    old, new = BEFORE | flatten(before), flatten(after)
-    return {
-        key: f"{key}={old.get(key, 'not set')} (now {value})"
-        for key, value in sorted(new.items())
-        if old.get(key) != value and (key in old or value not in (None, False))
-    }
+def _existing(path: Path, data: DataConfig | None) -> Path:
+    """Return the folder to use: this one, or the one that an earlier version made for a run of this name."""
+    if path.exists():
+        return path
+    names = former_names(path.name, data)
+    former = [path.with_name(name) for name in names if (path.with_name(name) / "config.yaml").is_file()]
+    return next((folder for folder in former if data is None or _reads(folder, data)), path)
 
 
-def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return a nested configuration as a flat one with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
-
-
-def _existing(path: Path) -> Path:
-    """The folder to use: this one, or the one that version 0.1 made for a run of the same name."""
-    former = path.parent / former_name(path.name)
-    return former if former.exists() and not path.exists() else path
-
-
-def _may_change(key: str, before: dict[str, Any], after: dict[str, Any]) -> bool:
-    if key in GROWING_KEYS:
-        old, new = flatten(before).get(key), flatten(after).get(key)
-        return new is None or (type(old) in (int, float) and new >= old)
-    return key in FREE_KEYS
+def _reads(folder: Path, data: DataConfig) -> bool:
+    """Return whether the run in a folder read the data set in the same place."""
+    try:
+        root = read_yaml(folder / "config.yaml")["data"]["root"]
+        roots = [each and str(Path(each).expanduser().resolve()) for each in (root, data.root)]
+    except (OSError, RuntimeError, CheckpointError, KeyError, TypeError):
+        return False
+    return roots[0] == roots[1]

@@ -11,6 +11,7 @@ import os
 import secrets
 import shutil
 import stat
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from deepvit_train.atomic import create, make_folder, place_link, remove
+from deepvit_train.atomic import create, place_link, remove
 from deepvit_train.distributed.parallel import whole
 from deepvit_train.error import CheckpointError, OutputError
 from deepvit_train.reading import open_file
@@ -34,6 +35,7 @@ from deepvit_train.run.checkpoint import (
     digest_of,
     signed,
 )
+from deepvit_train.run.copied import settle_copies
 from deepvit_train.run.link import SET_ASIDE, target_of
 
 TEMPORARY = ".partial-"
@@ -56,11 +58,16 @@ class CheckpointWriter:
     """Writes one checkpoint at a time in a thread, lets `last` and `best` lead to it, and prunes older ones.
 
     A kill at any moment leaves whole checkpoints. The one that was being written may be missing.
+
+    Args:
+        check: raises OutputError where the folder may not be written any more. Called before and after the
+            tensors are written.
     """
 
-    def __init__(self, folder: Path, keep_last: int) -> None:
+    def __init__(self, folder: Path, keep_last: int, check: Callable[[], None] = lambda: None) -> None:
         self.folder = folder
         self.keep_last = keep_last
+        self._check = check
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: list[Future[None]] = []
 
@@ -104,7 +111,11 @@ class CheckpointWriter:
     def _write(
         self, step: int, files: dict[str, TensorFile], state: dict[str, Any], best: bool, completes: bool
     ) -> None:
+        self._check()
+        if not completes:
+            remove_evaluations(self.folder, f"step_{step:07d}")  # of a checkpoint whose place this one takes
         written = write_checkpoint(self.folder, step, files, state, completes)
+        self._check()
         point(self.folder, "last", written)
         if best:
             point(self.folder, "best", written)
@@ -120,13 +131,14 @@ def write_checkpoint(
 ) -> Path:
     """Write folder/step_NNNNNNN. If that fails, raises OutputError and leaves nothing half-written.
 
+    The folder must be there: where it was removed, it is not made again.
+
     Args:
         completes: take over the tensors that the checkpoint of this step holds already.
     """
     target = folder / f"step_{step:07d}"
     partial = folder / f"{TEMPORARY}{secrets.token_hex(8)}"
     try:
-        make_folder(folder)
         partial.mkdir()
         digests = _take_over(target, partial) if completes else {}
         for name, file in files.items():
@@ -195,11 +207,8 @@ def set_aside(target: Path) -> Path:
 
 def point(folder: Path, name: str, target: Path) -> None:
     """Let the link folder/name lead to a checkpoint of the same folder, in one atomic step."""
-    place = folder / name
-    if place.is_dir() and not place.is_symlink():
-        # A copy of the run that followed its links (cp -rL) has a whole checkpoint here. It is kept.
-        place.rename(folder / f"{name}-copied")
-    place_link(place, target.name)
+    settle_copies(folder)
+    place_link(folder / name, target.name)
     _flush(folder)
 
 
@@ -232,7 +241,14 @@ def prune(folder: Path, keep_last: int, written: Path, keep: set[str]) -> None:
     for path in found[: found.index(written) + 1][:-keep_last]:
         if path.name not in keep:
             remove(path)
+            remove_evaluations(folder, path.name)
     _remove_partial(folder)
+
+
+def remove_evaluations(folder: Path, name: str) -> None:
+    """Delete the results of deepvit-eval that are about a checkpoint, which is no more or is replaced."""
+    for file in folder.glob(f"{name}.*.json"):
+        file.unlink(missing_ok=True)
 
 
 def _remove_partial(folder: Path) -> None:

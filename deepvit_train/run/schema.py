@@ -75,7 +75,9 @@ STATE = {f"{key}?": kind for key, kind in RESUMED.items()} | {
     "learning_rate?": FINITE | NULL,
     "data_root?": PATH | NULL,
     "class_map?": PATH | NULL,
-    "images?": {ANY: {"images": COUNT, "digest": DIGEST}},
+    "images?": {ANY: {"images": COUNT, "digest": DIGEST, "bytes?": [NUMBER]}},
+    "identity?": {"run": DIGEST, "name": TEXT, "config": SETTING, "classes": DIGEST},
+    "rounding?": SETTING,
 }
 DESCRIPTION = {
     "format?": COUNT,

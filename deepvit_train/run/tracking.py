@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from torchvision.utils import make_grid
 
-from deepvit_train.atomic import append, make_folder, write_text
+from deepvit_train.atomic import append, make_folder, open_end, write_text
 from deepvit_train.error import OutputError
 from deepvit_train.reading import read_json_lines
 
@@ -28,10 +29,18 @@ class Tracker:
     Args:
         evaluated: whether that step's evaluation is a part of what the run goes on from. If not, a kill came
             after its metrics were logged and before they were saved, and they will be logged again.
+        check: raises OutputError where the folder may not be written any more. Called before every write.
     """
 
-    def __init__(self, folder: Path | None, resumed_step: int, evaluated: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        resumed_step: int,
+        evaluated: bool = True,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         self._writer = None
+        self._check = check
         self._folder = folder
         if folder is not None:
             kept = resumed_step or -1  # a run that begins anew logs step 0 anew
@@ -42,11 +51,12 @@ class Tracker:
                 # The library opens a file whose name can be foreseen. With this ending nobody foresees it.
                 ending = f".{secrets.token_hex(8)}"
                 self._writer = SummaryWriter(str(curves), purge_step=kept + 1, filename_suffix=ending)
+                _hold_open(self._writer)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Log scalars by their TensorBoard names: {'train/loss': 1.2}."""
         if self._writer:
-            with _writing(self._folder):
+            with self._writing():
                 self._file.write(json.dumps({"step": step, **values}) + "\n")
                 for name, value in values.items():
                     self._writer.add_scalar(name, value, step)
@@ -54,13 +64,13 @@ class Tracker:
     def text(self, name: str, text: str, step: int) -> None:
         """Log preformatted text."""
         if self._writer:
-            with _writing(self._folder):
+            with self._writing():
                 self._writer.add_text(name, "    " + text.replace("\n", "\n    "), step)
 
     def images(self, name: str, images: Tensor, step: int) -> None:
         """Log images (B, 3, height, width) with values in 0..1 as a grid."""
         if self._writer:
-            with _writing(self._folder):
+            with self._writing():
                 self._writer.add_image(name, make_grid(images, nrow=math.ceil(len(images) ** 0.5)), step)
 
     def outcome(self, config: dict[str, Any], metrics: dict[str, float], step: int) -> None:
@@ -71,7 +81,7 @@ class Tracker:
                 for key, value in config.items()
             }
             final = {f"final/{name}": value for name, value in metrics.items()}
-            with _writing(self._folder):
+            with self._writing():
                 # Into the same file: add_hparams would open another one, without an ending.
                 assert self._writer.file_writer is not None
                 for part in hparams(flat, final):
@@ -79,12 +89,30 @@ class Tracker:
                 for name, value in final.items():
                     self._writer.add_scalar(name, value, step)
 
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        self._check()
+        with _writing(self._folder):
+            yield
+
     def close(self) -> None:
         """Write what is still buffered, and close the files."""
         if self._writer:
             with _writing(self._folder):
                 self._file.close()
                 self._writer.close()
+
+
+def _hold_open(writer: SummaryWriter) -> None:
+    """Let TensorBoard write its records to a file that is opened once.
+
+    It would open the file anew for each record, by its name: that of another run's, if the folder was removed
+    and another run began in its place. This uses names that are private to TensorBoard.
+    """
+    writer._get_file_writer()
+    for events in (writer.all_writers or {}).values():
+        records: Any = events.event_writer._async_writer._writer
+        records._writer = os.fdopen(open_end(Path(events.event_writer._file_name)), "ab", 0)
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """Which images a run reads, and which were added or removed since its checkpoint.
 
-A checkpoint keeps a digest of the index of each split: of the paths below its folder and their classes. The
-run's folder keeps the paths themselves, once for each digest, so that a later start can tell the difference.
+A checkpoint keeps a digest of the index of each split: of the paths below its folder and their classes. It
+also keeps the sizes of a few files. The run's folder keeps the paths themselves, once for each digest, so
+that a later start can tell the difference.
 """
 
 from __future__ import annotations
@@ -17,16 +18,68 @@ import numpy as np
 from deepvit_train.atomic import RefusedError, inside, make_folder, replacing
 from deepvit_train.data.decode import printable
 from deepvit_train.data.index import ImageIndex
-from deepvit_train.error import CheckpointError, OutputError
+from deepvit_train.error import CheckpointError, DataError, OutputError
 from deepvit_train.reading import open_file
 
 FOLDER = "images"  # in the run's folder
 SHOWN = 3  # paths in a line
+SAMPLED = 16  # files of a split whose sizes a checkpoint keeps
 
 
 def summary(splits: dict[str, ImageIndex]) -> dict[str, dict[str, Any]]:
-    """Return the number of images of each split and the digest of its index, for a checkpoint."""
-    return {name: {"images": len(index), "digest": index.digest} for name, index in splits.items()}
+    """Return the number of images of each split, the digest of its index and some sizes, for a checkpoint."""
+    return {
+        name: {
+            "images": len(index),
+            "digest": index.digest,
+            "bytes": [*sampled_sizes(index, SAMPLED).values()],
+        }
+        for name, index in splits.items()
+    }
+
+
+def sampled_sizes(index: ImageIndex, count: int) -> dict[int, int]:
+    """Return the sizes in bytes of at most so many images, evenly spaced, by their places in the index.
+
+    The size is -1 where there is no file.
+    """
+    count = min(count, len(index))
+    return {image: _size(index, image) for image in (place * len(index) // count for place in range(count))}
+
+
+def _size(index: ImageIndex, image: int) -> int:
+    if index.tars is not None:
+        return int(index.tars.places[image, 2])
+    try:
+        return Path(index.path(image)).stat().st_size
+    except OSError:
+        return -1
+
+
+def check_others(run: Path, before: dict[str, Any], index: ImageIndex) -> None:
+    """Raise DataError where the training images have nothing in common with those that a run was trained on.
+
+    Args:
+        run: the run's folder.
+        before: what `summary` returned for a checkpoint of the run.
+        index: the training images now.
+    """
+    known = before.get("train")
+    if known is None:
+        return
+    if known["digest"] == index.digest:
+        sizes, then = sampled_sizes(index, SAMPLED).values(), known.get("bytes") or []
+        others = bool(then) and all(size != old for size, old in zip(sizes, then, strict=False))
+        what = "has an image of the same path and size"
+    else:
+        former = _read(_file(run, known["digest"]))
+        others = former is not None and former.isdisjoint(_paths(index.paths, index.ends))
+        what = "has an image of the same path"
+    if others:
+        raise DataError(
+            f"{index.folder}: none of the {known['images']:,} images that {run} was trained on {what} here\n"
+            f"name=NEW begins a run of its own; with resume={run} too, it goes on from that run's weights"
+        )
 
 
 def keep(run: Path, splits: dict[str, ImageIndex]) -> None:

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,21 @@ from pathlib import Path
 from deepvit_train.config.train import TrainConfig
 from deepvit_train.data.index import ImageIndex, open_split
 from deepvit_train.data.label import Labels, labelled
+from deepvit_train.distributed.agreement import differing, together, told
 from deepvit_train.distributed.world import World
-from deepvit_train.error import CheckpointError
-from deepvit_train.run.checkpoint import WEIGHT_FILES, checkpoints_in, find, verify
+from deepvit_train.error import CheckpointError, ConfigError
+from deepvit_train.run.checkpoint import (
+    MANIFEST,
+    WEIGHT_FILES,
+    checkpoints_in,
+    digest_of,
+    find,
+    read_state,
+    verify,
+)
 from deepvit_train.run.description import read_description
 from deepvit_train.run.folder import RunFolder
+from deepvit_train.training.plan import Plan
 from deepvit_train.training.state import TrainState
 
 
@@ -39,9 +50,11 @@ class Origin:
 def find_origin(config: TrainConfig, folder: RunFolder) -> Origin:
     """Decide which of the four cases applies, before the run's folder is made.
 
-    Raises CheckpointError for a checkpoint that is missing, is damaged or can't be resumed from.
+    Raises CheckpointError for a checkpoint that is missing, is damaged, is another run's or can't be resumed
+    from.
     """
     if folder.begun:
+        folder.check_identity()
         return Origin()
     if config.resume not in ("auto", "never"):
         found = find(config.resume, prefer="last", key="resume")
@@ -52,6 +65,22 @@ def find_origin(config: TrainConfig, folder: RunFolder) -> Origin:
             )
         return Origin(checkpoint=found.folder)
     return Origin(weights=config.model.weights)
+
+
+def check_length(config: TrainConfig, origin: Origin, plan: Plan) -> None:
+    """Raise ConfigError where the checkpoint that `resume=PATH` names leaves this run nothing to train."""
+    if origin.checkpoint is None:
+        return
+    state = read_state(origin.checkpoint)
+    step, evaluated = int(state["step"]), state.get("evaluated_step") == state["step"]
+    if step > plan.total_steps or (step == plan.total_steps and evaluated):
+        longer = f"trainer.epochs={math.ceil((step + 1) / plan.steps_per_epoch)}"
+        if config.trainer.max_steps is not None:
+            longer += " trainer.max_steps=null"
+        raise ConfigError(
+            f"resume={config.resume}: is at step {step} already, and this run ends at step "
+            f"{plan.total_steps}; nearest: {longer}"
+        )
 
 
 def open_splits(
@@ -100,11 +129,15 @@ def resume(
 
     The first rank chooses for all, because it alone has locked the folder.
 
-    Raises CheckpointError for a checkpoint that does not fit.
+    Raises CheckpointError for a checkpoint that does not fit, or is not the same file on all ranks.
     """
-    chosen = world.first(str(folder.newest(say) or origin.checkpoint or ""))
+    newest = together(world, lambda: folder.newest(say))
+    chosen = world.first(str(newest or origin.checkpoint or ""))
     if not chosen:
         return None
     checkpoint = Path(chosen)
-    state.restore(checkpoint)
+    digest = together(world, lambda: digest_of(checkpoint / MANIFEST))
+    if odd := differing(world, {str(checkpoint): digest}):
+        raise CheckpointError(f"{checkpoint}: is another one on each rank; {told('SHA-256', *odd.values())}")
+    together(world, lambda: state.restore(checkpoint))
     return checkpoint

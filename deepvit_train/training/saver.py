@@ -20,7 +20,7 @@ class Saver:
     Args:
         header: what the files of weights say about the model.
         data: where the images are read from.
-        images: what a checkpoint says of them (images.py).
+        about: what else a checkpoint says: of its run, its images, and what its numbers were rounded by.
         writer: only the first rank has one.
         keep_config: stores the configuration that the state was trained with; called before each save.
         saved_step: the step of the newest checkpoint in the run's folder, or -1.
@@ -29,7 +29,7 @@ class Saver:
     state: TrainState
     header: dict[str, str]
     data: DataConfig
-    images: dict[str, Any]
+    about: dict[str, Any]
     writer: CheckpointWriter | None
     keep_config: Callable[[], None]
     saved_step: int = -1
@@ -65,7 +65,7 @@ class Saver:
         return self.state.plain() | {
             "data_root": _absolute(self.data.root),
             "class_map": _absolute(self.data.class_map),
-            "images": self.images,
+            **self.about,
         }
 
 

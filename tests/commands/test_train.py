@@ -7,6 +7,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -41,7 +42,7 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
-def state_of(folder: Path) -> dict[str, object]:
+def state_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "checkpoints" / "last" / "state.json").read_text())
 
 
@@ -119,6 +120,7 @@ def test_a_stopped_run_ends_as_the_uninterrupted_one(
     assert digests(tmp_path / "stopped") == digests(tmp_path / "whole")
     assert len(digests(tmp_path / "whole")) == 3
     whole, stopped = state_of(tmp_path / "whole"), state_of(tmp_path / "stopped")
+    assert whole["identity"].pop("run") != stopped["identity"].pop("run")
     assert whole == stopped
     for name in ("train/loss", "val/top1"):
         steps = steps_logged(tmp_path / "stopped", name)

@@ -23,6 +23,7 @@ from deepvit_train.config.model import AttentionKind, Init
 from deepvit_train.config.preset import attention_preset, choices
 from deepvit_train.config.recipe import Compile
 from deepvit_train.models import DeepViT, load_model
+from deepvit_train.run.folder import RunFolder
 from tests.conftest import QUICK, Command
 
 FORMER, TODAY = "reattention_seed", "reattention_vit_pytorch"
@@ -153,6 +154,22 @@ def test_a_run_of_version_0_1_goes_on_by_either_spelling(call: Command, named: s
     refused = call("train", *QUICK, "attn=self", "run_dir=" + str(old))
     assert refused.returncode == 2
     assert f"attn.kind={TODAY} (now self)" in refused.stderr
+
+
+@pytest.mark.parametrize("named", [TODAY, FORMER])
+def test_a_run_that_was_named_without_its_data_set_is_found(named: str, tmp_path: Path) -> None:
+    """As version 0.1 named it; but not if it read other data."""
+    config = compose_command("train", ["data=imagefolder", "data.root=/x/flowers", f"attn={TODAY}"])
+    path, old = tmp_path / config.name, tmp_path / f"imagefolder-{named}-d6-s0"
+    assert RunFolder(str(path), config.data).path == path
+    old.mkdir()
+    assert RunFolder(str(path), config.data).path == path  # nothing says what it is
+    for root, found in (("/x/flowers/", old), ("/y/flowers", path), (None, path)):
+        (old / "config.yaml").write_text(yaml.safe_dump({"data": {"root": root}}))
+        assert RunFolder(str(path), config.data).path == found
+    (old / "config.yaml").write_text(yaml.safe_dump({"data": {"root": "/x/flowers"}}))
+    path.mkdir()
+    assert RunFolder(str(path), config.data).path == path
 
 
 def test_a_weights_file_of_version_0_1(call: Command) -> None:

@@ -355,6 +355,29 @@ def test_each_value_is_shown_by_its_key() -> None:
     assert values["run_dir"] == "runs/digits-reattention-d6-s0"
 
 
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        ([], "digits"),
+        (["data.root=/photos/digits"], "digits-digits"),
+        (["data=imagefolder", "data.root=/photos/digits"], "imagefolder-digits"),
+        (["data=imagefolder", "data.root=/photos/digits/"], "imagefolder-digits"),
+        (["data=imagefolder", "data.root=/photos/fashion"], "imagefolder-fashion"),
+        (["data=tar", "data.root=/photos/fashion"], "tar-fashion"),
+        (["data=imagefolder", "data.root=../there/."], "imagefolder-there"),
+        (["data=imagefolder", "data.root=/"], "imagefolder"),
+        (["data=imagefolder", "data.root=~nobody-here/x"], "imagefolder-x"),
+        (["data=imagefolder", "data.root=/a, b(2)/Möwe, $1"], "imagefolder-Möwe-1"),
+        (["data=imagefolder", f"data.root=/{'x' * 300}"], f"imagefolder-{'x' * 40}"),
+    ],
+)
+def test_the_default_name_of_a_run_holds_its_data_set(data: list[str], name: str) -> None:
+    config = compose_command("train", data)
+    assert config.name == f"{name}-reattention-d6-s0"
+    assert config.run_dir == f"runs/{config.name}"
+    assert compose_command("train", [*data, "name=own"]).run_dir == "runs/own"
+
+
 def test_a_sweep_makes_a_run_of_each_combination_with_a_name_of_its_own() -> None:
     jobs = expand(["model.depth=4,8", "attn=self,reattention"])
     assert len(jobs) == 4

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from deepvit_train.commands import train
+from deepvit_train.commands import train, train_resume
 from deepvit_train.config.compose import compose_command
 from deepvit_train.error import DataError
 from deepvit_train.run.checkpoint import checkpoints_in, newest_valid
@@ -38,7 +38,8 @@ def same(folder: Path, whole: Path) -> None:
     assert outcome(folder) == outcome(whole)
     assert metrics(folder) == metrics(whole)
     left, right = state_of(folder), state_of(whole)
-    assert left | {"data_root": None} == right | {"data_root": None}
+    own = {"data_root": None, "identity": None}  # which run it is, and where its images are
+    assert left | own == right | own
     assert links(folder) == links(whole)
     names = [[path.name for path in checkpoints_in(each / "checkpoints")] for each in (folder, whole)]
     assert names[0] == names[1]
@@ -235,7 +236,7 @@ def test_a_failed_resume_leaves_the_configuration(
         assert (folder / "config.yaml").read_bytes() == before
     damaged = folder / "checkpoints" / "step_0000007" / "optimizer.safetensors"
     content = damaged.read_bytes()
-    monkeypatch.setattr(train, "resume", failing(DataError("does not fit")))
+    monkeypatch.setattr(train_resume, "resume", failing(DataError("does not fit")))
     with pytest.raises(DataError, match="does not fit"):
         start(folder, *longer)
     monkeypatch.undo()

@@ -21,6 +21,7 @@ TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3, dtype=torc
 
 
 def write(folder: Path, step: int) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
     files = {name: saving.TensorFile(TENSORS, {"about": name}) for name in ("model", "ema")}
     return saving.write_checkpoint(folder, step, files, {"note": "x"})
 

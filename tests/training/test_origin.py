@@ -19,6 +19,7 @@ from tests.conftest import QUICK
 
 
 def checkpoint_in(run: Path) -> Path:
+    (run / "checkpoints").mkdir(parents=True)
     files = {"model": saving.TensorFile({"a": torch.zeros(1)})}
     return saving.write_checkpoint(run / "checkpoints", 3, files, {})
 

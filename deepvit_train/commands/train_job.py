@@ -1,0 +1,67 @@
+"""A run of deepvit-train that was built: what it begins with, and its folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from deepvit_train.data.index import ImageIndex
+from deepvit_train.data.label import Labels
+from deepvit_train.evaluation.calibration import reattention_norms
+from deepvit_train.models import DeepViT
+from deepvit_train.run.folder import RunFolder
+from deepvit_train.training.loop import Run
+from deepvit_train.training.origin import Origin
+from deepvit_train.training.plan import Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """What a run begins with: its data, its plan, its model, and where its weights come from."""
+
+    train: ImageIndex
+    val: ImageIndex
+    labels: Labels  # of val
+    origin: Origin
+    plan: Plan
+    model: DeepViT
+    initial: str | None  # a line on the initial weights that were loaded
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A run that was built, with its folder and what it was built from."""
+
+    run: Run
+    folder: RunFolder
+    opened: Opened
+
+    @property
+    def train(self) -> ImageIndex:
+        """The training images."""
+        return self.opened.train
+
+    @property
+    def val(self) -> ImageIndex:
+        """The images that are evaluated."""
+        return self.opened.val
+
+    @property
+    def labels(self) -> Labels:
+        """How the images that are evaluated were labelled."""
+        return self.opened.labels
+
+    @property
+    def splits(self) -> dict[str, ImageIndex]:
+        """The images by the names of their splits."""
+        return {"train": self.train, self.run.config.data.split: self.val}
+
+    @property
+    def calibrate_images(self) -> int:
+        """How many training images to calibrate on; 0 if the model has nothing to calibrate."""
+        needed = bool(reattention_norms(self.run.state.model))
+        return self.run.config.trainer.calibrate_images if needed else 0
+
+    def is_here(self, checkpoint: Path | None) -> bool:
+        """Return whether a checkpoint lies in the run's own folder, and not where `resume=` led."""
+        return checkpoint is not None and checkpoint.parent == self.folder.checkpoints
