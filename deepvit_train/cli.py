@@ -23,7 +23,7 @@ from typing import Any, NoReturn, TextIO, cast
 from deepvit_train import __version__
 from deepvit_train.commands import sweep
 from deepvit_train.config.command import COMMANDS
-from deepvit_train.config.compose import as_yaml, compose_command, compose_tree
+from deepvit_train.config.compose import as_yaml, compose_command, compose_tree, told_choices
 from deepvit_train.config.help import command_help, overview
 from deepvit_train.error import ConfigError, UserError, explained, nearest
 
@@ -177,7 +177,7 @@ def _dispatch(arguments: list[str]) -> int:
     elif "--version" in flags:
         print(f"deepvit-train {__version__} from {Path(__file__).parent}")
     elif "--cfg" in flags:
-        print(as_yaml(compose_tree(command, overrides)), end="")
+        print(told_choices(command, overrides) + as_yaml(compose_tree(command, overrides)), end="")
     elif {"-m", "--multirun"} & set(flags):
         sweep.run(overrides, partial(run_command, "train"))
     else:

@@ -7,6 +7,7 @@ from dataclasses import fields
 from textwrap import wrap
 from typing import Any
 
+from deepvit_train.config import photographs
 from deepvit_train.config.command import (
     COMMANDS,
     Key,
@@ -97,6 +98,8 @@ def _choice_lines(command: str) -> list[str]:
         if default.startswith("${"):  # augment is chosen like data
             default = f"as {default[2:-1]}"
         lines += _wrapped(f"{group}={' | '.join(names)} [{default}]", "  ")
+    if command == "train":
+        lines += _wrapped(photographs.HELP, "  ", "  ")
     return lines
 
 
