@@ -23,7 +23,8 @@ from deepvit_train.error import ConfigError, nearest
 from deepvit_train.models.deepvit import DeepViT
 from deepvit_train.models.timm_interface import pool_named, pretrained_cfg_of
 
-PRESETS = [name for name in choices("model") if name.startswith(("deepvit_", "vit_"))]
+# All but the small model of the embedded data set, which has the name of its data.
+PRESETS = [name for name in choices("model") if name not in choices("data")]
 # timm's keywords, and the keys of `model` that they stand for.
 KEYWORDS = {
     "img_size": "image_size",

@@ -36,6 +36,13 @@ PARAMETERS = {
     "vit_16b": 24_426_664 - 16 * 180,
     "vit_24b": 36_261_448 - 24 * 180,
     "vit_32b": 48_096_232 - 32 * 180,
+    # By hand: patches, tokens and head, and 12 times attention, MLP of ratio 3, norms and Theta.
+    "deepvit_12b": 769 * 384
+    + 198 * 384
+    + 2 * 384
+    + 385_000
+    + 12 * (4 * 384 * 385 + 2 * 3 * 384**2 + 4 * 384 + 4 * 384 + 180),
+    **{f"{kind}_{size}": None for kind in ("vit", "deit") for size in ("tiny", "small", "base")},  # as timm
 }
 
 
@@ -48,9 +55,28 @@ def attention(name: str, **changes: object) -> AttentionConfig:
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_presets_have_the_parameters_of_the_authors_code(name: str) -> None:
+def test_presets_have_the_parameters_of_the_authors_code_or_timms(name: str) -> None:
     with torch.device("meta"):
-        assert count_parameters(DeepViT(model_preset(name), num_classes=1000)) == PARAMETERS[name]
+        model = DeepViT(model_preset(name), num_classes=1000)
+        expected = PARAMETERS[name] or count_parameters(timm.create_model(f"{name}_patch16_224"))
+    assert count_parameters(model) == expected
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "base"])
+@pytest.mark.parametrize("kind", ["vit", "deit"])
+def test_the_common_shapes_are_those_of_timm(kind: str, size: str) -> None:
+    """Names and shapes of the tensors, the heads, and what is expected of an image."""
+    architecture = model_preset(f"{kind}_{size}")
+    with torch.device("meta"):
+        ours = DeepViT(architecture, num_classes=1000)
+        theirs = timm.create_model(f"{kind}_{size}_patch16_224")
+    assert {name: value.shape for name, value in ours.state_dict().items()} == {
+        name: value.shape for name, value in theirs.state_dict().items()
+    }
+    assert architecture.model.heads == theirs.blocks[0].attn.num_heads
+    wanted, said = theirs.default_cfg, architecture.model
+    assert (tuple(said.mean), tuple(said.std)) == (wanted["mean"], wanted["std"])
+    assert (said.crop_pct, said.interpolation) == (wanted["crop_pct"], wanted["interpolation"])
 
 
 def test_every_shipped_preset_is_counted() -> None:
