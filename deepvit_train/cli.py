@@ -24,6 +24,7 @@ from deepvit_train import __version__
 from deepvit_train.commands import sweep
 from deepvit_train.config.command import COMMANDS
 from deepvit_train.config.compose import as_yaml, compose_command, compose_tree, told_choices
+from deepvit_train.config.from_timm import from_timm
 from deepvit_train.config.help import command_help, overview
 from deepvit_train.error import ConfigError, UserError, explained, nearest
 
@@ -165,9 +166,14 @@ def _dispatch(arguments: list[str]) -> int:
         raise ConfigError(
             f"{command}: no such command{nearest(command, COMMANDS)} (choices: {', '.join(COMMANDS)})"
         )
+    if command == "train" and "--from-timm" in arguments:
+        print(from_timm(arguments[arguments.index("--from-timm") + 1 :]))
+        return 0
     flags = [argument for argument in arguments[1:] if argument.startswith("-")]
     overrides = [argument for argument in arguments[1:] if not argument.startswith("-")]
-    known = ["-h", "--help", "--version", "--cfg"] + (["-m", "--multirun"] if command == "train" else [])
+    known = ["-h", "--help", "--version", "--cfg"] + (
+        ["-m", "--multirun", "--from-timm"] if command == "train" else []
+    )
     if unknown := [flag for flag in flags if flag not in known]:
         raise ConfigError(
             f"{unknown[0]}: no such option{nearest(unknown[0], known)} (options: {', '.join(known)})"

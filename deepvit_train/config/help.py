@@ -42,6 +42,9 @@ def command_help(command: str) -> str:
     ]
     if train:
         lines.append("  -m     train every combination of values: model.depth=4,8 attn=self,reattention")
+        lines.append(
+            "  --from-timm 'train.py DIR --model vit_small ...'  print the same as a command of this program"
+        )
     values = flat_values(compose_tree(command, []))
     keys = list(keys_of(COMMANDS[command]))
     required = [key for key in keys if key.name not in values]

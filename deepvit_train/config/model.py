@@ -84,7 +84,8 @@ class ModelConfig(Section):
     crop_pct: float = option("share of the resized image that the evaluation crop keeps", above=0, high=1)
     interpolation: Interpolation = option("how images are resized")
     weights: str | None = option(
-        "weights file or checkpoint to start from, of any layout; null: fresh weights"
+        "weights file or checkpoint to start from, of any layout; or timm:NAME, for those in timm's cache; "
+        "null: fresh weights"
     )
 
     @classmethod

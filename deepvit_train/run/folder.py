@@ -19,6 +19,7 @@ from deepvit_train.run.checkpoint import checkpoints_in, newest_valid
 
 # These may change when a run goes on. They say where it runs and what it tells, not what it computes.
 FREE_KEYS = {
+    "download",
     "data.root",
     "data.class_map",
     "data.allow_subset",

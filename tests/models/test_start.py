@@ -96,7 +96,10 @@ def test_a_plain_pretrained_vit_becomes_a_deepvit_with_its_logits(
     path = saved(tmp_path, plain.state_dict())
     attn = replace(attention_preset(form), norm=ThetaNorm.none, theta_init=ThetaInit.identity)
     model = DeepViT(**SHAPE, **{**PAPER, "attn": attn}).to(dtype).eval()
-    assert start_from(model, path).notes == ["fresh Theta in 3 blocks"]
+    (note,) = start_from(model, path).notes
+    extra = {"talking_heads": ["logit_theta", "logit_bias"]}.get(form, [])
+    biased = [] if form == "reattention_vit_pytorch" else ["theta_bias"]
+    assert note.removeprefix("fresh in 3 blocks: attn.").split(", attn.") == [*extra, "theta", *biased]
     tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 1e-10, "atol": 1e-10}
     torch.testing.assert_close(model(images_of().to(dtype)), plain(images_of().to(dtype)), **tolerance)
 
