@@ -11,6 +11,7 @@ import pytest
 
 from deepvit_train.config.command import COMMANDS
 from deepvit_train.config.compose import compose_tree
+from deepvit_train.config.from_timm import from_timm
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob(".github/**/*.md"), *ROOT.glob("docs/**/*.md")])
@@ -66,6 +67,9 @@ def test_commands_and_keys_are_real(page: Path) -> None:
     for words in commands_in(page):
         command, *rest = words
         assert command in SCRIPTS, command
+        if "--from-timm" in rest:
+            from_timm(rest[rest.index("--from-timm") + 1 :])
+            continue
         if command == "data":
             command, rest = f"data-{rest[0]}", rest[1:]
         if "&&" in rest:

@@ -1,4 +1,4 @@
-"""Translate timm's and DeiT's command lines, and compare what they mean with what the printed command composes."""
+"""Translate command lines of timm and DeiT, and compare their meaning with what the printed ones compose."""
 
 from __future__ import annotations
 

@@ -26,7 +26,11 @@ def weights_file(name: str, download: bool) -> Path:
     """
     described = known(name)
     if described is None or not (described.hf_hub_id or described.url):
-        guess = nearest(name, timm.list_models(pretrained=True)) if described is None else ""
+        guess = (
+            nearest(name, [*timm.list_models(), *timm.list_models(pretrained=True)])
+            if described is None
+            else ""
+        )
         raise CheckpointError(f"timm has no weights of {name}{guess}")
     found = _in_hub(described) or _in_torch(described)
     if found is not None:
