@@ -10,9 +10,10 @@ import re
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from deepvit_train.config.model import (
     AttentionConfig,
-    AttentionKind,
     Init,
     ModelConfig,
     Pool,
@@ -21,8 +22,16 @@ from deepvit_train.config.model import (
     mlp_ratio_of,
 )
 from deepvit_train.config.preprocessing import Interpolation
-from deepvit_train.config.preset import Architecture, attention_preset, plain_from, section_from
+from deepvit_train.config.preset import (
+    Architecture,
+    attention_preset,
+    model_preset,
+    plain_from,
+    section_from,
+)
+from deepvit_train.config.shipped import choices as shipped
 from deepvit_train.error import CheckpointError, ConfigError, nearest
+from deepvit_train.models.attention import attention_class
 from deepvit_train.models.importer.layout import Tensors
 from deepvit_train.models.keyword import UNSAID
 
@@ -127,7 +136,7 @@ def _sizes(
 
 def _attention(tensors: Tensors, preset: Architecture | None, choices: dict[str, Any]) -> AttentionConfig:
     depth = depth_of(tensors)
-    mixing = [index for index in range(depth) if any(_of_theta(name, index) for name in tensors)]
+    mixing = [index for index in range(depth) if any(_is_mixing(name, index) for name in tensors)]
     if not mixing:
         return attention_preset("self")
     first = mixing[0]
@@ -135,12 +144,8 @@ def _attention(tensors: Tensors, preset: Architecture | None, choices: dict[str,
         raise CheckpointError(
             f"mixes heads in the blocks {mixing}; here all blocks from the first one that mixes must do so"
         )
-    if f"blocks.{first}.attn.logit_theta" in tensors:
-        kind = AttentionKind.talking_heads
-    elif f"blocks.{first}.attn.theta_bias" in tensors:
-        kind = AttentionKind.reattention
-    else:
-        kind = AttentionKind.reattention_vit_pytorch
+    norm = _theta_norm(tensors, first)
+    kind = _kind_of(tensors, first, norm)
     if "transform_scale" in choices:
         scale = choices["transform_scale"]
     elif preset is not None:
@@ -153,16 +158,38 @@ def _attention(tensors: Tensors, preset: Architecture | None, choices: dict[str,
     else:
         scale = False
     return replace(
-        attention_preset(kind.value),
+        attention_preset(kind),
         from_block=first,
-        norm=_theta_norm(tensors, first),
+        norm=norm,
         theta_shared=sum(name.endswith(".attn.theta") for name in tensors) < len(mixing),
         transform_scale=scale,
     )
 
 
-def _of_theta(name: str, block: int) -> bool:
-    return name.startswith((f"blocks.{block}.attn.theta", f"blocks.{block}.attn.norm."))
+def _is_mixing(name: str, block: int) -> bool:
+    """Return whether a tensor belongs to a block's attention, and not to that of a plain one."""
+    prefix = f"blocks.{block}.attn."
+    return name.startswith(prefix) and not name.startswith((f"{prefix}qkv.", f"{prefix}proj."))
+
+
+def _kind_of(tensors: Tensors, block: int, norm: ThetaNorm) -> str:
+    """Return the choice of attn= whose blocks have the tensors that this block has.
+
+    The first block that mixes owns all of them, also where blocks share a Theta.
+    """
+    given = {name.split(".", 3)[3] for name in tensors if name.startswith(f"blocks.{block}.attn.")}
+    given -= {"qkv.bias"}
+    shape = section_from(ModelConfig, {**plain_from(model_preset("digits").model), "qkv_bias": False})
+    for kind in shipped("attn"):
+        if (preset := attention_preset(kind)).kind == "self":
+            continue
+        with torch.device("meta"):
+            own = attention_class(preset.kind.value)(Architecture(shape, replace(preset, norm=norm)), 0)
+        if set(own.state_dict()) == given:
+            return kind
+    raise CheckpointError(
+        f"blocks.{block}.attn has {', '.join(sorted(given))}, which no form of attention here has"
+    )
 
 
 def _theta_norm(tensors: Tensors, block: int) -> ThetaNorm:

@@ -12,7 +12,7 @@ import torch
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 
 from deepvit_train.classes import TORCHVISION, difference, ordered, shortened
-from deepvit_train.config.model import AttentionKind, Pool
+from deepvit_train.config.model import Pool
 from deepvit_train.config.preset import choices, model_preset
 from deepvit_train.error import CheckpointError
 from deepvit_train.models.deepvit import DeepViT
@@ -125,7 +125,7 @@ def _preset_of_shape(tensors: Tensors) -> tuple[str, int] | None:
     shape = (tensors["pos_embed"].shape[-1], depth_of(tensors), len(tensors["blocks.0.mlp.fc1.weight"]))
     for preset in choices("model"):
         model, attn = (architecture := model_preset(preset)).model, architecture.attn
-        if attn.kind == AttentionKind.self and shape == (model.dim, model.depth, model.mlp_dim):
+        if attn.kind == "self" and shape == (model.dim, model.depth, model.mlp_dim):
             return preset, model.heads
     return None
 
