@@ -108,6 +108,10 @@ def _count(pattern: str, text: str) -> int:
 
 def _words(arguments: Sequence[str]) -> list[str]:
     """Split a command line as a shell does, up to where its output is sent."""
+    if len(arguments) > 1 and " " in arguments[0].strip():
+        raise ConfigError(
+            f"{arguments[1]}: --from-timm takes one command line; add it to the printed command"
+        )
     text = arguments[0] if len(arguments) == 1 else shlex.join(arguments)
     try:
         words = shlex.split(text.replace("\\\n", " "))

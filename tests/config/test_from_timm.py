@@ -181,6 +181,9 @@ def test_the_command_prints_a_line_to_paste(call: Command) -> None:
     command = shlex.split(done.stdout.splitlines()[-1])
     assert command[0] == "deepvit-train"
     assert call("train", *command[1:], "--cfg").returncode == 0
+    more = call("train", "--from-timm", "train.py /data --model vit_small_patch16_224", "attn=reattention")
+    assert more.returncode == 2
+    assert "attn=reattention: --from-timm takes one command line" in more.stderr
     words = ["train.py", "/my data", "--model", "vit_small_patch16_224"]  # not quoted as a whole
     assert "'data.root=/my data'" in call("train", "--from-timm", *words).stdout
 
