@@ -54,7 +54,7 @@ def test_paths_exist(page: Path) -> None:
 def commands_in(page: Path) -> list[list[str]]:
     """The commands of this project in a page's indented blocks, as words: ['train', 'model.depth=4']."""
     found = []
-    # The attention that docs/add-an-attention.md adds is not shipped; tests/models/test_new_attention.py runs it.
+    # The attention that a page adds is not shipped: tests/models/test_new_attention.py runs it.
     text = page.read_text().replace("gated_reattention", "reattention")
     for line in text.replace("\\\n", " ").splitlines():
         line = line.removeprefix("    $ ") if line.startswith("    $ ") else line
