@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from deepvit_train.config.preset import Architecture, attention_preset, model_preset
 from deepvit_train.error import CheckpointError
-from deepvit_train.models import DeepViT, start_from
+from deepvit_train.models import DeepViT, load_model, start_from
 from deepvit_train.models.importer import timm_cache
 from tests.conftest import QUICK, Command
 
@@ -122,6 +122,17 @@ def test_other_heads_than_those_of_the_file_are_refused(
     ):
         start_from(model, path)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_preset_with_other_heads_is_not_believed(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    save_file(tensors, tmp_path / "file.safetensors")
+    path = tmp_path / "file.safetensors"
+    with pytest.raises(CheckpointError, match=r"preset= has 12 heads.* \(model=deit_tiny has its"):
+        load_model(path, preset="deepvit_16b")
+    with pytest.raises(CheckpointError, match=r"give heads= or preset= \(model=deit_tiny has its"):
+        load_model(path)
+    assert load_model(path, preset="deit_tiny").heads == load_model(path, heads=3).heads == 3
+    assert load_model(path, preset="deepvit_16b", heads=12).heads == 12
 
 
 @pytest.mark.runs

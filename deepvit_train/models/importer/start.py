@@ -13,12 +13,11 @@ from timm.layers import resample_abs_pos_embed, resample_patch_embed
 
 from deepvit_train.classes import TORCHVISION, difference, ordered, shortened
 from deepvit_train.config.model import Pool
-from deepvit_train.config.preset import choices, model_preset
 from deepvit_train.error import CheckpointError
 from deepvit_train.models.deepvit import DeepViT
 from deepvit_train.models.importer import check_fit, class_names, own_tensors, timm_cache, timm_vit
 from deepvit_train.models.importer.file import Source, read_source
-from deepvit_train.models.importer.infer import depth_of
+from deepvit_train.models.importer.form import preset_of_shape
 from deepvit_train.models.importer.layout import Tensors
 from deepvit_train.run.checkpoint import find
 from deepvit_train.run.description import ModelDescription
@@ -101,7 +100,7 @@ def _check_heads(
     elif name is not None:
         heads, how = timm_cache.heads_of(name) or model.heads, f", as timm's {name}"
     else:
-        preset, heads = _preset_of_shape(tensors) or ("", model.heads)
+        preset, heads = preset_of_shape(tensors) or ("", model.heads)
         how = f", as model={preset}, which has its shape (deepvit-convert heads={model.heads} says otherwise)"
     if heads != model.heads:
         raise CheckpointError(
@@ -116,18 +115,6 @@ def _architecture_beside(file: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return name if isinstance(name, str) else None
-
-
-def _preset_of_shape(tensors: Tensors) -> tuple[str, int] | None:
-    """Return the plain preset with a file's width, depth and MLP, and its heads; None if heads are shown."""
-    if any(OF_ATTENTION.fullmatch(name) for name in tensors) or "pos_embed" not in tensors:
-        return None
-    shape = (tensors["pos_embed"].shape[-1], depth_of(tensors), len(tensors["blocks.0.mlp.fc1.weight"]))
-    for preset in choices("model"):
-        model, attn = (architecture := model_preset(preset)).model, architecture.attn
-        if attn.kind == "self" and shape == (model.dim, model.depth, model.mlp_dim):
-            return preset, model.heads
-    return None
 
 
 def _tell_range(model: DeepViT, name: str | None, notes: list[str]) -> None:
