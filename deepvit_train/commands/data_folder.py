@@ -38,8 +38,8 @@ def run(config: DataDemoConfig | DataFashionMnistConfig) -> dict[str, Any]:
         f"written: {out}: {images['train']:,} training and {images['val']:,} validation images in {classes} "
         "classes"
     )
-    fitting = FITTING[type(config)]
-    console.print(f"train on them: deepvit-train data.root={shlex.quote(str(out))} {fitting}", soft_wrap=True)
+    folder, fitting = shlex.quote(f"data.root={out}"), FITTING[type(config)]
+    console.print(f"train on them: deepvit-train data=imagefolder {folder} {fitting}", soft_wrap=True)
     report = {"out": str(out), "classes": classes, "images": images}
     print(json.dumps(report), flush=True)
     return report

@@ -14,29 +14,31 @@ KINDS = ("imagefolder", "tar")
 # The key that names the folder of images. Other commands take their data from a checkpoint.
 ROOT_KEYS = {"train": "data.root", "data-check": "root"}
 HELP = (
-    "data.root=FOLDER alone chooses data=imagefolder, or data=tar where FOLDER holds tar files; both bring "
-    f"{BROUGHT} unless model= or experiment= is given"
+    f"data.root=FOLDER without data= is short for {BROUGHT} data.root=FOLDER, and for data=tar where FOLDER "
+    f"holds tar files; data=imagefolder and data=tar bring {BROUGHT} too where no model= is given"
 )
 
 
 def implied_choices(command: str, overrides: Sequence[str]) -> list[str]:
     """Return the choices that a command line implies: ['data=imagefolder', 'experiment=photographs'].
 
-    What is typed is never changed: each choice is one that the command line leaves open.
+    What is typed is never changed: each choice is one that the command line leaves open. A command line that
+    types both data= and model= says all there is to say, so it gets nothing else.
     """
     root_key = ROOT_KEYS.get(command)
     if root_key is None:
         return []
     typed = {each.lstrip("+").partition("=")[0]: typed_text(each) for each in overrides}
     implied: list[str] = []
-    kind, root = typed.get("data"), typed.get(root_key) or "null"
+    kind, root, opens = typed.get("data"), typed.get(root_key) or "null", "model" not in typed
     if root != "null" and not {"data", "data.name"} & typed.keys():
         if holds_tars(Path(root)):
             kind = "tar"
         elif command == "train" and "experiment" not in typed:
             kind = "imagefolder"
         implied += [f"data={kind}"] if kind else []
-    if command == "train" and kind in KINDS and not {"model", "experiment"} & typed.keys():
+        opens = True
+    if command == "train" and kind in KINDS and opens and "experiment" not in typed:
         implied.append(BROUGHT)
     return implied
 

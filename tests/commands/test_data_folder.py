@@ -64,6 +64,6 @@ def test_what_is_typed_wrong_is_named(call: Command) -> None:
 
 @pytest.mark.parametrize("fitting", FITTING.values())
 def test_small_grey_pictures_get_a_small_model_and_no_flip(fitting: str) -> None:
-    config = compose_command("train", ["data.root=/x", *fitting.split()])
+    config = compose_command("train", ["data=imagefolder", "data.root=/x", *fitting.split()])
     assert (config.data.name, config.model.dim, config.augment.flip) == ("imagefolder", 64, 0.0)
     assert config.model.image_size in (16, 28)

@@ -24,7 +24,8 @@ PHOTOGRAPHS = "experiment=photographs"
         (["data.root=null"], []),
         (["data.root=/x"], ["data=imagefolder", PHOTOGRAPHS]),
         (["data.root='/x y'"], ["data=imagefolder", PHOTOGRAPHS]),
-        (["data.root=/x", "model=digits"], ["data=imagefolder"]),
+        (["data.root=/x", "model=vit_small"], ["data=imagefolder", PHOTOGRAPHS]),
+        (["data=imagefolder", "data.root=/x", "model=digits"], []),
         (["data.root=/x", "experiment=null"], []),
         (["data.root=/x", "experiment=deepvit_s"], []),
         (["data=imagefolder", "data.root=/x"], [PHOTOGRAPHS]),
@@ -59,7 +60,14 @@ def test_photographs_get_a_model_for_224_pixels() -> None:
     assert compose_command("train", []).model.image_size == 16
 
 
-def test_a_model_that_is_typed_brings_nothing() -> None:
+def test_another_model_keeps_the_recipe_of_photographs() -> None:
+    short = compose_command("train", ["data.root=/x", "model=vit_small"])
+    assert (short.model.heads, short.attn.kind, short.model.drop_path) == (6, "self", 0.0)
+    assert (short.trainer.batch_size, short.optim.lr) == (128, 2.5e-4)
+    assert short == compose_command("train", ["experiment=photographs", "data.root=/x", "model=vit_small"])
+
+
+def test_data_and_model_that_are_typed_bring_nothing() -> None:
     """These command lines give what they gave before photographs had a model of their own."""
     config = compose_command("train", ["data=imagefolder", "data.root=/x", "model=digits"])
     digits = compose_command("train", ["augment=basic"])
@@ -79,7 +87,7 @@ def test_what_was_chosen_is_told_by_cfg_and_help(call: Command) -> None:
     told = call("train", "data.root=/x", "--cfg").stdout
     assert told.startswith("# chosen by the data: data=imagefolder experiment=photographs\nmodel:\n")
     assert call("train", "--cfg").stdout.startswith("model:\n")
-    assert "data.root=FOLDER alone chooses data=imagefolder" in call("train", "--help").stdout
+    assert "data.root=FOLDER without data= is short for experiment=photo" in call("train", "--help").stdout
 
 
 @pytest.mark.runs
