@@ -1,7 +1,7 @@
 # deepvit_train with the versions of requirements.lock. This file has not been built by its authors: report a fault.
 #     docker build -t deepvit_train .
 #     docker run --gpus all -v /data:/data:ro -v "$PWD/runs:/work/runs" deepvit_train \
-#         deepvit-train data=imagefolder data.root=/data/imagenet
+#         deepvit-train data.root=/data/imagenet
 FROM python:3.12-slim
 
 # torch.compile calls a compiler (trainer.compile=true).

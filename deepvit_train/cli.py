@@ -22,7 +22,8 @@ from typing import Any, NoReturn
 from deepvit_train import __version__
 from deepvit_train.commands import sweep
 from deepvit_train.config.command import COMMANDS
-from deepvit_train.config.compose import as_yaml, compose_command, compose_tree
+from deepvit_train.config.compose import as_yaml, compose_command, compose_tree, told_choices
+from deepvit_train.config.from_timm import from_timm
 from deepvit_train.config.help import command_help, overview
 from deepvit_train.console import lost_output, protect_streams, tell_error
 from deepvit_train.error import ConfigError, OutputError, UserError, explained, nearest
@@ -145,9 +146,12 @@ def _dispatch(arguments: list[str]) -> int:
         raise ConfigError(
             f"{command}: no such command{nearest(command, COMMANDS)} (choices: {', '.join(COMMANDS)})"
         )
+    if command == "train" and "--from-timm" in arguments:
+        print(from_timm(arguments[arguments.index("--from-timm") + 1 :]))
+        return 0
     flags = [argument for argument in arguments[1:] if argument.startswith("-")]
     overrides = [argument for argument in arguments[1:] if not argument.startswith("-")]
-    known = [*PRINTING, *(["-m", "--multirun"] if command == "train" else [])]
+    known = [*PRINTING, *(["-m", "--multirun", "--from-timm"] if command == "train" else [])]
     if unknown := [flag for flag in flags if flag not in known]:
         raise ConfigError(
             f"{unknown[0]}: no such option{nearest(unknown[0], known)} (options: {', '.join(known)})"
@@ -157,7 +161,7 @@ def _dispatch(arguments: list[str]) -> int:
     elif "--version" in flags:
         print(f"deepvit-train {__version__} from {Path(__file__).parent}")
     elif "--cfg" in flags:
-        print(as_yaml(compose_tree(command, overrides)), end="")
+        print(told_choices(command, overrides) + as_yaml(compose_tree(command, overrides)), end="")
     elif {"-m", "--multirun"} & set(flags):
         sweep.run(overrides, partial(run_command, "train"))
     else:

@@ -23,6 +23,7 @@ torch.set_num_threads(1)
 
 # A run of seconds: 2 blocks of width 16 on the digits.
 QUICK = [
+    "model=digits",
     "model.depth=2",
     "model.dim=16",
     "model.heads=2",

@@ -161,7 +161,8 @@ def _take_turns(
 def build_contender(name: str, config: BenchConfig, model: ModelConfig) -> nn.Module:
     """Build a contender with fresh weights, by its name in the configuration.
 
-    Raises ConfigError if timm or vit-pytorch has no model of this shape, or is not installed.
+    Raises ConfigError if timm or vit-pytorch has no model of this shape or is not installed, and for a
+    formula of an attention that does not use the operator of re-attention.
     """
     if name == "timm":
         return _timm(model, config.classes)
@@ -172,8 +173,11 @@ def build_contender(name: str, config: BenchConfig, model: ModelConfig) -> nn.Mo
     built = DeepViT(Architecture(model, attn), config.classes)
     if name.endswith(FORMULA):
         for module in built.modules():
-            if isinstance(module, ReAttention):
-                module.attend = partial(_attend_by_formula, module)
+            if not isinstance(module, ReAttention):
+                continue
+            if type(module).attend is not ReAttention.attend:
+                raise ConfigError(f"contenders: {name!r} is unknown: {preset} does not use the operator")
+            module.attend = partial(_attend_by_formula, module)
     return built
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,12 @@ from deepvit_train.config.data_folder import DataDemoConfig, DataFashionMnistCon
 from deepvit_train.console import console
 from deepvit_train.data.digits import write_digits
 from deepvit_train.data.fashion_mnist import write_fashion_mnist
+
+# What small grey pictures are trained with: a small model, and no flip, which makes another digit of a digit.
+FITTING = {
+    DataDemoConfig: "model=digits augment=digits",
+    DataFashionMnistConfig: "model=digits model.image_size=28 augment=none",
+}
 
 
 def run(config: DataDemoConfig | DataFashionMnistConfig) -> dict[str, Any]:
@@ -31,7 +38,8 @@ def run(config: DataDemoConfig | DataFashionMnistConfig) -> dict[str, Any]:
         f"written: {out}: {images['train']:,} training and {images['val']:,} validation images in {classes} "
         "classes"
     )
-    console.print(f"train on them: deepvit-train data=imagefolder data.root={out}")
+    folder, fitting = shlex.quote(f"data.root={out}"), FITTING[type(config)]
+    console.print(f"train on them: deepvit-train data=imagefolder {folder} {fitting}", soft_wrap=True)
     report = {"out": str(out), "classes": classes, "images": images}
     print(json.dumps(report), flush=True)
     return report

@@ -133,7 +133,7 @@ def _build_model(
     model = DeepViT(Architecture(config.model, config.attn), len(classes))
     initial = None
     if origin.weights is not None:
-        initial = str(start_from(model, origin.weights, classes, config.classes))
+        initial = str(start_from(model, origin.weights, classes, config.classes, config.download))
     model.freeze(config.optim.freeze_blocks, config.optim.head_only)
     model.set_grad_checkpointing(config.trainer.grad_checkpointing)
     model.set_sync_norm(config.trainer.sync_norm)

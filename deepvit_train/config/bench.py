@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from deepvit_train.config.alias import current
-from deepvit_train.config.model import AttentionConfig, AttentionKind, ModelConfig, check_architecture
+from deepvit_train.config.model import AttentionConfig, ModelConfig, check_architecture
 from deepvit_train.config.option import Section, option
 from deepvit_train.config.preset import attention_preset, choices
 from deepvit_train.config.recipe import Compile, Device, Precision
@@ -46,7 +46,7 @@ class BenchConfig(Section):
     def check(self) -> None:
         check_architecture(self.model, self.attn)
         names = ["timm", "vit_pytorch", "configured", *choices("attn")]
-        names += [f"{name}{FORMULA}" for name in names if name in mixing_presets()]
+        names += [f"{name}{FORMULA}" for name in choices("attn") if attention_preset(name).kind != "self"]
         if not self.contenders:
             raise ConfigError("contenders=[]: name at least one")
         for name in self.contenders:
@@ -65,9 +65,3 @@ class BenchConfig(Section):
             raise ConfigError("vary and values go together: vary=model.depth values=[4,8,16]")
         if self.plot is not None and not (self.vary and self.plot.endswith((".png", ".svg"))):
             raise ConfigError(f"plot={self.plot}: needs vary and values, and a name ending in .png or .svg")
-
-
-def mixing_presets() -> list[str]:
-    """Return the choices of attn= whose blocks use the re-attention operator."""
-    kinds = (AttentionKind.reattention, AttentionKind.reattention_vit_pytorch)
-    return [name for name in choices("attn") if attention_preset(name).kind in kinds]

@@ -17,6 +17,7 @@ from deepvit_train.config.alias import current_override
 from deepvit_train.config.command import COMMANDS
 from deepvit_train.config.data import data_set_name
 from deepvit_train.config.override import check_overrides, explained, take_texts, with_subject
+from deepvit_train.config.photographs import implied_choices
 from deepvit_train.config.preset import config_dir
 from deepvit_train.error import ConfigError
 
@@ -45,7 +46,7 @@ def compose_tree(command: str, overrides: Sequence[str]) -> DictConfig:
     """The configuration as Hydra composes it, typed but not yet checked. Raises ConfigError."""
     overrides = [current_override(each) for each in with_subject(command, overrides)]
     check_overrides(command, overrides)
-    for_hydra, texts = take_texts(command, overrides)
+    for_hydra, texts = take_texts(command, [*implied_choices(command, overrides), *overrides])
     OmegaConf.register_new_resolver("data_set", data_set_name, replace=True)
     store = ConfigStore.instance()
     for name, schema in COMMANDS.items():
@@ -59,6 +60,12 @@ def compose_tree(command: str, overrides: Sequence[str]) -> DictConfig:
         return tree
     except (HydraException, OmegaConfBaseException) as error:
         raise explained(command, overrides, error) from None
+
+
+def told_choices(command: str, overrides: Sequence[str]) -> str:
+    """A comment line on the choices that nobody typed and that follow from others; '' if there are none."""
+    implied = implied_choices(command, with_subject(command, overrides))
+    return f"# chosen by the data: {' '.join(implied)}\n" if implied else ""
 
 
 def as_yaml(tree: Any) -> str:

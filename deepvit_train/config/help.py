@@ -7,6 +7,7 @@ from dataclasses import fields
 from textwrap import wrap
 from typing import Any
 
+from deepvit_train.config import photographs
 from deepvit_train.config.command import (
     COMMANDS,
     Key,
@@ -41,6 +42,9 @@ def command_help(command: str) -> str:
     ]
     if train:
         lines.append("  -m     train every combination of values: model.depth=4,8 attn=self,reattention")
+        lines.append(
+            "  --from-timm 'train.py DIR --model vit_small ...'  print the same as a command of this program"
+        )
     values = flat_values(compose_tree(command, []))
     keys = list(keys_of(COMMANDS[command]))
     required = [key for key in keys if key.name not in values]
@@ -97,6 +101,8 @@ def _choice_lines(command: str) -> list[str]:
         if default.startswith("${"):  # augment is chosen like data
             default = f"as {default[2:-1]}"
         lines += _wrapped(f"{group}={' | '.join(names)} [{default}]", "  ")
+    if command == "train":
+        lines += _wrapped(photographs.HELP, "  ", "  ")
     return lines
 
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 from deepvit_train.config.option import Choice, Section, option
 from deepvit_train.config.preprocessing import Interpolation, Preprocessing
+from deepvit_train.config.shipped import attention_kinds
 from deepvit_train.error import CheckpointError, ConfigError
 
 
 class AttentionKind(Choice):
-    self = "self"  # plain softmax attention in every block
-    reattention = "reattention"  # the paper's form, as in the authors' code
-    reattention_vit_pytorch = "reattention_vit_pytorch"  # vit-pytorch's form
-    talking_heads = "talking_heads"  # CaiT: heads are mixed before the softmax and after it
+    """A form of attention: each that a file of configs/attn/ names. models/attention.py has their classes."""
+
+    vars().update({kind: kind for kind in attention_kinds()})
 
 
 class ThetaNorm(Choice):
@@ -84,7 +84,9 @@ class ModelConfig(Section):
     crop_pct: float = option("share of the resized image that the evaluation crop keeps", above=0, high=1)
     interpolation: Interpolation = option("how images are resized")
     weights: str | None = option(
-        "weights file or checkpoint to start from, of any layout; null: fresh weights", path=CheckpointError
+        "weights file or checkpoint to start from, of any layout; or timm:NAME, for those in timm's cache; "
+        "null: fresh weights",
+        path=CheckpointError,
     )
 
     @classmethod
@@ -137,7 +139,7 @@ class ModelConfig(Section):
 
 @dataclass(kw_only=True, slots=True)
 class AttentionConfig(Section):
-    kind: AttentionKind = option("plain attention, the paper's re-attention, vit-pytorch's, or CaiT's")
+    kind: AttentionKind = option("form of attention: self is plain, the others mix heads")
     from_block: int = option("first block that mixes its heads; blocks before it use plain attention", low=0)
     norm: ThetaNorm = option("normalisation of the mixed maps")
     theta_init: ThetaInit = option("how the H x H mixing matrix starts")
@@ -151,7 +153,7 @@ class AttentionConfig(Section):
 
     def mixes(self, block: int) -> bool:
         """Return whether this block mixes its heads. Blocks count from 0."""
-        return self.kind != AttentionKind.self and block >= self.from_block
+        return self.kind != "self" and block >= self.from_block
 
     def borrows(self, block: int) -> bool:
         """Return whether this block mixes its heads by the Theta of another block."""
@@ -160,7 +162,7 @@ class AttentionConfig(Section):
 
 def check_architecture(model: ModelConfig, attn: AttentionConfig) -> None:
     """Raise ConfigError if model and attention do not fit each other."""
-    if attn.kind != AttentionKind.self and attn.from_block >= model.depth:
+    if attn.kind != "self" and attn.from_block >= model.depth:
         raise ConfigError(
             f"attn.from_block={attn.from_block} is beyond model.depth={model.depth}: no block would mix "
             f"its heads; nearest: attn.from_block={model.depth - 1}, or attn=self"

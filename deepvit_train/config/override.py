@@ -114,6 +114,12 @@ def take_texts(
     return for_hydra, taken
 
 
+def typed_text(override: str) -> str:
+    """Return the text that an override gives its key, without the quotes that Hydra takes away."""
+    value = _as_hydra_reads(override)
+    return value if isinstance(value, str) else override.partition("=")[2]
+
+
 def _as_hydra_reads(override: str) -> object:
     """The value that Hydra's grammar gives an override, or the exception that it raises."""
     if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in override):

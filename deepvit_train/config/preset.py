@@ -1,4 +1,4 @@
-"""Find the shipped YAML files, and read the architectures that `configs/model/*.yaml` describe.
+"""Read the architectures that `configs/model/*.yaml` describe.
 
 Only these files hold the sizes of the presets. Hydra composes them for the commands. timm's registry and the
 import of weights read the same files here, by the same rule, without the time that Hydra takes.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
@@ -16,10 +15,8 @@ import yaml
 from deepvit_train.config.alias import current
 from deepvit_train.config.model import AttentionConfig, ModelConfig, check_architecture
 from deepvit_train.config.option import Section
+from deepvit_train.config.shipped import choices, config_dir
 from deepvit_train.error import ConfigError, nearest
-
-# The file with every key of a group, from which presets start. Nobody can choose it.
-BASE = "base"
 
 
 @dataclass(frozen=True)
@@ -31,20 +28,6 @@ class Architecture:
 
     def __post_init__(self) -> None:
         check_architecture(self.model, self.attn)
-
-
-def config_dir() -> Path:
-    """Return the folder of YAML files: inside an installed package, beside the package in a checkout."""
-    package = Path(__file__).resolve().parent.parent
-    for folder in (package / "configs", package.parent / "configs"):
-        if (folder / "train.yaml").is_file():
-            return folder
-    raise ConfigError(f"configs/ is neither inside nor beside {package}: reinstall deepvit-train")
-
-
-def choices(group: str) -> list[str]:
-    """Return the choices of a configuration group, sorted: choices('attn'). `base` is none of them."""
-    return sorted(file.stem for file in (config_dir() / group).glob("*.yaml") if file.stem != BASE)
 
 
 def attention_preset(name: str) -> AttentionConfig:

@@ -1,9 +1,17 @@
 """Compute multi-head attention: plain, with re-attention, or with talking heads.
 
+Each form is registered by the name that `kind:` has in a file of configs/attn/. A form of its own module is
+in attention_NAME.py (docs/add-an-attention.md).
+
 Shapes: B batch, N tokens, D dim, H heads, K head_dim.
 """
 
 from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -11,11 +19,28 @@ from einops import rearrange
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from deepvit_train.config.model import AttentionConfig, AttentionKind, ThetaInit, ThetaNorm
+from deepvit_train.config.model import AttentionConfig, ThetaInit, ThetaNorm
 from deepvit_train.config.preset import Architecture
+from deepvit_train.error import ConfigError, nearest
 from deepvit_train.models.reattention import HeadMixer, mix_heads, reattention, softmax_maps
 
+# The class of each form that was registered, by its name in configs/attn/.
+FORMS: dict[str, type[Attention]] = {}
 
+_Form = TypeVar("_Form", bound="type[Attention]")
+
+
+def form(*kinds: str) -> Callable[[_Form], _Form]:
+    """Register a class as the form of attention of these names."""
+
+    def register(attention: _Form) -> _Form:
+        FORMS.update(dict.fromkeys(kinds, attention))
+        return attention
+
+    return register
+
+
+@form("self")
 class Attention(nn.Module):
     """Plain multi-head softmax attention, computed by torch's fused kernels. (B, N, D) -> (B, N, D).
 
@@ -77,6 +102,7 @@ class Attention(nn.Module):
         return F.dropout(maps, self.attn_dropout, self.training)
 
 
+@form("reattention", "reattention_vit_pytorch")
 class ReAttention(Attention):
     """Attention whose maps are mixed across heads by a learned matrix, then normalised.
 
@@ -107,7 +133,7 @@ class ReAttention(Attention):
         self._lender = (lender,)
 
     def _build_theta(self, heads: int, attn: AttentionConfig) -> None:
-        biased = attn.kind != AttentionKind.reattention_vit_pytorch
+        biased = attn.kind != "reattention_vit_pytorch"
         self.theta = nn.Parameter(torch.empty(heads, heads))
         self.theta_bias = nn.Parameter(torch.zeros(heads)) if biased else None
         if attn.theta_init == ThetaInit.identity:
@@ -139,6 +165,7 @@ class ReAttention(Attention):
         return mix_heads(self._drop(maps), self.head_mixer)
 
 
+@form("talking_heads")
 class TalkingHeads(ReAttention):
     """CaiT's attention, which mixes heads before the softmax too.
 
@@ -177,12 +204,25 @@ class TalkingHeads(ReAttention):
 
 
 def build_attention(architecture: Architecture, index: int) -> Attention:
-    """Return the attention of block `index`: plain before `attn.from_block`, then of the kind `attn.kind`."""
-    if not architecture.attn.mixes(index):
-        return Attention(architecture, index)
-    if architecture.attn.kind == AttentionKind.talking_heads:
-        return TalkingHeads(architecture, index)
-    return ReAttention(architecture, index)
+    """Return the attention of block `index`: plain before `attn.from_block`, then of the form `attn.kind`.
+
+    Raises ConfigError for a form that has no class.
+    """
+    kind = architecture.attn.kind.value if architecture.attn.mixes(index) else "self"
+    return attention_class(kind)(architecture, index)
+
+
+def attention_class(kind: str) -> type[Attention]:
+    """Return the class of a form of attention. Raises ConfigError if there is none."""
+    module = f"attention_{kind}"
+    if kind not in FORMS and importlib.util.find_spec(f"deepvit_train.models.{module}") is not None:
+        importlib.import_module(f"deepvit_train.models.{module}")
+    if kind not in FORMS:
+        raise ConfigError(
+            f"attn.kind={kind}: no class has @form({kind!r}); its place is deepvit_train/models/{module}.py "
+            f"(docs/add-an-attention.md){nearest(kind, FORMS)}"
+        )
+    return FORMS[kind]
 
 
 def _build_norm(norm: ThetaNorm, heads: int) -> nn.Module | None:

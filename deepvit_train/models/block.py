@@ -9,6 +9,7 @@ from timm.layers import DropPath, LayerScale, Mlp
 from torch import Tensor, nn
 
 from deepvit_train.config.preset import Architecture
+from deepvit_train.error import ConfigError
 from deepvit_train.models.attention import ReAttention, build_attention
 
 
@@ -66,13 +67,16 @@ class Block(nn.Module):
 
 
 def build_blocks(architecture: Architecture) -> nn.Sequential:
-    """Return the blocks of an architecture, in order."""
+    """Return the blocks of an architecture, in order.
+
+    Raises ConfigError if they are to share a Theta and have none.
+    """
     attn = architecture.attn
     blocks = [Block(architecture, index) for index in range(architecture.model.depth)]
     for index, block in enumerate(blocks):
         if attn.borrows(index):
             borrower, lender = block.attn, blocks[attn.from_block].attn
-            assert isinstance(borrower, ReAttention)
-            assert isinstance(lender, ReAttention)
+            if not (isinstance(borrower, ReAttention) and isinstance(lender, ReAttention)):
+                raise ConfigError(f"attn.theta_shared=true: attn.kind={attn.kind} has no Theta to share")
             borrower.borrow(lender)
     return nn.Sequential(*blocks)

@@ -19,22 +19,13 @@ from deepvit_train.config.preset import (
     plain_from,
     section_from,
 )
+from deepvit_train.config.timm_command import KEYWORDS
 from deepvit_train.error import ConfigError, nearest
 from deepvit_train.models.deepvit import DeepViT
 from deepvit_train.models.timm_interface import pool_named, pretrained_cfg_of
 
-PRESETS = [name for name in choices("model") if name.startswith(("deepvit_", "vit_"))]
-# timm's keywords, and the keys of `model` that they stand for.
-KEYWORDS = {
-    "img_size": "image_size",
-    "embed_dim": "dim",
-    "num_heads": "heads",
-    "reg_tokens": "registers",
-    "init_values": "layer_scale",
-    "drop_path_rate": "drop_path",
-    "proj_drop_rate": "dropout",
-    "pos_drop_rate": "emb_dropout",
-}
+# All but the small model of the embedded data set, which has the name of its data.
+PRESETS = [name for name in choices("model") if name not in choices("data")]
 
 
 def _build(

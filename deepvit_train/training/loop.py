@@ -22,6 +22,7 @@ from deepvit_train.error import DataError, Interrupted, NotFiniteError, UserErro
 from deepvit_train.models import DeepViT
 from deepvit_train.run.tracking import Tracker
 from deepvit_train.training.finite import FiniteGuard, first_non_finite
+from deepvit_train.training.forecast import Forecast
 from deepvit_train.training.interruption import (
     EvaluationStopped,
     StopSignals,
@@ -82,10 +83,12 @@ class Trainer:
     tracker: Tracker
     saver: Saver
     meter: Meter = field(init=False)
+    forecast: Forecast = field(init=False)
     evaluated_before: bool = field(init=False, default=False)  # since this start
 
     def __post_init__(self) -> None:
         self.meter = Meter(self.run.world, self.run.state.losses, self.run.state.loss_steps)
+        self.forecast = Forecast(self.run.plan, self.run.config.trainer.batch_size)
 
     def fit(self, batches: Iterator[Batch]) -> None:
         """Train from the state's step to the plan's end.
@@ -236,6 +239,8 @@ class Trainer:
             f"loss {scalars['train/loss']:.4f}  "
             f"lr {scalars['train/lr']:.2e}  {scalars['train/images_per_s']:.0f} images/s"
         )
+        if (line := self.forecast.line(state.step, scalars["train/images_per_s"])) is not None:
+            self.run.say(line)
 
     def _save_and_evaluate(self) -> None:
         """Save the state, evaluate it, log the metrics, and add them to the checkpoint.

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from deepvit_train.commands import bench
 from deepvit_train.commands import bench_cost as cost
 from deepvit_train.config.compose import compose_command
+from deepvit_train.config.preset import attention_preset
 from deepvit_train.config.recipe import Precision
+from deepvit_train.config.shipped import choices
 from deepvit_train.error import ConfigError
 from deepvit_train.models import ReAttention
 from tests.conftest import Command
@@ -73,9 +75,7 @@ def test_peak_bytes_count_what_the_operator_keeps() -> None:
     assert peaks[0] == peaks[1] > 0
 
 
-@pytest.mark.parametrize(
-    "name", ["timm", "self", "reattention", "reattention_vit_pytorch", "vit_pytorch", "configured"]
-)
+@pytest.mark.parametrize("name", ["timm", "vit_pytorch", "configured", *choices("attn")])
 def test_contenders_have_the_configured_shape(name: str) -> None:
     config = compose_command("bench", [*SMALL, "attn.norm=layer"])
     model = bench.build_contender(name, config, config.model)
@@ -84,11 +84,18 @@ def test_contenders_have_the_configured_shape(name: str) -> None:
     widths = {module.out_features for module in model.modules() if isinstance(module, nn.Linear)}
     assert widths - {5} == {96, 32, 64}
     norms = {type(module.norm) for module in model.modules() if isinstance(module, ReAttention)}
-    assert norms == {
-        "reattention": {nn.BatchNorm2d},
-        "reattention_vit_pytorch": {nn.LayerNorm},
-        "configured": {nn.LayerNorm},
-    }.get(name, set())
+    if name in ("self", "timm", "vit_pytorch"):
+        assert norms == set()
+    else:
+        attn = config.attn if name == "configured" else attention_preset(name)
+        classes = {"batch": nn.BatchNorm2d, "layer": nn.LayerNorm, "none": type(None)}
+        assert norms == {classes[attn.norm]}
+
+
+def test_an_attention_without_the_operator_has_no_formula() -> None:
+    config = compose_command("bench", [*SMALL, "contenders=[talking_heads_formula]"])
+    with pytest.raises(ConfigError, match="'talking_heads_formula' is unknown: talking_heads does not use"):
+        bench.build_contender("talking_heads_formula", config, config.model)
 
 
 @pytest.mark.parametrize("name", ["reattention", "reattention_vit_pytorch"])
@@ -152,7 +159,7 @@ def test_the_command_as_typed(call: Command) -> None:
     ("override", "told"),
     [
         ("contenders=[tim]", "did you mean 'timm'"),
-        ("contenders=[talking_heads_formula]", "unknown"),
+        ("contenders=[self_formula]", "unknown"),
         ("contenders=[]", "at least one"),
         ("vary=model.dept", "did you mean 'model.depth'"),
         ("vary=model.depth", "go together"),

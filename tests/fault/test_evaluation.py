@@ -71,7 +71,7 @@ def test_an_unreadable_validation_image_costs_no_step(
     broken = next((tmp_path / "images" / "val" / "3").iterdir())
     good = broken.read_bytes()
     broken.write_bytes(good[:40])
-    typed = [*RUN, "run_dir=run", f"data.root={tmp_path / 'images'}"]
+    typed = [*RUN, "run_dir=run", "data=digits", f"data.root={tmp_path / 'images'}"]
     for start in range(2):  # the second loses nothing either
         result = call("train", *typed)
         assert result.returncode == 4
@@ -288,14 +288,14 @@ def test_a_schedule_that_changes_on_the_way_says_both_rates(
     spare = sorted((root / "train" / "0").iterdir())[:40]
     for image in spare:
         image.rename(tmp_path / image.name)
-    typed = [f"data.root={root}", "trainer.limit_batches=null", "trainer.epochs=4"]
+    typed = ["data=digits", f"data.root={root}", "trainer.limit_batches=null", "trainer.epochs=4"]
     start(folder, *typed, "trainer.max_steps=8")
     logged = [line["train/lr"] for line in metrics(folder) if "train/lr" in line]
     capsys.readouterr()
     start(folder, *typed, "trainer.max_steps=9")
     assert rates(capsys.readouterr().out) == []
 
-    start(folder, *typed[:2], "trainer.epochs=8", "trainer.max_steps=10")
+    start(folder, *typed[:3], "trainer.epochs=8", "trainer.max_steps=10")
     (line,) = rates(capsys.readouterr().out)
     old, new = (float(word) for word in line.split(": ")[0].split(" changes from ")[1].split(" to "))
     assert line.startswith("the learning rate at step 9 changes from ")
@@ -307,10 +307,10 @@ def test_a_schedule_that_changes_on_the_way_says_both_rates(
 
     for image in spare:
         (tmp_path / image.name).rename(image)
-    start(folder, *typed[:2], "trainer.epochs=8", "trainer.max_steps=11")
+    start(folder, *typed[:3], "trainer.epochs=8", "trainer.max_steps=11")
     (line,) = rates(capsys.readouterr().out)
     assert line.startswith("the learning rate at step 10 changes from ")
-    start(folder, *typed[:2], "trainer.epochs=8", "trainer.max_steps=12")
+    start(folder, *typed[:3], "trainer.epochs=8", "trainer.max_steps=12")
     assert rates(capsys.readouterr().out) == []
 
 

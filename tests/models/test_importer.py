@@ -20,6 +20,7 @@ from torch import Tensor
 from vit_pytorch.deepvit import DeepViT as VitPytorchDeepViT
 
 from deepvit_train.config.model import ThetaNorm
+from deepvit_train.config.shipped import choices
 from deepvit_train.error import CheckpointError, ConfigError
 from deepvit_train.models import DeepViT, load_model
 from tests.models.reference import authors_logits, authors_state
@@ -210,7 +211,7 @@ def test_other_heads_of_timm_are_refused(tmp_path: Path, options: dict[str, obje
         load_model(saved(tmp_path, theirs.state_dict()), heads=4, pool="mean")
 
 
-@pytest.mark.parametrize("attn", ["self", "reattention", "reattention_vit_pytorch", "talking_heads"])
+@pytest.mark.parametrize("attn", choices("attn"))
 @pytest.mark.parametrize("stem", ["conv", "cnn", "rearrange"])
 def test_own_names_without_a_description(tmp_path: Path, attn: str, stem: str) -> None:
     torch.manual_seed(0)

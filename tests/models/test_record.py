@@ -7,6 +7,7 @@ import timm
 import torch
 from torch import nn
 
+from deepvit_train.config.shipped import choices
 from deepvit_train.error import ConfigError
 from deepvit_train.models import DeepViT, record_maps
 
@@ -21,7 +22,7 @@ SHAPE = {
 }
 
 
-@pytest.mark.parametrize("attn", ["self", "reattention", "reattention_vit_pytorch", "talking_heads"])
+@pytest.mark.parametrize("attn", choices("attn"))
 def test_maps_are_those_the_model_multiplies_by(attn: str) -> None:
     torch.manual_seed(0)
     model = DeepViT(**SHAPE, attn=attn, registers=2).eval()
@@ -89,7 +90,7 @@ def test_what_can_not_be_recorded_is_named() -> None:
         record_maps(diff, torch.zeros(1, 3, 32, 32))
 
 
-@pytest.mark.parametrize("attn", ["self", "reattention", "reattention_vit_pytorch", "talking_heads"])
+@pytest.mark.parametrize("attn", choices("attn"))
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_maps_with_gradients_change_neither_logits_nor_gradients(attn: str, checkpointing: bool) -> None:
     gradients = []

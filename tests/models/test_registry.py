@@ -35,7 +35,7 @@ def pair() -> tuple[DeepViT, VisionTransformer]:
 def test_importing_the_models_registers_every_preset() -> None:
     script = (
         "import timm; assert not timm.list_models('deepvit*'); import deepvit_train.models; "
-        "print(*timm.list_models(['deepvit*', 'vit_??b'], module='registry'))"
+        "print(*timm.list_models(module='registry'))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [name for name in choices("model") if name != "digits"]

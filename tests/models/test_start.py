@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from deepvit_train.config.model import ThetaInit, ThetaNorm
 from deepvit_train.config.preset import Architecture, attention_preset, model_preset
+from deepvit_train.config.shipped import choices
 from deepvit_train.error import CheckpointError
 from deepvit_train.models import DeepViT, start_from
 from tests.models.reference import authors_logits, authors_state
@@ -86,7 +87,7 @@ def test_224_to_384_keeps_a_smooth_field_of_positions(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("form", ["reattention", "reattention_vit_pytorch", "talking_heads"])
+@pytest.mark.parametrize("form", [name for name in choices("attn") if name != "self"])
 def test_a_plain_pretrained_vit_becomes_a_deepvit_with_its_logits(
     tmp_path: Path, form: str, dtype: torch.dtype
 ) -> None:
@@ -96,7 +97,10 @@ def test_a_plain_pretrained_vit_becomes_a_deepvit_with_its_logits(
     path = saved(tmp_path, plain.state_dict())
     attn = replace(attention_preset(form), norm=ThetaNorm.none, theta_init=ThetaInit.identity)
     model = DeepViT(**SHAPE, **{**PAPER, "attn": attn}).to(dtype).eval()
-    assert start_from(model, path).notes == ["fresh Theta in 3 blocks"]
+    (note,) = start_from(model, path).notes
+    added = [name for name in model.blocks[0].attn.state_dict() if not name.startswith(("qkv", "proj"))]
+    assert "theta" in added
+    assert note.removeprefix("fresh in 3 blocks: attn.").split(", attn.") == added
     tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 1e-10, "atol": 1e-10}
     torch.testing.assert_close(model(images_of().to(dtype)), plain(images_of().to(dtype)), **tolerance)
 

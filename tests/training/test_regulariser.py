@@ -9,6 +9,7 @@ import torch
 
 from deepvit_train.config.compose import compose_command
 from deepvit_train.config.recipe import CosineAxis, Precision
+from deepvit_train.config.shipped import choices
 from deepvit_train.models import DeepViT
 from deepvit_train.training.finite import FiniteGuard
 from deepvit_train.training.regulariser import CosineRegulariser, build_regulariser
@@ -77,7 +78,7 @@ def test_accumulated_penalties_equal_that_of_the_whole_batch() -> None:
     assert first.grad_norm != plain.grad_norm
 
 
-@pytest.mark.parametrize("attn", ["self", "reattention", "reattention_vit_pytorch", "talking_heads"])
+@pytest.mark.parametrize("attn", choices("attn"))
 @pytest.mark.parametrize("precision", list(Precision))
 def test_training_lowers_the_penalty_in_each_precision(attn: str, precision: Precision) -> None:
     state = state_of(precision, attn)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from deepvit_train.config.compose import compose_command
 from deepvit_train.config.recipe import Precision
+from deepvit_train.config.shipped import choices
 from deepvit_train.data.dataset import Batch, TrainOrder
 from deepvit_train.distributed.world import World
 from deepvit_train.error import NotFiniteError
@@ -79,7 +80,7 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch() -> None:
 
 
 @pytest.mark.parametrize("precision", list(Precision))
-@pytest.mark.parametrize("attn", ["self", "reattention", "reattention_vit_pytorch"])
+@pytest.mark.parametrize("attn", choices("attn"))
 def test_each_precision_learns(precision: Precision, attn: str) -> None:
     state = state_of(precision, attn)
     losses = [advance(state, state.model, [batch()], options(precision)).loss.item() for _ in range(25)]

@@ -14,7 +14,8 @@ from deepvit_train.error import CheckpointError, ConfigError
 from deepvit_train.models.deepvit import DeepViT
 from deepvit_train.models.importer import authors, older_vit_pytorch, own, timm_vit, vit_pytorch
 from deepvit_train.models.importer.file import Source, read_source
-from deepvit_train.models.importer.infer import channels_of, checked_choices, depth_of, infer_architecture
+from deepvit_train.models.importer.form import depth_of
+from deepvit_train.models.importer.infer import channels_of, checked_choices, infer_architecture
 from deepvit_train.models.importer.layout import Layout, Tensors
 from deepvit_train.run.checkpoint import Found, find
 from deepvit_train.run.description import ModelDescription

@@ -6,13 +6,11 @@ What no tensor shows comes from a preset or from the caller.
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import replace
 from typing import Any
 
 from deepvit_train.config.model import (
     AttentionConfig,
-    AttentionKind,
     Init,
     ModelConfig,
     Pool,
@@ -21,8 +19,14 @@ from deepvit_train.config.model import (
     mlp_ratio_of,
 )
 from deepvit_train.config.preprocessing import Interpolation
-from deepvit_train.config.preset import Architecture, attention_preset, plain_from, section_from
+from deepvit_train.config.preset import (
+    Architecture,
+    attention_preset,
+    plain_from,
+    section_from,
+)
 from deepvit_train.error import CheckpointError, ConfigError, nearest
+from deepvit_train.models.importer.form import depth_of, is_mixing, kind_of, preset_of_shape, shape_of
 from deepvit_train.models.importer.layout import Tensors
 from deepvit_train.models.keyword import UNSAID
 
@@ -94,14 +98,14 @@ def _sizes(
     tensors: Tensors, stem: Stem, preset: Architecture | None, choices: dict[str, Any]
 ) -> dict[str, Any]:
     patch_size = _patch_size(tensors, stem)
-    _, positions, dim = _shape(tensors, "pos_embed", 3)
+    _, positions, dim = shape_of(tensors, "pos_embed", 3)
     grid = math.isqrt(max(0, positions - 1))
     if not grid or grid**2 != positions - 1:
         raise CheckpointError(
             f"pos_embed has {positions} positions, not a class token's and a square of patches"
         )
-    hidden = _shape(tensors, "blocks.0.mlp.fc1.weight", 2)[0]
-    width = _shape(tensors, "blocks.0.attn.qkv.weight", 2)[0]
+    hidden = shape_of(tensors, "blocks.0.mlp.fc1.weight", 2)[0]
+    width = shape_of(tensors, "blocks.0.attn.qkv.weight", 2)[0]
     heads = _heads(tensors, preset, choices)
     if width % (3 * heads):
         raise CheckpointError(f"blocks.0.attn.qkv.weight has {width} rows, not 3 x {heads} heads x head_dim")
@@ -119,7 +123,7 @@ def _sizes(
         "qkv_bias": "blocks.0.attn.qkv.bias" in tensors,
         # The learned factors are loaded, so this value only says that there are some.
         "layer_scale": None if gamma is None else 1.0,
-        "registers": _shape(tensors, "reg_token", 3)[1] if "reg_token" in tensors else 0,
+        "registers": shape_of(tensors, "reg_token", 3)[1] if "reg_token" in tensors else 0,
         "init": Init.vit_pytorch if stem == Stem.rearrange else Init.vit,
         "weights": None,
     }
@@ -127,7 +131,7 @@ def _sizes(
 
 def _attention(tensors: Tensors, preset: Architecture | None, choices: dict[str, Any]) -> AttentionConfig:
     depth = depth_of(tensors)
-    mixing = [index for index in range(depth) if any(_of_theta(name, index) for name in tensors)]
+    mixing = [index for index in range(depth) if any(is_mixing(name, index) for name in tensors)]
     if not mixing:
         return attention_preset("self")
     first = mixing[0]
@@ -135,12 +139,8 @@ def _attention(tensors: Tensors, preset: Architecture | None, choices: dict[str,
         raise CheckpointError(
             f"mixes heads in the blocks {mixing}; here all blocks from the first one that mixes must do so"
         )
-    if f"blocks.{first}.attn.logit_theta" in tensors:
-        kind = AttentionKind.talking_heads
-    elif f"blocks.{first}.attn.theta_bias" in tensors:
-        kind = AttentionKind.reattention
-    else:
-        kind = AttentionKind.reattention_vit_pytorch
+    norm = _theta_norm(tensors, first)
+    kind = kind_of(tensors, first, norm)
     if "transform_scale" in choices:
         scale = choices["transform_scale"]
     elif preset is not None:
@@ -153,16 +153,12 @@ def _attention(tensors: Tensors, preset: Architecture | None, choices: dict[str,
     else:
         scale = False
     return replace(
-        attention_preset(kind.value),
+        attention_preset(kind),
         from_block=first,
-        norm=_theta_norm(tensors, first),
+        norm=norm,
         theta_shared=sum(name.endswith(".attn.theta") for name in tensors) < len(mixing),
         transform_scale=scale,
     )
-
-
-def _of_theta(name: str, block: int) -> bool:
-    return name.startswith((f"blocks.{block}.attn.theta", f"blocks.{block}.attn.norm."))
 
 
 def _theta_norm(tensors: Tensors, block: int) -> ThetaNorm:
@@ -174,23 +170,23 @@ def _theta_norm(tensors: Tensors, block: int) -> ThetaNorm:
 def _heads(tensors: Tensors, preset: Architecture | None, choices: dict[str, Any]) -> int:
     thetas = [name for name in tensors if name.endswith(".attn.theta")]
     if thetas:
-        heads = _shape(tensors, thetas[0], 2)[0]
+        heads = shape_of(tensors, thetas[0], 2)[0]
         if choices.get("heads", heads) != heads:
             raise CheckpointError(f"heads={choices['heads']}, but {thetas[0]} has {heads} heads")
         return heads
     if "heads" in choices:
         return choices["heads"]
-    if preset is not None:
-        return preset.model.heads
-    raise CheckpointError("plain attention does not show its number of heads; give heads= or preset=")
-
-
-def depth_of(tensors: Tensors) -> int:
-    """Return the number of blocks. Raises CheckpointError if some are missing."""
-    found = {int(match[1]) for name in tensors if (match := re.match(r"blocks\.(\d{1,9})\.", name))}
-    if found != set(range(len(found))) or not found:
-        raise CheckpointError(f"holds the blocks {sorted(found)[:8]}, which are not all blocks from 0 on")
-    return len(found)
+    name, known = preset_of_shape(tensors) or (None, None)
+    hint = f" (model={name} has its shape, with {known} heads)" if known else ""
+    if preset is None:
+        raise CheckpointError(
+            f"plain attention does not show its number of heads; give heads= or preset={hint}"
+        )
+    if known and known != preset.model.heads:
+        raise CheckpointError(
+            f"preset= has {preset.model.heads} heads, and no tensor shows the file's; give heads={hint}"
+        )
+    return preset.model.heads
 
 
 def _stem(tensors: Tensors) -> Stem:
@@ -201,9 +197,9 @@ def _stem(tensors: Tensors) -> Stem:
 
 def _patch_size(tensors: Tensors, stem: Stem) -> int:
     if stem == Stem.rearrange:
-        pixels = _shape(tensors, "patch_embed.norm1.weight", 1)[0]
+        pixels = shape_of(tensors, "patch_embed.norm1.weight", 1)[0]
         return math.isqrt(pixels // channels_of(tensors))
-    _, _, height, width = _shape(tensors, "patch_embed.proj.weight", 4)
+    _, _, height, width = shape_of(tensors, "patch_embed.proj.weight", 4)
     if height != width:
         raise CheckpointError(
             f"patch_embed.proj.weight has patches of {height} x {width}; square ones can be loaded"
@@ -219,22 +215,13 @@ def channels_of(tensors: Tensors) -> int:
     """
     stem = _stem(tensors)
     if stem != Stem.rearrange:
-        return _shape(
+        return shape_of(
             tensors, "patch_embed.conv1.weight" if stem == Stem.cnn else "patch_embed.proj.weight", 4
         )[1]
-    pixels = _shape(tensors, "patch_embed.norm1.weight", 1)[0]
+    pixels = shape_of(tensors, "patch_embed.norm1.weight", 1)[0]
     for channels in (3, 1):
         if channels * math.isqrt(pixels // channels) ** 2 == pixels:
             return channels
     raise CheckpointError(
         f"patch_embed.norm1.weight has {pixels} values, which make no square patch of 3 or 1 channels"
     )
-
-
-def _shape(tensors: Tensors, name: str, dimensions: int) -> tuple[int, ...]:
-    if name not in tensors:
-        raise CheckpointError(f"lacks {name}")
-    shape = tuple(tensors[name].shape)
-    if len(shape) != dimensions or not all(shape):
-        raise CheckpointError(f"{name} has shape {shape}, not {dimensions} dimensions")
-    return shape

@@ -1,7 +1,8 @@
-"""Give a model initial weights: resample those of another size, and keep a fresh head or Theta if needed."""
+"""Give a model initial weights: resample those of another size, and keep fresh what the file lacks."""
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from dataclasses import dataclass
@@ -14,15 +15,16 @@ from deepvit_train.classes import TORCHVISION, difference, ordered, shortened
 from deepvit_train.config.model import Pool
 from deepvit_train.error import CheckpointError
 from deepvit_train.models.deepvit import DeepViT
-from deepvit_train.models.importer import class_names, own_tensors, timm_vit
+from deepvit_train.models.importer import class_names, own_tensors, timm_cache, timm_vit
 from deepvit_train.models.importer.file import Source, read_source
+from deepvit_train.models.importer.form import preset_of_shape
 from deepvit_train.models.importer.layout import Tensors
 from deepvit_train.run.checkpoint import find
 from deepvit_train.run.description import ModelDescription
 from deepvit_train.run.tensor import check_finite, check_fit
 
-# The tensors that only a block that mixes its heads has.
-OF_THETA = re.compile(r"(blocks\.\d+\.)attn\.(?:theta|theta_bias|logit_theta|logit_bias|norm\..+)")
+# The tensors of an attention, of which a plain one has those of qkv and proj alone.
+OF_ATTENTION = re.compile(r"(blocks\.\d+\.)attn\.((?!qkv\.|proj\.).+)")
 
 
 @dataclass(frozen=True)
@@ -37,49 +39,94 @@ class Start:
         return "; ".join([f"initial weights: {self.file} ({self.layout} layout)", *self.notes])
 
 
-def start_from(model: DeepViT, path: str, classes: list[str] | None = None, said: str | None = None) -> Start:
+def start_from(
+    model: DeepViT,
+    path: str,
+    classes: list[str] | None = None,
+    said: str | None = None,
+    download: bool = False,
+) -> Start:
     """Load initial weights into a model, from a file of any known layout, a checkpoint or a run.
 
     Averaged weights are preferred. Position embeddings and patch kernels of another size are resampled. The
-    classifier stays fresh if the classes are others, and Theta with its norm if the file's attention is
-    plain. Everything else must be there, in the model's shapes.
+    classifier stays fresh if the classes are others, and what an attention has besides qkv and proj if the
+    file's attention is plain. Everything else must be there, in the model's shapes.
 
     Args:
+        path: the file, or timm:NAME for the weights of timm's model of that name in timm's cache.
         classes: the names of the model's outputs, in order. The rows of the classifier are matched to them.
             None: they are not known, and the rows are taken as they are.
         said: what the caller says of the file's classes: a file of their names, or an order.
+        download: whether timm:NAME may be fetched where it is not in the cache.
 
     Raises:
         DataError: a file of names can't be used.
         CheckpointError: the file can't be read (see `load_model`), its number of heads is known to differ, or
             a tensor is missing, left over or of another shape. The model is then unchanged.
     """
-    found = find(path, key="model.weights")
-    source = read_source(found)
+    name = path.removeprefix(timm_cache.PREFIX) if path.startswith(timm_cache.PREFIX) else None
     notes: list[str] = []
+    try:
+        file = path if name is None else str(timm_cache.weights_file(name, download))
+    except CheckpointError as error:
+        raise CheckpointError(f"model.weights={path}: {error}") from None
+    found = find(file, key="model.weights")
+    source = read_source(found)
     try:
         layout, tensors = own_tensors(source)
         tensors = tensors | (found.calibrated() or {})
         if classes is not None:
             names, order = class_names(source, layout, said, _outputs(tensors))
             tensors = _rows_by_name(model, tensors, classes, names, order or TORCHVISION, notes)
-        _check_heads(model, source.description)
+        _check_heads(model, source.description, name or _architecture_beside(found.file), tensors)
         _check_pool(model, source)
         expected = model.state_dict()
-        for adapt in (_head, _positions, _patches, _theta):
+        for adapt in (_head, _positions, _patches, _attention):
             tensors = adapt(expected, tensors, notes)
         check_fit(expected, tensors)
         check_finite(tensors)
+        _tell_range(model, name, notes)
     except CheckpointError as error:
         raise CheckpointError(f"model.weights={path}: {error}") from None
     model.load_state_dict(tensors)
     return Start(found.file, layout.name, notes)
 
 
-def _check_heads(model: DeepViT, description: ModelDescription | None) -> None:
-    heads = model.heads if description is None else description.architecture.model.heads
+def _check_heads(
+    model: DeepViT, description: ModelDescription | None, name: str | None, tensors: Tensors
+) -> None:
+    """Refuse another number of heads: no tensor of a plain attention shows it, and any number would load."""
+    how = ""
+    if description is not None:
+        heads = description.architecture.model.heads
+    elif name is not None:
+        heads, how = timm_cache.heads_of(name) or model.heads, f", as timm's {name}"
+    else:
+        preset, heads = preset_of_shape(tensors) or ("", model.heads)
+        how = f", as model={preset}, which has its shape (deepvit-convert heads={model.heads} says otherwise)"
     if heads != model.heads:
-        raise CheckpointError(f"has {heads} heads, not model.heads={model.heads}")
+        raise CheckpointError(
+            f"has {heads} heads{how}, not model.heads={model.heads}; nearest: model.heads={heads}"
+        )
+
+
+def _architecture_beside(file: Path) -> str | None:
+    """Return the name of timm's model in config.json beside a file, as the Hugging Face hub has it."""
+    try:
+        name = json.loads((file.parent / "config.json").read_text())["architecture"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return name if isinstance(name, str) else None
+
+
+def _tell_range(model: DeepViT, name: str | None, notes: list[str]) -> None:
+    """Note where timm's weights were trained on images of another mean or deviation than the model gets."""
+    trained = None if name is None else timm_cache.known(name)
+    for key in ("mean", "std"):
+        given, own = getattr(trained, key, None), tuple(model.pretrained_cfg[key])
+        if given is not None and tuple(given) != own:
+            listed = ",".join(f"{value:g}" for value in given)
+            notes.append(f"they were trained with model.{key}=[{listed}], not {list(own)}")
 
 
 def _check_pool(model: DeepViT, source: Source) -> None:
@@ -162,15 +209,19 @@ def _patches(expected: Tensors, tensors: Tensors, notes: list[str]) -> Tensors:
     return tensors | {name: resample_patch_embed(given, new)}
 
 
-def _theta(expected: Tensors, tensors: Tensors, notes: list[str]) -> Tensors:
+def _attention(expected: Tensors, tensors: Tensors, notes: list[str]) -> Tensors:
+    """Keep the model's own parameters of attention in the blocks where the file's attention is plain."""
     own, given = (
-        {name: match[1] for name in each if (match := OF_THETA.fullmatch(name))}
+        {name: match for name in each if (match := OF_ATTENTION.fullmatch(name))}
         for each in (expected, tensors)
     )
     blocks = {name[: name.index(".", 7) + 1] for name in tensors if name.startswith("blocks.")}
-    plain = {name: expected[name] for name, block in own.items() if block in blocks - set(given.values())}
+    mixing = {match[1] for match in given.values()}
+    plain = {name: expected[name] for name, match in own.items() if match[1] in blocks - mixing}
     if plain and given:
         raise CheckpointError("does not mix heads in the blocks that attn.from_block says")
     if plain:
-        notes.append(f"fresh Theta in {len(set(own.values()))} blocks")
+        parts = dict.fromkeys(own[name][2] for name in plain)
+        count = len({own[name][1] for name in plain})
+        notes.append(f"fresh in {count} blocks: {', '.join(f'attn.{part}' for part in parts)}")
     return tensors | plain
