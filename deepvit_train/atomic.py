@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO, Any
 
 from deepvit_train.error import OutputError
 
@@ -55,3 +56,25 @@ def new_folder(out: Path) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         raise OutputError(f"out={out}: can't be written ({error.strerror})") from None
+
+
+@contextmanager
+def open_new(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Give a file to write into, which gets its name at the end, if nothing went wrong inside.
+
+    It takes the place of an older one. Raises OutputError if it can't be written, or for an OSError inside.
+    """
+    partial = unfinished(path)
+    encoding = None if "b" in mode else "utf-8"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open(mode, encoding=encoding) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise OutputError(f"out={path}: can't be written ({error.strerror})") from None
+    finally:
+        with suppress(OSError):
+            partial.unlink()

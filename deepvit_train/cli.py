@@ -2,6 +2,7 @@
 
 deepvit-train KEY=VALUE ...          python -m deepvit_train.cli train KEY=VALUE ...
 deepvit-eval checkpoint=PATH ...     python -m deepvit_train.cli eval checkpoint=PATH ...
+deepvit-predict checkpoint=PATH images=PATH   python -m deepvit_train.cli predict checkpoint=PATH images=PATH
 deepvit-convert source=FILE out=FOLDER   python -m deepvit_train.cli convert source=FILE out=FOLDER
 deepvit-bench KEY=VALUE ...          python -m deepvit_train.cli bench KEY=VALUE ...
 deepvit-data check root=FOLDER       python -m deepvit_train.cli data check root=FOLDER
@@ -31,6 +32,7 @@ from deepvit_train.error import ConfigError, UserError, explained, nearest
 MODULES = {
     "train": "deepvit_train.commands.train",
     "eval": "deepvit_train.commands.evaluate",
+    "predict": "deepvit_train.commands.predict",
     "convert": "deepvit_train.commands.convert",
     "bench": "deepvit_train.commands.bench",
     "data-check": "deepvit_train.commands.data_check",
@@ -49,6 +51,11 @@ def train() -> NoReturn:
 def evaluate() -> NoReturn:
     """Entry point of deepvit-eval."""
     main(["eval", *sys.argv[1:]])
+
+
+def predict() -> NoReturn:
+    """Entry point of deepvit-predict."""
+    main(["predict", *sys.argv[1:]])
 
 
 def convert() -> NoReturn:

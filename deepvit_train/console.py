@@ -16,9 +16,11 @@ from rich.progress import (
 console = Console(markup=False, highlight=False, soft_wrap=True)
 if not console.is_terminal:
     console.width = 200  # a file or a pipe has no width: no table is squeezed into 80 columns
+# What is said beside a result that goes to stdout itself.
+notes = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
 
 
-def progress_bar() -> Progress:
+def progress_bar(on: Console = console) -> Progress:
     """Return a bar that shows steps done, time taken and time left. Only a terminal shows it."""
     return Progress(
         TextColumn("{task.description}"),
@@ -27,6 +29,6 @@ def progress_bar() -> Progress:
         TimeElapsedColumn(),
         TextColumn("ETA"),
         TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
+        console=on,
+        disable=not on.is_terminal,
     )

@@ -16,6 +16,7 @@ from deepvit_train.config.data_check import DataCheckConfig
 from deepvit_train.config.data_folder import DataDemoConfig, DataFashionMnistConfig
 from deepvit_train.config.evaluate import EvalConfig
 from deepvit_train.config.option import Section
+from deepvit_train.config.predict import PredictConfig
 from deepvit_train.config.preset import choices, config_dir
 from deepvit_train.config.study import StudyConfig
 from deepvit_train.config.train import TrainConfig
@@ -24,6 +25,7 @@ from deepvit_train.config.train import TrainConfig
 COMMANDS: dict[str, type[Section]] = {
     "train": TrainConfig,
     "eval": EvalConfig,
+    "predict": PredictConfig,
     "convert": ConvertConfig,
     "bench": BenchConfig,
     "data-check": DataCheckConfig,

@@ -19,6 +19,7 @@ TEXT = ("str", "str or null")
 # What a command is about: a path without KEY= before it is the value of this key.
 SUBJECTS = {
     "eval": "checkpoint",
+    "predict": "checkpoint",
     "analyze": "checkpoint",
     "convert": "source",
     "data-check": "root",
