@@ -22,6 +22,7 @@ SUBJECTS = {
     "predict": "checkpoint",
     "analyze": "checkpoint",
     "convert": "source",
+    "export": "checkpoint",
     "data-check": "root",
     "study": "root",
 }
