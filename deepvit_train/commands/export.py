@@ -29,7 +29,7 @@ from deepvit_train.data.label import Labels
 from deepvit_train.data.loaders import Loaders
 from deepvit_train.distributed.world import World
 from deepvit_train.error import DataError
-from deepvit_train.evaluation.calibration import using
+from deepvit_train.evaluation.calibration import Statistics, using
 from deepvit_train.evaluation.loaded import LoadedModel, load, measure_statistics
 from deepvit_train.run.checkpoint import digest_of
 
@@ -61,37 +61,38 @@ def run(config: ExportConfig) -> dict[str, Any]:
     for line in [*loaded.told_preprocessing(), *labels.lines]:
         console.print(line)
     world = World(rank=0, size=1, device=torch.device("cpu"))
-    loaders, statistics = Loaders(loaded.architecture.model.preprocessing, data, world), loaded.statistics
-    if loaded.needs_calibration:
-        console.print(f"calibrating on {loaded.description.calibrate_images} training images")
-        statistics = measure_statistics(loaded, loaders, config.batch_size, Precision.fp32, console.print)
+    loaders = Loaders(loaded.architecture.model.preprocessing, data, world)
+    statistics = _statistics(loaded, loaders, config)
     images = _check_images(loaders, index, labels, config)
 
-    description = _description(loaded, labels, config)
+    # The file, and the proof. A folder that is not proved does not stay.
     out = Path(config.out).expanduser()
+    report = _description(loaded, labels, config)
     with using(loaded.model, statistics), new_folder(out) as folder:
-        _write(loaded, description, config, folder)
-        ours = our_answers(loaded.model, images, config.batch_size)
-        subject = folder if config.format == ExportFormat.timm else folder / FILES[config.format]
-        theirs = their_answers(
-            config.format.value, subject, images, config.batch_size, torch.get_num_threads()
-        )
-        report = description | {
-            "digests": {
-                "file": digest_of(folder / FILES[config.format]),
-                "checkpoint": digest_of(loaded.found.file),
-                "data": index.digest,
-            },
-            "check": compare(ours, theirs, images, config),
+        file = folder / FILES[config.format]
+        _write(loaded, report, config, file)
+        report["digests"] = {
+            "file": digest_of(file),
+            "checkpoint": digest_of(loaded.found.file),
+            "data": index.digest,
         }
+        report["check"] = _check(loaded, images, config, file)
         refuse_if_worse(report["check"], config.out)
         write_text(folder / "model.json", json.dumps(report, indent=1) + "\n")
     _tell(report, out)
     return report
 
 
+def _statistics(loaded: LoadedModel, loaders: Loaders, config: ExportConfig) -> Statistics | None:
+    """Return the calibrated statistics of the model, measured now if its file has none."""
+    if not loaded.needs_calibration:
+        return loaded.statistics
+    console.print(f"calibrating on {loaded.description.calibrate_images} training images")
+    return measure_statistics(loaded, loaders, config.batch_size, Precision.fp32, console.print)
+
+
 def _check_images(loaders: Loaders, index: ImageIndex, labels: Labels, config: ExportConfig) -> CheckImages:
-    """Load the images of the check. Raises DataError for one that can't be read."""
+    """Load the images of the check, in whole batches. Raises DataError for one that can't be read."""
     batches = None if config.check_images is None else -(-config.check_images // config.batch_size)
     pixels, targets = [], []
     for batch in loaders.evaluation(index, config.batch_size, batches):
@@ -99,9 +100,16 @@ def _check_images(loaders: Loaders, index: ImageIndex, labels: Labels, config: E
             raise DataError(f"{batch.bad[0]}: can't be read, and a check replaces no image")
         pixels.append(batch.images.clone())  # a loader uses the memory of a batch again
         targets.append(batch.targets)
-    return CheckImages(
-        torch.cat(pixels)[: config.check_images], torch.cat(targets)[: config.check_images], labels.absent
-    )
+    return CheckImages(torch.cat(pixels), torch.cat(targets), labels.absent)
+
+
+def _check(loaded: LoadedModel, images: CheckImages, config: ExportConfig, file: Path) -> dict[str, Any]:
+    """Run the model here and the file elsewhere, and return the comparison."""
+    ours = our_answers(loaded.model, images, config.batch_size)
+    subject = file.parent if config.format == ExportFormat.timm else file
+    threads = torch.get_num_threads()
+    theirs = their_answers(config.format.value, subject, images, config.batch_size, threads)
+    return compare(ours, theirs, images, config)
 
 
 def _description(loaded: LoadedModel, labels: Labels, config: ExportConfig) -> dict[str, Any]:
@@ -126,14 +134,13 @@ def _description(loaded: LoadedModel, labels: Labels, config: ExportConfig) -> d
     }
 
 
-def _write(loaded: LoadedModel, description: dict[str, Any], config: ExportConfig, folder: Path) -> None:
-    file = folder / FILES[config.format]
+def _write(loaded: LoadedModel, description: dict[str, Any], config: ExportConfig, file: Path) -> None:
     if config.format == ExportFormat.onnx:
         write_onnx(loaded.model, description, config.numbers, file)
     elif config.format == ExportFormat.pt2:
         write_pt2(loaded.model, description, file)
     else:
-        write_timm(loaded.model, loaded.architecture, description, folder)
+        write_timm(loaded.model, loaded.architecture, description, file)
 
 
 def _tell(report: dict[str, Any], out: Path) -> None:

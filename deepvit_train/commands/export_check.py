@@ -90,7 +90,7 @@ def their_answers(form: str, file: Path, images: CheckImages, batch_size: int, t
         np.save(pixels, images.pixels.numpy())
         command = [
             sys.executable,
-            "-I",
+            "-P",
             export_reader.__file__,
             form,
             file,
@@ -100,8 +100,7 @@ def their_answers(form: str, file: Path, images: CheckImages, batch_size: int, t
             threads,
         ]
         # A library reads its number of threads as it is imported.
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-        environment["OMP_NUM_THREADS"] = str(threads)
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment)
         if done.returncode:
             reason = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]

@@ -1,6 +1,6 @@
 """Run an exported file without this project, and write its logits. This file is run alone, never imported.
 
-    python -I export_reader.py FORMAT FILE IMAGES LOGITS BATCH_SIZE THREADS
+    python -P export_reader.py FORMAT FILE IMAGES LOGITS BATCH_SIZE THREADS
 
 IMAGES holds normalised pixels, (images, C, height, width) float32, and LOGITS gets (images, classes) float32.
 Importing what the file must do without is an error. The last line on stdout is a JSON object.

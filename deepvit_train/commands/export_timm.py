@@ -48,10 +48,11 @@ def check_timm(architecture: Architecture) -> None:
         )
 
 
-def write_timm(model: DeepViT, architecture: Architecture, description: dict[str, Any], folder: Path) -> None:
-    """Write model.safetensors and timm's config.json."""
-    save_tensors(timm_tensors(model), folder / "model.safetensors", {"format": "pt"})
-    write_text(folder / "config.json", json.dumps(_config(model, architecture, description), indent=1) + "\n")
+def write_timm(model: DeepViT, architecture: Architecture, description: dict[str, Any], file: Path) -> None:
+    """Write the weights file, and timm's config.json beside it."""
+    save_tensors(timm_tensors(model), file, {"format": "pt"})
+    config = _config(model, architecture, description)
+    write_text(file.with_name("config.json"), json.dumps(config, indent=1) + "\n")
 
 
 def timm_tensors(model: DeepViT) -> dict[str, Tensor]:

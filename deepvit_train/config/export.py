@@ -39,7 +39,8 @@ class ExportConfig(ForeignKeys):
         "which weights to export; ema: the averaged ones; auto: ema if there are any, else live"
     )
     check_images: int | None = option(
-        "images of data.split that both programs see, spread over the classes; null: all", low=1
+        "images of data.split that both programs see, spread over the classes, in whole batches; null: all",
+        low=1,
     )
     tolerance: float | None = option(
         "largest difference of logits that is accepted, times the largest logit where that is above 1; "
