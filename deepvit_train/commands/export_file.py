@@ -88,6 +88,7 @@ def _quantised(whole: Any, single: Path, file: Path) -> Any:
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    del whole.graph.value_info[:]  # onnxruntime 1.22 finds torch's shapes at odds with its own
     onnx.save(whole, single)
     try:
         quantize_dynamic(

@@ -44,7 +44,7 @@ class ExportConfig(ForeignKeys):
     )
     tolerance: float | None = option(
         "largest difference of logits that is accepted, times the largest logit where that is above 1; "
-        "null: 1e-4 for fp32, any for fp16 and int8",
+        "null: for fp32 1e-4, or 4 times the model's own rounding if that is more; for fp16 and int8 any",
         above=0,
     )
     accuracy_loss: float = option(
@@ -59,10 +59,3 @@ class ExportConfig(ForeignKeys):
             raise ConfigError(
                 f"numbers={self.numbers}: format={self.format} is written in fp32; nearest: format=onnx"
             )
-
-    @property
-    def accepted_difference(self) -> float | None:
-        """Return the largest difference of logits that is accepted; None: any."""
-        if self.tolerance is None and self.numbers == NumberType.fp32:
-            return 1e-4
-        return self.tolerance

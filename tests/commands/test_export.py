@@ -8,6 +8,7 @@ import math
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ def check_report(report: dict[str, Any], run: Path, top1: float) -> None:
     assert check["top1"] > 0.15  # or the model tells nothing apart, and agreement means nothing
     assert check["top1_agreement"] == 1.0
     assert 0 < check["largest_difference"] < 1e-4
+    assert 0 < check["rounding"] < 1e-4
     assert report["classes"] == [str(digit) for digit in range(10)]
     assert report["preprocessing"]["mean"] == [0.5, 0.5, 0.5]
     assert report["preprocessing"]["resized"] == 16
@@ -164,6 +166,8 @@ def test_a_comparison_by_hand(mixed: Path) -> None:
     assert check["top1_agreement"] == pytest.approx(2 / 3)
     assert (check["largest_difference"], check["largest_logit"]) == (1.5, 9.0)
     assert check["accepted_difference"] == pytest.approx(9e-4)
+    rounded = compare(replace(ours, rounding=0.5), theirs, images, config)
+    assert rounded["accepted_difference"] == 2.0
     with pytest.raises(UserError, match=r"logits differ by 1\.5, more than 0\.0009"):
         refuse_if_worse(check, "y")
     with pytest.raises(UserError, match=r"top-1 falls from 0\.6667 to 0\.3333"):
