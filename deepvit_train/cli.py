@@ -2,7 +2,9 @@
 
 deepvit-train KEY=VALUE ...          python -m deepvit_train.cli train KEY=VALUE ...
 deepvit-eval checkpoint=PATH ...     python -m deepvit_train.cli eval checkpoint=PATH ...
+deepvit-predict checkpoint=PATH images=PATH   python -m deepvit_train.cli predict checkpoint=PATH images=PATH
 deepvit-convert source=FILE out=FOLDER   python -m deepvit_train.cli convert source=FILE out=FOLDER
+deepvit-export checkpoint=PATH out=FOLDER    python -m deepvit_train.cli export checkpoint=PATH out=FOLDER
 deepvit-bench KEY=VALUE ...          python -m deepvit_train.cli bench KEY=VALUE ...
 deepvit-data check root=FOLDER       python -m deepvit_train.cli data check root=FOLDER
 deepvit-analyze checkpoint=PATH ...  python -m deepvit_train.cli analyze checkpoint=PATH ...
@@ -32,7 +34,9 @@ from deepvit_train.error import ConfigError, OutputError, UserError, explained, 
 MODULES = {
     "train": "deepvit_train.commands.train",
     "eval": "deepvit_train.commands.evaluate",
+    "predict": "deepvit_train.commands.predict",
     "convert": "deepvit_train.commands.convert",
+    "export": "deepvit_train.commands.export",
     "bench": "deepvit_train.commands.bench",
     "data-check": "deepvit_train.commands.data_check",
     "analyze": "deepvit_train.commands.analyze",
@@ -54,9 +58,19 @@ def evaluate() -> NoReturn:
     main(["eval", *sys.argv[1:]])
 
 
+def predict() -> NoReturn:
+    """Entry point of deepvit-predict."""
+    main(["predict", *sys.argv[1:]])
+
+
 def convert() -> NoReturn:
     """Entry point of deepvit-convert."""
     main(["convert", *sys.argv[1:]])
+
+
+def export() -> NoReturn:
+    """Entry point of deepvit-export."""
+    main(["export", *sys.argv[1:]])
 
 
 def bench() -> NoReturn:

@@ -160,9 +160,11 @@ class _EscapingConsole(Console):
 console = _EscapingConsole(markup=False, emoji=False, highlight=False, soft_wrap=True)
 if not console.is_terminal:
     console.width = 200  # a file or a pipe has no width: no table is squeezed into 80 columns
+# What is said beside a result that goes to stdout itself.
+notes = _EscapingConsole(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
-def progress_bar() -> Progress:
+def progress_bar(on: Console = console) -> Progress:
     """Return a bar that shows steps done, time taken and time left. Only a terminal shows it."""
     return Progress(
         TextColumn("{task.description}"),
@@ -171,8 +173,8 @@ def progress_bar() -> Progress:
         TimeElapsedColumn(),
         TextColumn("ETA"),
         TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
+        console=on,
+        disable=not on.is_terminal,
         # rich would take prints over, and read control codes in them.
         redirect_stdout=False,
         redirect_stderr=False,

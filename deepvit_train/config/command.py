@@ -15,7 +15,9 @@ from deepvit_train.config.convert import ConvertConfig
 from deepvit_train.config.data_check import DataCheckConfig
 from deepvit_train.config.data_folder import DataDemoConfig, DataFashionMnistConfig
 from deepvit_train.config.evaluate import EvalConfig
+from deepvit_train.config.export import ExportConfig
 from deepvit_train.config.option import Section
+from deepvit_train.config.predict import PredictConfig
 from deepvit_train.config.preset import choices, config_dir
 from deepvit_train.config.study import StudyConfig
 from deepvit_train.config.train import TrainConfig
@@ -24,7 +26,9 @@ from deepvit_train.config.train import TrainConfig
 COMMANDS: dict[str, type[Section]] = {
     "train": TrainConfig,
     "eval": EvalConfig,
+    "predict": PredictConfig,
     "convert": ConvertConfig,
+    "export": ExportConfig,
     "bench": BenchConfig,
     "data-check": DataCheckConfig,
     "analyze": AnalyzeConfig,

@@ -19,8 +19,10 @@ TEXT = ("str", "str or null")
 # What a command is about: a path without KEY= before it is the value of this key.
 SUBJECTS = {
     "eval": "checkpoint",
+    "predict": "checkpoint",
     "analyze": "checkpoint",
     "convert": "source",
+    "export": "checkpoint",
     "data-check": "root",
     "study": "root",
 }

@@ -55,11 +55,20 @@ class Walk:
     def images(self, class_name: str) -> list[str]:
         """The images of a class, relative to the split's folder: its own, then those of each subfolder."""
         folder = f"{self.root / self.split}"
+        return self._relative(folder, f"{folder}/{class_name}", [os.path.realpath(folder)])
+
+    def every_image(self) -> list[str]:
+        """The images at any depth, relative to the split's folder: its own, then those of each subfolder."""
+        folder = f"{self.root / self.split}"
+        return self._relative(folder, folder, [])
+
+    def _relative(self, split: str, folder: str, above: list[str]) -> list[str]:
+        """The images of a folder, relative to the split's."""
         try:
-            found = self._images(f"{folder}/{class_name}", [os.path.realpath(folder)])
+            found = self._images(folder, above)
         except RecursionError:
-            raise DataError(f"{folder}/{class_name}: folders are nested too deep") from None
-        return [path[len(folder) + 1 :] for path in found]
+            raise DataError(f"{folder}: folders are nested too deep") from None
+        return [path[len(split) + 1 :] for path in found]
 
     def _images(self, folder: str, above: list[str]) -> list[str]:
         """`above` holds the real paths of the folders that this one lies in."""

@@ -16,6 +16,7 @@ from deepvit_train.data.index import ImageIndex
 from deepvit_train.data.loader import Loader, LoaderOptions
 from deepvit_train.data.patience import Patience
 from deepvit_train.data.transform import eval_transform, train_transform
+from deepvit_train.data.unlabelled import UnlabelledDataset
 from deepvit_train.determinism import derive_seed, permutation
 from deepvit_train.distributed.launch import local_size
 from deepvit_train.distributed.world import World
@@ -51,6 +52,12 @@ class Loaders:
         if limit_batches is not None and limit_batches * batch_size * self.world.size < len(index):
             chosen = spread_over_classes(index.targets, limit_batches * batch_size * self.world.size)
         return self._load(dataset, EvalOrder(chosen, batch_size, self.world))
+
+    def prediction(self, index: ImageIndex, batch_size: int) -> Loader:
+        """Load every image of a list once, in order. Targets are the images' numbers, or unlabelled.BAD."""
+        transform = eval_transform(self.preprocessing)
+        dataset = UnlabelledDataset(index, transform, seed=0, limits=limits(self.data), replacements=0)
+        return self._load(dataset, EvalOrder(np.arange(len(index)), batch_size, self.world))
 
     def calibration(self, index: ImageIndex, images: int, batch_size: int, seed: int) -> Loader:
         """Load a fixed choice of images, drawn over all classes, as they are seen in evaluation."""
