@@ -103,8 +103,8 @@ def test_a_stopped_run_ends_as_the_uninterrupted_one(
     start(tmp_path / "whole", *same)
     step = loop.train_step
 
-    def interrupting(state: loop.TrainState, *arguments: object) -> object:
-        result = step(state, *arguments)
+    def interrupting(state: loop.TrainState, *arguments: object, **named: object) -> object:
+        result = step(state, *arguments, **named)
         if state.step in (2, 6, 7):
             os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGINT)
@@ -131,10 +131,10 @@ def test_a_stopped_run_ends_as_the_uninterrupted_one(
 def test_tensorboard_steps_increase_over_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     step = loop.train_step
 
-    def crashing(state: loop.TrainState, *arguments: object) -> object:
+    def crashing(state: loop.TrainState, *arguments: object, **named: object) -> object:
         if state.step == 9:
             raise KeyboardInterrupt  # as if killed: three steps after the last save, one log line lost
-        return step(state, *arguments)
+        return step(state, *arguments, **named)
 
     monkeypatch.setattr(loop, "train_step", crashing)
     with pytest.raises(KeyboardInterrupt):
@@ -269,8 +269,8 @@ def test_save_every_steps_and_keep_last(tmp_path: Path) -> None:
 def test_sigusr1_saves_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     step = loop.train_step
 
-    def signalling(state: loop.TrainState, *arguments: object) -> object:
-        result = step(state, *arguments)
+    def signalling(state: loop.TrainState, *arguments: object, **named: object) -> object:
+        result = step(state, *arguments, **named)
         if state.step == 4:
             os.kill(os.getpid(), signal.SIGUSR1)
         return result
@@ -305,11 +305,11 @@ def test_a_stop_during_an_evaluation_saves_and_the_next_start_begins_with_it(
 def test_a_state_that_is_not_finite_is_never_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     step = loop.train_step
 
-    def poisoned(state: loop.TrainState, *arguments: object) -> object:
+    def poisoned(state: loop.TrainState, *arguments: object, **named: object) -> object:
         if state.step == 8:
             nan = float("nan")
             state.model.blocks[1].register_forward_hook(lambda module, inputs, output: output * nan)
-        return step(state, *arguments)
+        return step(state, *arguments, **named)
 
     monkeypatch.setattr(loop, "train_step", poisoned)
     with pytest.raises(

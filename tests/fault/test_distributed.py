@@ -95,11 +95,11 @@ def test_three_ranks_go_on_bit_for_bit(
     run = [*ANY, "trainer.batch_size=36", "trainer.save_every_steps=4", "model.dropout=0.1", *options]
     step = loop.train_step
 
-    def break_off(state: loop.TrainState, *arguments: object) -> object:
+    def break_off(state: loop.TrainState, *arguments: object, **named: object) -> object:
         """After step 4: between two saves, and between two lines of the log."""
         if state.step == 5:
             raise KeyboardInterrupt
-        return step(state, *arguments)
+        return step(state, *arguments, **named)
 
     def begin_and_break_off() -> None:
         with monkeypatch.context() as patched:

@@ -135,12 +135,12 @@ def test_weights_that_are_not_finite_are_seen_on_every_rank(
 ) -> None:
     step = loop.train_step
 
-    def poisoned(state: loop.TrainState, *arguments: object) -> object:
+    def poisoned(state: loop.TrainState, *arguments: object, **named: object) -> object:
         if state.step == 4 and int(os.environ["RANK"]) == 1:
             weight = state.model.blocks[1].mlp.fc1.weight
             assert isinstance(weight, DTensor)
             weight.to_local().data.fill_(float("nan"))
-        return step(state, *arguments)
+        return step(state, *arguments, **named)
 
     def work() -> None:
         with pytest.raises(NotFiniteError, match=r"step 5: the loss is nan.*the weights themselves"):
