@@ -192,7 +192,7 @@ def _fit(job: _Job, resumed: Path | None, stack: ExitStack) -> Trainer:
         run=job.run,
         validation=validation,
         bad=bad,
-        watch=CollapseWatch(probe, config.collapse, tracker, job.run.say),
+        watch=CollapseWatch(probe, config.collapse, tracker, job.run.say, job.run.plan.total_steps),
         tracker=tracker,
         saver=saver,
     )
@@ -301,7 +301,7 @@ def _probe(job: _Job, patience: Patience) -> Probe | None:
     count = config.collapse.images
     loaders = Loaders(config.model.preprocessing, data, alone, patience)
     (batch,) = loaders.calibration(job.val, count, count, seed=0)
-    return Probe(batch.images, config.collapse)
+    return Probe(batch.images, batch.targets, config.collapse)
 
 
 def _say_nothing(line: str) -> None:
