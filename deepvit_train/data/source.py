@@ -10,7 +10,7 @@ import atexit
 import time
 import weakref
 from collections.abc import Iterator
-from queue import Empty, SimpleQueue
+from queue import Empty, Queue, SimpleQueue
 from threading import Thread
 from typing import Any, Protocol
 
@@ -91,7 +91,8 @@ class ThreadSource:
 
     def __init__(self, batches: Iterator[RawBatch], device: torch.device) -> None:
         self._asked: SimpleQueue[bool] = SimpleQueue()
-        self._read: SimpleQueue[RawBatch | BaseException] = SimpleQueue()
+        # No SimpleQueue: in Python 3.11 its get() waits for ever if a signal comes just when its time is up.
+        self._read: Queue[RawBatch | BaseException] = Queue()
         self._busy = False
         # A daemon, so that the program can end while the thread hangs.
         self._thread = Thread(target=_work, args=(batches, device, self._asked, self._read), daemon=True)
@@ -125,7 +126,7 @@ def _work(
     batches: Iterator[RawBatch],
     device: torch.device,
     asked: SimpleQueue[bool],
-    read: SimpleQueue[RawBatch | BaseException],
+    read: Queue[RawBatch | BaseException],
 ) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)  # a thread begins on the first GPU, and pins memory there

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,11 +18,12 @@ from deepvit_train.config.compose import compose_command
 from deepvit_train.data import index as indexing
 from deepvit_train.data import patience
 from deepvit_train.data.absence import is_gone
-from deepvit_train.data.dataset import EvalOrder, ImageDataset
+from deepvit_train.data.dataset import EvalOrder, ImageDataset, RawBatch
 from deepvit_train.data.decode import Limits, UnreadableError, read_file
 from deepvit_train.data.index import ImageIndex, scan_split, scan_tars
 from deepvit_train.data.loader import Loader, LoaderOptions
 from deepvit_train.data.patience import DataLost, Patience, Readers, Wait, WaitInterrupted
+from deepvit_train.data.source import ThreadSource
 from deepvit_train.data.transform import eval_transform
 from tests.data.test_bomb import END, PNG, member
 
@@ -151,3 +154,27 @@ def test_a_long_wait_is_said_each_time_it_has_doubled(
         readers.begin(0, second % 4)  # it works
         wait.poll()
     assert said == [f"waiting for images since {after} s: {index.path(5)}" for after in (30, 60, 120, 240)]
+
+
+def test_a_signal_at_any_moment_of_a_wait_leaves_it_its_limit() -> None:
+    """In Python 3.11 a signal just at the limit lets some waits of the standard library last for ever."""
+    before = signal.signal(signal.SIGALRM, lambda number, frame: None)
+    source = ThreadSource(iter(SlowBatches()), torch.device("cpu"))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.0007, 0.0007)
+        for _ in range(1500):
+            assert source.take(0.001) is None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+class SlowBatches:
+    """Batches that do not come."""
+
+    def __iter__(self) -> SlowBatches:
+        return self
+
+    def __next__(self) -> RawBatch:
+        time.sleep(10)
+        raise StopIteration
