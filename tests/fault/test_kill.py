@@ -37,12 +37,14 @@ FILES = ("model", "ema", "optimizer", "calibrated")
 
 
 def launch(*arguments: str) -> subprocess.Popen[bytes]:
+    """Start a Python process that heeds SIGHUP, even if these tests run under nohup."""
     return subprocess.Popen(
         [sys.executable, *arguments],
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     )
 
 
