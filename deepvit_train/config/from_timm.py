@@ -118,7 +118,9 @@ def _model(command: Command) -> None:
     wanted, trained = command.text("--interpolation"), command.text("--train-interpolation")
     if wanted:
         keys["model.interpolation"] = wanted
-    if trained != (wanted or "bicubic"):
+    if trained == "random":
+        keys["augment.random_interpolation"] = "true"
+    elif trained != (wanted or "bicubic"):
         command.notes.append(f"differs: training images are resized as {wanted or 'bicubic'}, not {trained}")
 
 
@@ -190,5 +192,4 @@ def _trainer(command: Command) -> None:
     averaged = command.has("--model-ema") or (command.deit and not command.has("--no-model-ema"))
     if averaged:
         keys["trainer.ema_decay"] = command.text("--model-ema-decay")
-        if not command.has("--model-ema-warmup"):
-            command.notes.append("differs: the decay of the averaged weights rises to its value at the start")
+        keys["trainer.ema_warmup"] = str(command.has("--model-ema-warmup")).lower()

@@ -85,6 +85,11 @@ def test_deit_is_what_its_readme_says() -> None:
 def test_timms_own_defaults_are_written_out() -> None:
     config = composed("train.py /data --model vit_small_patch16_224 --opt adamw --lr 1e-3")
     assert (config.trainer.epochs, config.trainer.batch_size, config.seed) == (300, 128, 42)
+    assert config.augment.random_interpolation
+    averaged = "train.py /data --model vit_tiny_patch16_224 --model-ema"
+    assert not composed(averaged).trainer.ema_warmup
+    assert composed(f"{averaged} --model-ema-warmup").trainer.ema_warmup
+    assert not composed("main.py --data-path /data").augment.random_interpolation
     assert (config.schedule.warmup_lr, config.schedule.min_lr) == (1e-5, 0)
     assert (config.optim.weight_decay, config.model.drop_path, config.augment.color_jitter) == (2e-5, 0, 0.4)
     assert (config.augment.crop_scale, config.augment.flip, config.loss.label_smoothing) == (
