@@ -72,7 +72,7 @@ class OutputError(UserError):
 
 
 class Collapsed(UserError):
-    """More blocks became similar than collapse.stop_above allows."""
+    """The attention maps of more blocks do not matter than collapse.stop_above allows."""
 
     exit_code = 7
 

@@ -92,9 +92,29 @@ def _curves(model: dict[str, Any], config: CollapseConfig) -> dict[str, Figure]:
     def single(title: str, name: str, label: str) -> Panel:
         return Panel(title, "block", label, [_line(model, state, name, "", 0) for state in STYLES])
 
+    contributed = [single("branch share", "branch_share", "|attention branch| / |x|")]
+    if "map_swap" in model["trained"]["averages"]:
+        contributed += [
+            single("with the maps of the block before", "map_swap", "rise of the loss, nats"),
+            single("without the block", "removal", "rise of the loss, nats"),
+        ]
     return {
+        "contribution": draw_lines(contributed, "one block is changed at a time; means over images"),
         "similarity": draw_lines(
-            by_maps("similarity"), f"{axis} cosine between each block's maps and those of the block before"
+            [
+                *by_maps("similarity"),
+                Panel(
+                    "deviation |A - 1/N|",
+                    "block",
+                    "length of a row less its mean",
+                    [
+                        _line(model, state, f"deviation/{maps}", maps.label, colour)
+                        for colour, maps in enumerate(kinds)
+                        for state in STYLES
+                    ],
+                ),
+            ],
+            f"{axis} cosine between each block's maps and those of the block before",
         ),
         "head_similarity": draw_lines(
             by_maps("heads"), f"{axis} cosine between two heads of one block, mean"
@@ -131,6 +151,8 @@ def by_block(measured: dict[str, Any], name: str) -> dict[int, float]:
     values = measured["averages"][name]
     if name.startswith("similarity/"):
         return {block: values[block][block - 1] for block in range(1, len(values))}
+    if name == "map_swap" or name.startswith("vectors/"):
+        return dict(enumerate(values, start=1))
     if name == "features":
         return {block: row[-1] for block, row in enumerate(values)}
     return {

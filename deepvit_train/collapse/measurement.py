@@ -18,19 +18,22 @@ from deepvit_train.models.attention import ReAttention
 from deepvit_train.models.record import BlockRecord, record_maps
 
 # Averages by name. Names and shapes are 'similarity/pre_mix/raw/column' (L, L), 'heads/pre_mix/raw/column'
-# (L,), 'features' (L, L), 'tokens' (L,), and for pre-mix maps 'entropy', 'distance' and 'rank' (L, H).
+# (L,), 'deviation/pre_mix' (L, H), 'features' (L, L), 'tokens' (L,), and for pre-mix maps 'entropy',
+# 'distance' and 'rank' (L, H) and the paper's 'vectors/raw/column' (L - 1,). With `contributions` also
+# 'branch_share' (L,), 'map_swap' (L - 1,), 'removal' (L,) and 'loss' ().
 Measurement = dict[str, Tensor]
 
 
-def measure_model(model: nn.Module, batches: Iterable[Tensor]) -> Measurement:
-    """Take all measures, averaged over the images (B, C, height, width) of all batches.
+def measure_model(model: nn.Module, batches: Iterable[Tensor], k: int = 1) -> Measurement:
+    """Take all measures of maps and features, averaged over the images (B, C, height, width) of all batches.
 
-    Memory holds the maps of one batch: L x B x H x N x N numbers, and twice as many if blocks mix heads.
+    `k` is that of `measure.ratio_of_vectors`. Memory holds the maps of one batch: L x B x H x N x N numbers,
+    and twice as many if blocks mix heads.
     """
     totals: Measurement = {}
     images = 0
     for batch in batches:
-        for name, value in measures(list(record_maps(model, batch)), model).items():
+        for name, value in measures(list(record_maps(model, batch)), model, k).items():
             totals[name] = totals.get(name, torch.zeros_like(value)) + len(batch) * value
         images += len(batch)
     return {name: total / images for name, total in totals.items()}
@@ -66,7 +69,7 @@ def as_data(measurement: Measurement, config: CollapseConfig) -> dict[str, Any]:
             counts[definition] = {
                 "blocks": torch.nonzero(found).flatten().tolist(),
                 "count": int(found.sum()),
-                "ratio": float(found.double().mean()),
+                "ratio": measure.similar_ratio(found),
                 "to_previous": _mean_of(value.diagonal(1)),
                 "all_pairs": measure.off_diagonal_mean(value),
             }
@@ -74,7 +77,7 @@ def as_data(measurement: Measurement, config: CollapseConfig) -> dict[str, Any]:
     return {"similar_blocks": counts, "averages": averages}
 
 
-def measures(records: Sequence[BlockRecord], model: nn.Module) -> Measurement:
+def measures(records: Sequence[BlockRecord], model: nn.Module, k: int) -> Measurement:
     """Take all measures of one batch. `records` holds one record for each block of the model."""
     grid = grid_of(model, records[0])
     found: Measurement = {}
@@ -85,12 +88,16 @@ def measures(records: Sequence[BlockRecord], model: nn.Module) -> Measurement:
                 found[similarity_name(maps, metric, axis)] = measure.similarity_matrix(layers, axis, metric)
                 heads = [measure.head_similarity(layer, axis, metric) for layer in layers]
                 found[f"heads/{maps}/{metric}/{axis}"] = _column(map(measure.off_diagonal_mean, heads))
+        found[f"deviation/{maps}"] = torch.stack([measure.deviation(layer) for layer in layers])
+    softmax = [record.before for record in records]
+    for metric in Metric:  # of columns, as in the paper
+        found[f"vectors/{metric}/{Axis.column}"] = measure.ratio_of_vectors(softmax, Axis.column, metric, k)
     return found | {
         "features": measure.feature_similarity([record.features for record in records]),
         "tokens": _column(measure.token_similarity(record.features) for record in records),
-        "entropy": torch.stack([measure.entropy(record.before) for record in records]),
-        "distance": torch.stack([measure.attention_distance(record.before, grid) for record in records]),
-        "rank": torch.stack([measure.rank(record.before) for record in records]),
+        "entropy": torch.stack([measure.entropy(layer) for layer in softmax]),
+        "distance": torch.stack([measure.attention_distance(layer, grid) for layer in softmax]),
+        "rank": torch.stack([measure.rank(layer) for layer in softmax]),
     }
 
 

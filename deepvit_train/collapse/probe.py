@@ -13,10 +13,12 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from deepvit_train.collapse import measure
+from deepvit_train.collapse.contribution import contributions, replaceable
 from deepvit_train.config.collapse import CollapseConfig, Maps, Metric
 from deepvit_train.models.record import BlockRecord, record_maps
 
 CHUNK = 8  # images whose maps are in memory at a time
+SWAPPED = 8  # blocks whose maps are swapped, which keeps the cost of a look under 1 % of the training
 CELL = 8  # side of one matrix entry in the picture, pixels
 
 
@@ -28,16 +30,22 @@ class Look:
     picture: Tensor  # (1, 3, S, S) in 0..1
 
     @property
-    def similar_ratio(self) -> float:
-        """Return the share of blocks that are similar to those before them."""
-        return self.scalars["collapse/similar_ratio"]
+    def replaceable(self) -> float:
+        """Return the share of blocks that do as well with the maps of the block before."""
+        return self.scalars["collapse/replaceable_ratio"]
 
 
 class Probe:
-    """Measures collapse on fixed images (B, C, height, width), with re-attention's batch statistics."""
+    """Measures collapse on fixed images (B, C, height, width), with re-attention's batch statistics.
 
-    def __init__(self, images: Tensor, config: CollapseConfig) -> None:
+    Args:
+        images, classes: the images, and their classes (B,).
+        config: how collapse is measured.
+    """
+
+    def __init__(self, images: Tensor, classes: Tensor, config: CollapseConfig) -> None:
         self.images = images
+        self.classes = classes
         self.config = config
         self.looks = 0
         self.seconds = 0.0
@@ -46,10 +54,11 @@ class Probe:
         """Measure the model. Its mode, its buffers and the random generators stay as they are."""
         began = time.perf_counter()
         totals: dict[str, Tensor] = {}
-        for images in self.images.split(CHUNK):
+        for images, classes in zip(self.images.split(CHUNK), self.classes.split(CHUNK), strict=True):
             with _batch_statistics(model):
                 records = list(record_maps(model, images))
-            for name, value in self._measures(records).items():
+                contributed = contributions(model, [(images, classes)], at_most=SWAPPED)
+            for name, value in (self._measures(records) | contributed).items():
                 totals[name] = totals.get(name, torch.zeros_like(value)) + value * len(images)
         look = self._summary({name: total / len(self.images) for name, total in totals.items()})
         self.looks += 1
@@ -66,6 +75,7 @@ class Probe:
             for each in Metric:
                 found[f"{maps}/{each}"] = measure.similarity_matrix(layers, axis, each)
             heads = [measure.off_diagonal_mean(measure.head_similarity(m, axis, metric)) for m in layers]
+            found[f"deviation/{maps}"] = torch.stack([measure.deviation(layer) for layer in layers])
             found[f"heads/{maps}"] = torch.tensor(heads, dtype=torch.float64)
         features = [record.features for record in records]
         found["features"] = measure.feature_similarity(features)
@@ -76,11 +86,20 @@ class Probe:
         chosen = f"{self.config.maps}/{self.config.metric}"
         matrix = found.get(chosen, found[f"{Maps.pre_mix}/{self.config.metric}"])
         similar = measure.similar_blocks(matrix, self.config.threshold, self.config.k)
-        scalars = {"collapse/similar_ratio": float(similar.double().mean())}
+        scalars = {
+            "collapse/replaceable_ratio": replaceable(found["map_swap"], self.config.swap_rise),
+            "collapse/branch_share": float(found["branch_share"].mean()),
+            "collapse/branch_share_least": float(found["branch_share"].min()),
+            "collapse/similar_ratio": measure.similar_ratio(similar),
+        }
+        if len(found["map_swap"]):
+            scalars["collapse/map_swap"] = float(found["map_swap"].mean())
         for name, value in found.items():
             kind, _, rest = name.partition("/")
             if kind in ("pre_mix", "post_norm") and len(value) > 1:
                 scalars[f"collapse/similarity_{kind}_{rest}"] = float(value.diagonal(1).mean())
+            elif kind == "deviation":
+                scalars[f"collapse/deviation_{rest}"] = float(value.mean())
             elif kind == "heads":
                 scalars[f"collapse/head_similarity_{rest}"] = float(value.mean())
         scalars["collapse/feature_cosine_to_last"] = float(found["features"][:, -1].mean())

@@ -15,10 +15,19 @@ from deepvit_train.config.collapse import CollapseConfig, Maps, Metric
 # The sections in reading order: name of the figure, heading, and what the figure shows.
 SECTIONS = [
     (
+        "contribution",
+        "Does the attention of each block matter?",
+        "Branch share is the length of what attention adds to a token, over the token's own. The other two "
+        "say how much the loss on these images rises when a block uses the softmax maps of the block "
+        "before, and when it is left out. A block whose loss does not rise in the second figure has maps "
+        "that do nothing of their own.",
+    ),
+    (
         "similarity",
         "Do maps repeat from block to block?",
         "All softmax maps share the uniform part 1/N, so small logits alone make them look alike. Compare "
-        "with the untrained model, and with the centred cosine, which leaves that part out.",
+        "with the untrained model, and with the centred cosine, which leaves that part out. Where the "
+        "deviation is near 0, maps are nearly uniform, and a centred cosine says little.",
     ),
     ("matrix", "Which blocks are alike?", "Each cell compares two blocks."),
     (
@@ -88,6 +97,7 @@ def find(model: dict[str, Any], config: CollapseConfig) -> list[str]:
     name = f"{config.maps}/{config.metric}/{config.axis}"
     trained, untrained = (model[state]["similar_blocks"][name] for state in ("trained", "untrained"))
     lines = [
+        *_contribution(model, config),
         f"{trained['count']} of {depth} blocks are similar to those before them ({config.legend}); in the "
         f"same model untrained it is {untrained['count']}.",
         _from_which(trained["blocks"], depth),
@@ -111,6 +121,31 @@ def find(model: dict[str, Any], config: CollapseConfig) -> list[str]:
         calibrated, running = (model["accuracy"][key]["top1"] for key in ("calibrated", "running"))
         lines.append(f"Top-1 is {calibrated:.4f} with calibrated and {running:.4f} with running statistics.")
     return [line for line in lines if line]
+
+
+def _contribution(model: dict[str, Any], config: CollapseConfig) -> list[str]:
+    """Say which blocks' maps do not matter, and where attention adds least."""
+    lines, limit = [], config.swap_rise
+    shares = by_block(model["trained"], "branch_share")
+    if "map_swap" in model["trained"]["averages"]:
+        found = {
+            state: [block for block, rise in by_block(model[state], "map_swap").items() if rise < limit]
+            for state in ("trained", "untrained")
+        }
+        listed = f": blocks {', '.join(map(str, found['trained']))}" if found["trained"] else ""
+        lines.append(
+            f"{len(found['trained'])} of the {len(shares) - 1} blocks after the first are replaceable "
+            f"({config.swap_legend}){listed}. In the same model untrained it is {len(found['untrained'])}."
+        )
+        removal = by_block(model["trained"], "removal")
+        least = min(removal, key=lambda block: removal[block])
+        lines.append(f"Block {least} is missed least: without it the loss changes by {removal[least]:+.4f}.")
+    least, most = (choose(shares, key=lambda block: shares[block]) for choose in (min, max))
+    lines.append(
+        f"Attention adds least in block {least} ({shares[least]:.3f} of a token's length) and most in block "
+        f"{most} ({shares[most]:.3f})."
+    )
+    return lines
 
 
 def _from_which(blocks: list[int], depth: int) -> str:

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from deepvit_train.atomic import write_text
+from deepvit_train.collapse.contribution import contributions
 from deepvit_train.collapse.figure import save
 from deepvit_train.collapse.gallery import draw_all, take_pictures
 from deepvit_train.collapse.measurement import as_data, measure_model, theta_of
@@ -29,7 +30,7 @@ from deepvit_train.distributed.world import World, choose_device
 from deepvit_train.error import ConfigError, OutputError
 from deepvit_train.evaluation.accuracy import evaluate
 from deepvit_train.evaluation.calibration import calibrate, reattention_norms, using
-from deepvit_train.evaluation.loaded import measure_statistics
+from deepvit_train.evaluation.loaded import LoadedModel, measure_statistics
 from deepvit_train.models import DeepViT
 
 IMAGES_SEED = 0  # the choice of images is the same for every model
@@ -53,7 +54,7 @@ def run(config: AnalyzeConfig) -> dict[str, Any]:
     loaders = [Loaders(subject.preprocessing, data, world) for subject in subjects]
 
     # Measure.
-    seen = [images_of(config, each) for each in loaders]
+    seen = [images_of(config, each, subject.loaded) for subject, each in zip(subjects, loaders, strict=True)]
     analyses = []
     for subject, batches, own in zip(subjects, seen, loaders, strict=True):
         console.print(f"analysing {subject.label}")
@@ -111,10 +112,15 @@ def _out_folder(config: AnalyzeConfig, subject: Subject) -> Path:
     return out
 
 
-def images_of(config: AnalyzeConfig, loaders: Loaders) -> list[Batch]:
-    """Load the images that maps are collected on. Every model gets the same choice."""
+def images_of(config: AnalyzeConfig, loaders: Loaders, loaded: LoadedModel | None) -> list[Batch]:
+    """Load the images that maps are collected on. Every model gets the same choice.
+
+    Their targets are the model's numbers for their classes. A model of timm says nothing of its classes.
+    """
     data = loaders.data
     index = open_split(data, data.split)
+    if loaded is not None:
+        index, _ = loaded.labelled(index, data)
     bad = BadFiles([], data.max_bad, loaders.world, console.print)
     images = loaders.calibration(index, config.collapse.images, config.batch_size, IMAGES_SEED)
     batches = list(bad.watch(images))
@@ -130,7 +136,9 @@ def _analyse(
     found: dict[str, Any] = {"label": subject.label, **subject.description, "theta": {}}
     for state, model in subject.states(world.device).items():
         with _statistics_of_images(model, batches, world):
-            measured = measure_model(model, (batch.images for batch in batches))
+            measured = measure_model(model, (batch.images for batch in batches), config.collapse.k)
+            labelled = ((batch.images, batch.targets if subject.loaded else None) for batch in batches)
+            measured |= contributions(model, labelled)
         found[state] = as_data(measured, config.collapse)
         found["theta"][state] = theta_of(model)
     found["accuracy"] = _accuracy(subject, config, loaders) if config.accuracy else None

@@ -192,7 +192,9 @@ def _compact(measured: dict[str, Any]) -> dict[str, Any]:
             by_block[name] = [None, *[row[block] for block, row in enumerate(values[1:])]]
         elif name == "features":
             by_block[name] = [row[-1] for row in values]
-        elif isinstance(values[0], list):
+        elif name == "map_swap" or name.startswith("vectors/"):
+            by_block[name] = [None, *values]  # the first block has none before it
+        elif isinstance(values, list) and isinstance(values[0], list):
             by_block[name] = [sum(heads) / len(heads) for heads in values]
         else:
             by_block[name] = values

@@ -190,7 +190,7 @@ def _fit(job: _Job, resumed: Path | None, stack: ExitStack) -> Trainer:
         run=job.run,
         validation=validation,
         bad=bad,
-        watch=CollapseWatch(probe, config.collapse, tracker, job.run.say),
+        watch=CollapseWatch(probe, config.collapse, tracker, job.run.say, job.run.plan.total_steps),
         tracker=tracker,
         saver=saver,
     )
@@ -296,7 +296,7 @@ def _probe(job: _Job) -> Probe | None:
     alone, data = World(rank=0, size=1, device=world.device), replace(config.data, workers=0)
     count = config.collapse.images
     (batch,) = Loaders(config.model.preprocessing, data, alone).calibration(job.val, count, count, seed=0)
-    return Probe(batch.images, config.collapse)
+    return Probe(batch.images, batch.targets, config.collapse)
 
 
 def _say_nothing(line: str) -> None:

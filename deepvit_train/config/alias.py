@@ -24,6 +24,9 @@ RENAMED = {
     "compile": COMPILE,
 }
 
+# What a version without such a key did. A key that is not here asked for nothing: false or null.
+BEFORE = {"trainer.ema_warmup": True}
+
 # Keys that may be typed without their section.
 SHORT = {"class_map": "data.class_map"}
 

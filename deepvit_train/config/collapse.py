@@ -42,6 +42,10 @@ class CollapseConfig(Section):
     )
     k: int = option("number of blocks before it that a block is compared with", low=1, high=4096)
     images: int = option("validation images whose maps are compared", low=1)
+    swap_rise: float = option(
+        "a block is replaceable if the loss rises by less than this (nats) with the maps of the block before",
+        low=0,
+    )
 
     @classmethod
     def prefix(cls) -> str:
@@ -53,14 +57,22 @@ class CollapseConfig(Section):
         cosine = f"{self.metric} {self.axis} cosine > {self.threshold:g}"
         return f"{self.maps.label} maps, mean {cosine} to the {self.k} blocks before"
 
+    @property
+    def swap_legend(self) -> str:
+        """Return the definition of a replaceable block in one line."""
+        return f"with the maps of the block before the loss rises by less than {self.swap_rise:g}"
+
 
 @dataclass(kw_only=True, slots=True)
 class WatchConfig(CollapseConfig):
     warn_above: float | None = option(
-        "share of similar blocks above which a warning is printed; null: never", low=0, high=1
+        "share of replaceable blocks (swap_rise) above which a warning is printed; null: never", low=0, high=1
     )
     stop_above: float | None = option(
-        "share of similar blocks above which the run is saved and ended; null: never", low=0, high=1
+        "share of replaceable blocks above which the run is saved and ended; null: never", low=0, high=1
+    )
+    alarm_from: float = option(
+        "share of the run before which there is no alarm, because no maps matter yet", low=0, high=1
     )
 
     def check(self) -> None:
@@ -69,3 +81,8 @@ class WatchConfig(CollapseConfig):
                 f"collapse.warn_above={self.warn_above:g} is above collapse.stop_above={self.stop_above:g}: "
                 f"no warning would come before the stop; nearest: collapse.warn_above={self.stop_above:g}"
             )
+        for name, bound in (("warn_above", self.warn_above), ("stop_above", self.stop_above)):
+            if bound == 1.0:
+                raise ConfigError(
+                    f"collapse.{name}=1: no share is above 1; nearest: collapse.{name}=0.99, or null: never"
+                )

@@ -82,6 +82,9 @@ class AugmentConfig(Section):
     auto_augment: str | None = option("name of a policy of timm, such as rand-m9-mstd0.5-inc1; null: none")
     color_jitter: float = option("strength of brightness, contrast and saturation jitter", low=0, high=10)
     erase: float = option("probability of erasing a box with noise", low=0, high=1)
+    random_interpolation: bool = option(
+        "whether chance decides if a training image is resized bilinearly or bicubically"
+    )
     mixup: float = option("alpha of mixup; 0: off", low=0, high=100)
     cutmix: float = option("alpha of cutmix; 0: off", low=0, high=100)
 

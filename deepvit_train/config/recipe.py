@@ -133,9 +133,10 @@ class TrainerConfig(Section):
     grad_checkpointing: bool = option("whether to recompute blocks in the backward pass, to save memory")
     clip_grad: float | None = option("norm that longer gradients are clipped to; null: no clipping", above=0)
     ema_decay: float | None = option(
-        "decay of the averaged weights; it rises to this value at the start; null: no averaged weights",
-        low=0,
-        below=1,
+        "decay of the averaged weights (EMA); null: no averaged weights", low=0, below=1
+    )
+    ema_warmup: bool = option(
+        "whether that decay rises from 0 to its value at the start, so that averages forget the first weights"
     )
     calibrate_images: int = option(
         "training images on which re-attention's BatchNorm is calibrated before each evaluation; 0: never",

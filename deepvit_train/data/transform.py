@@ -62,7 +62,7 @@ class TrainTransform:
     Args:
         size: side of the result, pixels.
         resized: length of the shorter side before the centre crop, if there is no random crop, pixels.
-        interpolation: how the picture is resized.
+        interpolation: how the picture is resized; None: bilinear or bicubic, as each sample draws.
         crop_scale: bounds of the crop's share of the area; None: the centre crop of evaluation.
         crop_ratio: bounds of its aspect.
         flip, erase: probabilities.
@@ -71,7 +71,7 @@ class TrainTransform:
 
     size: int
     resized: int
-    interpolation: Interpolation
+    interpolation: Interpolation | None
     crop_scale: tuple[float, float] | None
     crop_ratio: tuple[float, float]
     flip: float
@@ -85,11 +85,12 @@ class TrainTransform:
         `determinism.generators_kept`.
         """
         draws = random.Random(seed)
+        interpolation = self.interpolation or draws.choice(list(Interpolation))
         if self.crop_scale is None:
-            pixels = centre_crop(picture, self.size, self.resized, self.interpolation)
+            pixels = centre_crop(picture, self.size, self.resized, interpolation)
         else:
             box = random_box(draws, picture.height, picture.width, self.crop_scale, self.crop_ratio)
-            pixels = crop(picture, box, self.size, self.interpolation)
+            pixels = crop(picture, box, self.size, interpolation)
         if draws.random() < self.flip:
             # NumPy takes 20 times as long to copy a mirrored view.
             pixels = torch.from_numpy(pixels).flip(1).numpy()
@@ -128,7 +129,7 @@ def train_transform(preprocessing: Preprocessing, augment: AugmentConfig) -> Tra
     return TrainTransform(
         size=preprocessing.image_size,
         resized=preprocessing.resized,
-        interpolation=preprocessing.interpolation,
+        interpolation=None if augment.random_interpolation else preprocessing.interpolation,
         crop_scale=None if augment.crop_scale is None else _pair(augment.crop_scale),
         crop_ratio=_pair(augment.crop_ratio),
         flip=augment.flip,

@@ -37,16 +37,18 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self._output(self.attend(*self._heads(x)))
 
-    def forward_with_maps(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward_with_maps(self, x: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Do the same as `forward`, and return two kinds of maps as well: (output, before, after).
 
         `before` are the softmax maps and `after` the maps that multiply V, both (B, H, N, N) and in float32
-        at least. Where heads are not mixed they are the same.
+        at least. Where heads are not mixed they are the same. Softmax maps that are `given` take the place of
+        this attention's own.
         """
         q, k, v = self._heads(x)
         with torch.autocast(x.device.type, enabled=False):
             full = torch.promote_types(v.dtype, torch.float32)
-            before, after = self.maps(q.to(full), k.to(full))
+            before = self.softmax_maps(q.to(full), k.to(full)) if given is None else given
+            after = self.mixed(before)
             out = (after @ v.to(full)).to(v.dtype)
         return self._output(out), before, after
 
@@ -54,10 +56,13 @@ class Attention(nn.Module):
         """Return what each head reads of the values. (B, H, N, K) three times -> (B, H, N, K)."""
         return F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_dropout if self.training else 0.0)
 
-    def maps(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the softmax maps and the maps that multiply V. (B, H, N, K) -> (B, H, N, N)."""
-        maps = softmax_maps(q, k)
-        return maps, self._drop(maps)
+    def softmax_maps(self, q: Tensor, k: Tensor) -> Tensor:
+        """Return the softmax maps. (B, H, N, K) twice -> (B, H, N, N)."""
+        return softmax_maps(q, k)
+
+    def mixed(self, maps: Tensor) -> Tensor:
+        """Return the maps that multiply V, of softmax maps (B, H, N, N): mixed, where heads are mixed."""
+        return self._drop(maps)
 
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # unbind comes before heads and tokens change places, so that one copy puts the gradients together.
@@ -130,9 +135,8 @@ class ReAttention(Attention):
         sync = self.sync_norm and self.training
         return reattention(q, k, v, self.head_mixer, dropout=dropout, sync=sync)
 
-    def maps(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        before = softmax_maps(q, k)
-        return before, mix_heads(self._drop(before), self.head_mixer)
+    def mixed(self, maps: Tensor) -> Tensor:
+        return mix_heads(self._drop(maps), self.head_mixer)
 
 
 class TalkingHeads(ReAttention):
@@ -159,15 +163,17 @@ class TalkingHeads(ReAttention):
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         with torch.autocast(q.device.type, enabled=False):
             full = torch.promote_types(v.dtype, torch.float32)
-            _, after = self.maps(q.to(full), k.to(full))
+            after = self.mixed(self.softmax_maps(q.to(full), k.to(full)))
             return (after @ v.to(full)).to(v.dtype)
 
-    def maps(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    def softmax_maps(self, q: Tensor, k: Tensor) -> Tensor:
         logits = q @ k.transpose(-2, -1) * self.head_dim**-0.5
         mixer = self.mixer
         assert isinstance(mixer, TalkingHeads)
-        before = mix_heads(logits, HeadMixer(mixer.logit_theta, mixer.logit_bias)).softmax(dim=-1)
-        return before, self._drop(mix_heads(before, self.head_mixer))
+        return mix_heads(logits, HeadMixer(mixer.logit_theta, mixer.logit_bias)).softmax(dim=-1)
+
+    def mixed(self, maps: Tensor) -> Tensor:
+        return self._drop(mix_heads(maps, self.head_mixer))
 
 
 def build_attention(architecture: Architecture, index: int) -> Attention:

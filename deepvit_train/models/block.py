@@ -41,14 +41,21 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self._add(x, self.ls1(self.attn(self._scaled_norm(self.norm1, x))))
-        return self._add(x, self.ls2(self.mlp(self._scaled_norm(self.norm2, x))))
+        return self.transform(self._add(x, self.ls1(self.attn(self._scaled_norm(self.norm1, x)))))
 
     def forward_with_maps(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Do the same as `forward`, and return the maps (B, H, N, N) before and after mixing as well."""
-        branch, before, after = self.attn.forward_with_maps(self._scaled_norm(self.norm1, x))
-        x = self._add(x, self.ls1(branch))
-        return self._add(x, self.ls2(self.mlp(self._scaled_norm(self.norm2, x)))), before, after
+        x, before, after = self.attend_with_maps(x)
+        return self.transform(x), before, after
+
+    def attend_with_maps(self, x: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Do the block's first half, attention: returns (x, before, after). `given` is as in Attention."""
+        branch, before, after = self.attn.forward_with_maps(self._scaled_norm(self.norm1, x), given)
+        return self._add(x, self.ls1(branch)), before, after
+
+    def transform(self, x: Tensor) -> Tensor:
+        """Do the block's second half, the MLP."""
+        return self._add(x, self.ls2(self.mlp(self._scaled_norm(self.norm2, x))))
 
     def _scaled_norm(self, norm: nn.Module, x: Tensor) -> Tensor:
         return norm(x if self.residual_scale == 1.0 else x * self.residual_scale)

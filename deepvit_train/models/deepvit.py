@@ -96,7 +96,7 @@ class DeepViT(TimmInterface):
                 maps.append(after)
             else:
                 x = self.run_block(block, x)
-        logits = self.forward_head(self._normalised(x))
+        logits = self.forward_head(self.normalise(x))
         return (logits, maps) if map_blocks else logits
 
     def forward_features(self, images: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ class DeepViT(TimmInterface):
         x = self.embed(images)
         for block in self.blocks:
             x = self.run_block(block, x)
-        return self._normalised(x)
+        return self.normalise(x)
 
     def embed(self, images: Tensor) -> Tensor:
         """Return the tokens before the first block: class token, registers, patches. -> (B, N, D)."""
@@ -135,5 +135,6 @@ class DeepViT(TimmInterface):
             tokens = torch.cat([tokens[:, :1], tokens[:, self.num_prefix_tokens :]], dim=1)
         return tokens.mean(dim=1)
 
-    def _normalised(self, tokens: Tensor) -> Tensor:
+    def normalise(self, tokens: Tensor) -> Tensor:
+        """Apply the final norm to tokens (B, N, D), except where the head does so itself."""
         return tokens if self.pool in (Pool.mean, Pool.mean_patches) else self.norm(tokens)

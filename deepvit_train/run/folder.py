@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from deepvit_train.atomic import write_text
-from deepvit_train.config.alias import current_config, former_name
+from deepvit_train.config.alias import BEFORE, current_config, former_name
 from deepvit_train.error import CheckpointError, ConfigError, OutputError
 from deepvit_train.run.checkpoint import checkpoints_in, newest_valid
 
@@ -47,6 +47,8 @@ FREE_KEYS = {
     "collapse.images",
     "collapse.warn_above",
     "collapse.stop_above",
+    "collapse.swap_rise",
+    "collapse.alarm_from",
     "trainer.keep_last",
     "trainer.max_scaler_skips",
     "trainer.timeout_s",
@@ -212,9 +214,9 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, str]
     """Return the keys in which two configurations differ, with a line for each: `model.depth=6 (now 8)`.
 
     A key that only `before` has is left out: this version does not know it any more. So is a key that only
-    `after` has and that asks for nothing: the version before did not know it.
+    `after` has and that asks for what a version without it did: nothing, or what `BEFORE` says.
     """
-    old, new = flatten(before), flatten(after)
+    old, new = BEFORE | flatten(before), flatten(after)
     return {
         key: f"{key}={old.get(key, 'not set')} (now {value})"
         for key, value in sorted(new.items())

@@ -123,7 +123,8 @@ class Trainer:
         """
         world, plan, state = self.run.world, self.run.plan, self.run.state
         try:
-            result = train_step(state, forward, batches, world, options, guard)
+            logs = plan.logs(state.step + 1)
+            result = train_step(state, forward, batches, world, options, guard, look_at_gradients=logs)
             with self.meter.paused():
                 alarm = plan.probes(state.step) and self.watch.look(state)
             due = self._agree(alarm)
@@ -201,6 +202,10 @@ class Trainer:
         scalars = self.meter.take(learning_rate(state.optimizer), result.grad_norm)
         if options.regulariser is not None:
             scalars["train/cosine_penalty"] = result.penalty.item()  # of this rank alone
+        if result.query_key is not None:
+            ratios = result.query_key.clamp(min=1e-30)
+            scalars["train/query_key_gradient"] = ratios.log().mean().exp().item()
+            scalars["train/query_key_gradient_least"] = ratios.min().item()
         self.tracker.scalars(state.step, scalars)
         self.run.say(
             f"step {state.step}/{plan.total_steps}  epoch {plan.epoch(state.step):.2f}  "

@@ -90,10 +90,17 @@ def build_mixup(
     return Mixup(augment.mixup, augment.cutmix, label_smoothing=label_smoothing, num_classes=num_classes)
 
 
-def build_ema(model: DeepViT, decay: float | None, *, foreach: bool = True) -> ModelEmaV3 | None:
-    """Build the averaged weights, whose decay warms up, or None if there is no decay.
+def build_ema(
+    model: DeepViT, decay: float | None, warmup: bool = True, *, foreach: bool = True
+) -> ModelEmaV3 | None:
+    """Build the averaged weights, or None if there is no decay.
 
     Args:
+        warmup: let the decay rise at the start; otherwise the first update has the full decay too.
         foreach: update all tensors in one call, which sharded ones do not allow.
     """
-    return None if decay is None else ModelEmaV3(model, decay=decay, use_warmup=True, foreach=foreach)
+    if decay is None:
+        return None
+    # timm's first update takes the weights as they are, unless it counts from a step before.
+    after = 0 if warmup else -1
+    return ModelEmaV3(model, decay=decay, use_warmup=warmup, update_after_step=after, foreach=foreach)

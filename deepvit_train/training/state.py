@@ -112,7 +112,7 @@ def build_state(model: DeepViT, config: TrainConfig, plan: Plan, world: World) -
     the device already.
     """
     sharded = is_to_be_sharded(config, world)
-    ema = build_ema(model, config.trainer.ema_decay, foreach=not sharded)
+    ema = build_ema(model, config.trainer.ema_decay, config.trainer.ema_warmup, foreach=not sharded)
     if sharded:
         shard(model, model.blocks, world)
         if ema is not None:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from timm.data import Mixup
 from torch import Tensor
 
+from deepvit_train.collapse.gradient import query_key_ratio
 from deepvit_train.config.recipe import Precision
 from deepvit_train.data.dataset import Batch
 from deepvit_train.determinism import derive_seed, seeded
@@ -39,11 +40,19 @@ class StepOptions:
 
 @dataclass(frozen=True)
 class StepResult:
-    """The mean loss over this rank's images, and the norm of the gradient. Both stay on the device."""
+    """What a step found. All of it stays on the device.
+
+    Args:
+        loss: mean over this rank's images.
+        grad_norm: norm of the gradient, before it is clipped.
+        penalty: the regulariser's part of the loss.
+        query_key: what `query_key_ratio` says of the gradient, if that was asked for.
+    """
 
     loss: Tensor
     grad_norm: Tensor
-    penalty: Tensor  # the regulariser's part of the loss, on the device too
+    penalty: Tensor
+    query_key: Tensor | None = None
 
 
 def train_step(
@@ -53,6 +62,7 @@ def train_step(
     world: World,
     options: StepOptions,
     guard: FiniteGuard,
+    look_at_gradients: bool = False,
 ) -> StepResult:
     """Advance the state by one optimizer step over the micro-batches. Raises NotFiniteError.
 
@@ -61,6 +71,7 @@ def train_step(
     Args:
         forward: the model as it is trained, perhaps compiled or wrapped for several ranks.
         batches: micro-batches, on the device.
+        look_at_gradients: compare the gradients of queries and keys with those of values.
     """
     torch.manual_seed(derive_seed("step", options.seed, state.step, world.rank))
     state.schedule.step_update(state.step)
@@ -85,10 +96,11 @@ def train_step(
         torch.nn.utils.get_total_norm([grad for each in parameters if (grad := each.grad) is not None])
     )
     guard.observe(state.step + 1, loss, grad_norm)
+    query_key = query_key_ratio(state.model) if look_at_gradients else None
     if options.clip_grad is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, options.clip_grad, grad_norm)
     _update(state, options)
-    return StepResult(loss, grad_norm, penalty)
+    return StepResult(loss, grad_norm, penalty, query_key)
 
 
 def _mixed(batch: Batch, options: StepOptions, seed: int) -> tuple[Tensor, Tensor, float]:

@@ -1,4 +1,4 @@
-"""Watches the attention maps of a model in training, and raises the alarm when they become alike."""
+"""Watches the attention maps of a model in training, and raises the alarm when they do not matter."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ class CollapseWatch:
     bounds: WatchConfig
     tracker: Tracker
     say: Callable[[str], None]
+    steps: int  # of the whole run
 
     def look(self, state: TrainState) -> bool:
-        """Log the similarity of the maps, and warn of it. All ranks must call this.
+        """Log what the blocks contribute and how similar their maps are, and warn. All ranks must call this.
 
-        Returns whether more blocks are similar than collapse.stop_above allows.
+        Returns whether more blocks are replaceable than collapse.stop_above allows.
         """
         with gathered(state.model) as model:
             if self.probe is None:
@@ -40,22 +41,23 @@ class CollapseWatch:
                     f"{MEMORY_KEYS['probe']}"
                 )
                 return False
-        bounds, ratio = self.bounds, look.similar_ratio
+        bounds, ratio = self.bounds, look.replaceable
         self.tracker.scalars(state.step, look.scalars)
         self.tracker.images("collapse/similarity", look.picture, state.step)
+        if state.step < bounds.alarm_from * self.steps or state.step == 0:
+            return False  # nothing has been learned yet, so no maps matter
         if bounds.warn_above is not None and ratio > bounds.warn_above:
             self.say(
-                f"step {state.step}: warning: {ratio:.2f} of the blocks are similar, more than "
-                f"collapse.warn_above={bounds.warn_above:g} ({bounds.legend})"
+                f"step {state.step}: warning: {ratio:.2f} of the blocks are replaceable, more than "
+                f"collapse.warn_above={bounds.warn_above:g} ({bounds.swap_legend})"
             )
-        # The untrained model's maps may all be alike; that is no collapse.
-        return bounds.stop_above is not None and ratio > bounds.stop_above and state.step > 0
+        return bounds.stop_above is not None and ratio > bounds.stop_above
 
     def error(self, step: int, saved: object) -> Collapsed:
         """Return the error that ends a run after the alarm. `saved` names its last checkpoint."""
         bounds = self.bounds
         return Collapsed(
-            f"step {step}: the ratio of similar blocks is above collapse.stop_above="
-            f"{bounds.stop_above:g} ({bounds.legend}); saved {saved}; "
+            f"step {step}: the share of replaceable blocks is above collapse.stop_above="
+            f"{bounds.stop_above:g} ({bounds.swap_legend}); saved {saved}; "
             "a higher collapse.stop_above goes on"
         )

@@ -119,12 +119,38 @@ def test_any_pattern_of_copies_is_found(copies: list[bool]) -> None:
     assert found.tolist() == [False, *copies]
 
 
-def test_the_share_of_similar_vectors() -> None:
-    first = softmax_maps(0, scale=2.0, shape=(1, 1, 8, 8))
-    second = first.clone()
-    second[0, 0, :2] = second[0, 0, :2].flip(-1)  # two rows of eight differ
-    shares = measure.similar_vectors([first, second, second], Axis.row, Metric.raw, threshold=0.999)
-    assert shares.tolist() == [0.75, 1.0]
+@pytest.mark.parametrize("k", [1, 2, 9])
+def test_the_papers_ratio_of_vectors(k: int) -> None:
+    maps = [softmax_maps(seed, scale=2.0, shape=(2, 2, 6, 6)) for seed in range(4)]
+    maps[2] = 0.7 * maps[1] + 0.3 * maps[2]
+    found = measure.ratio_of_vectors(maps, Axis.column, Metric.raw, k)
+    nearest = {1: [0, 2, 3], 2: [1, 3, 0], 3: [2, 1, 0]}
+    for block, others in nearest.items():
+        count = 0
+        for image in range(2):
+            one = slice(image, image + 1)
+            cosines = [
+                looped_similarity(maps[block][one], maps[other][one], Axis.column, Metric.raw)
+                for other in others
+            ]
+            average = torch.stack(cosines[:k]).mean()
+            count += int((cosines[0] > average).sum())
+        assert float(found[block - 1]) == pytest.approx(count / (2 * 2 * 6))
+    assert measure.ratio_of_vectors(maps[:1], Axis.column, Metric.raw, k).shape == (0,)
+
+
+def test_the_deviation_from_uniform_maps() -> None:
+    uniform, sharp = torch.full((2, 1, 5, 5), 0.2), torch.eye(5).expand(2, 1, 5, 5)
+    assert measure.deviation(uniform).tolist() == pytest.approx([0.0], abs=1e-9)
+    assert measure.deviation(sharp).tolist() == pytest.approx([(0.8**2 + 4 * 0.2**2) ** 0.5])
+    # Two identical uniform maps have a centred cosine of 0: only the deviation tells that they are alike.
+    assert float(measure.map_similarity(uniform, uniform, Axis.column, Metric.centred).max()) == 0.0
+
+
+def test_a_ratio_counts_the_blocks_that_can_be_similar() -> None:
+    assert measure.similar_ratio(torch.tensor([False, True, True])) == 1.0
+    assert measure.similar_ratio(torch.tensor([False, True, False])) == 0.5
+    assert measure.similar_ratio(torch.tensor([False])) == 0.0
 
 
 def test_similarity_of_heads() -> None:

@@ -17,6 +17,7 @@ DEFINITION = CollapseConfig(
     threshold=0.9,
     k=1,
     images=4,
+    swap_rise=0.01,
 )
 
 
@@ -53,7 +54,9 @@ def test_measures_of_a_model_are_those_of_its_maps() -> None:
     assert found["similarity/post_norm/raw/row"].shape == (3, 3)
     torch.testing.assert_close(found["entropy"][1], measure.entropy(records[1].before))
     assert found["heads/pre_mix/centred/column"].shape == (3,)
-    assert found["distance"].shape == found["rank"].shape == (3, 3)
+    assert found["distance"].shape == found["rank"].shape == found["deviation/post_norm"].shape == (3, 3)
+    ratio = measure.ratio_of_vectors([record.before for record in records], Axis.column, Metric.centred, k=1)
+    torch.testing.assert_close(found["vectors/centred/column"], ratio)
     assert theta_of(model)[2] == model.blocks[2].attn.theta.tolist()
     assert theta_of(build("self")) == [None, None, None]
 
@@ -74,7 +77,7 @@ def test_a_model_whose_blocks_are_copies_is_all_similar() -> None:
     assert similar(found, DEFINITION).tolist() == [False, True, True, True]
     data = as_data(found, DEFINITION)
     counted = data["similar_blocks"]["pre_mix/raw/column"]
-    assert (counted["count"], counted["ratio"], counted["blocks"]) == (3, 0.75, [1, 2, 3])
+    assert (counted["count"], counted["ratio"], counted["blocks"]) == (3, 1.0, [1, 2, 3])
     assert data["averages"]["tokens"] == found["tokens"].tolist()
 
 

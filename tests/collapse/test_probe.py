@@ -11,6 +11,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from deepvit_train.collapse import measure
+from deepvit_train.collapse.contribution import contributions, replaceable
 from deepvit_train.collapse.measurement import measure_model, similar
 from deepvit_train.collapse.probe import CELL, Probe
 from deepvit_train.commands import train
@@ -25,10 +26,19 @@ from tests.conftest import QUICK
 @pytest.mark.parametrize("attn", ["self", "reattention_vit_pytorch"])
 def test_a_look_is_what_the_measures_say(attn: str) -> None:
     model, images = build(attn), torch.randn(11, 3, 16, 16)
-    look = Probe(images, DEFINITION).look(model)
-    expected = measure_model(model, [images])
-    ratio = similar(expected, DEFINITION).double().mean()
-    assert look.similar_ratio == pytest.approx(float(ratio))
+    classes = torch.arange(11) % 3
+    look = Probe(images, classes, DEFINITION).look(model)
+    expected = measure_model(model, [images]) | contributions(model, [(images, classes)])
+    ratio = measure.similar_ratio(similar(expected, DEFINITION))
+    assert look.scalars["collapse/similar_ratio"] == pytest.approx(ratio)
+    assert look.replaceable == replaceable(expected["map_swap"], DEFINITION.swap_rise)
+    for name, value in {
+        "map_swap": expected["map_swap"].mean(),
+        "branch_share": expected["branch_share"].mean(),
+        "branch_share_least": expected["branch_share"].min(),
+        "deviation_pre_mix": expected["deviation/pre_mix"].mean(),
+    }.items():
+        assert look.scalars[f"collapse/{name}"] == pytest.approx(float(value), abs=1e-5)
     for maps in ("pre_mix", "post_norm") if attn != "self" else ("pre_mix",):
         for metric in Metric:
             matrix = expected[f"similarity/{maps}/{metric}/column"]
@@ -48,7 +58,7 @@ def test_batchnorm_uses_the_statistics_of_the_images_and_keeps_none() -> None:
     model, images = build("reattention"), torch.randn(5, 3, 16, 16)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     generator = torch.get_rng_state()
-    look = Probe(images, DEFINITION).look(model.train())
+    look = Probe(images, torch.zeros(5, dtype=torch.int64), DEFINITION).look(model.train())
     assert torch.equal(torch.get_rng_state(), generator)
     assert model.training
     after = model.state_dict()
@@ -102,14 +112,15 @@ def test_weights_are_the_same_to_the_bit_with_the_probe_and_without(
 def test_the_alarm_warns_or_ends_the_run_and_a_higher_bound_goes_on(
     digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # Nearly untrained: every block but the first is similar.
+    # Nearly untrained: no block's own maps matter.
     alarmed = ["trainer.probe_every_steps=3", "model.depth=2", "attn=self", "collapse.warn_above=0.2"]
+    alarmed += ["collapse.alarm_from=0.3"]
     with pytest.raises(
         Collapsed, match=r"step 3: .* above collapse\.stop_above=0\.4 .*step_0000003"
     ) as error:
         start(tmp_path / "run", *alarmed, "collapse.stop_above=0.4")
     assert error.value.exit_code == 7
-    assert "step 3: warning: 0.50 of the blocks are similar" in capsys.readouterr().out
+    assert "step 3: warning: 1.00 of the blocks are replaceable" in capsys.readouterr().out
     start(tmp_path / "run", *alarmed, "collapse.stop_above=null")
     assert "resumed from" in capsys.readouterr().out
     start(tmp_path / "whole", *alarmed)
@@ -122,3 +133,5 @@ def test_the_alarm_warns_or_ends_the_run_and_a_higher_bound_goes_on(
     assert steps == [0, 3, 6]
     with pytest.raises(ConfigError, match=r"nearest: collapse\.warn_above=0\.1"):
         compose_command("train", ["collapse.warn_above=0.2", "collapse.stop_above=0.1"])
+    with pytest.raises(ConfigError, match=r"no share is above 1; nearest: collapse\.stop_above=0\.99"):
+        compose_command("train", ["collapse.stop_above=1"])

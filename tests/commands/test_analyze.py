@@ -80,7 +80,7 @@ def _images_of(root: Path) -> list[Batch]:
     config = compose_command("analyze", [*overrides, "out=unused"])
     world = World(rank=0, size=1, device=torch.device("cpu"))
     preprocessing = from_timm(config.model, None).preprocessing
-    return analyze.images_of(config, Loaders(preprocessing, config.data, world))
+    return analyze.images_of(config, Loaders(preprocessing, config.data, world), None)
 
 
 def test_maps_of_a_timm_model_are_those_made_by_hand(image_folder: Path, tmp_path: Path) -> None:
@@ -217,7 +217,13 @@ def test_what_the_report_says() -> None:
         counted = {"blocks": similar, "count": len(similar), "ratio": 0.0, "to_previous": cosine}
         definitions = [f"{maps}/{metric}/column" for maps in ("pre_mix", "post_norm") for metric in Metric]
         features = [[1.0, 0.5, 0.2], [0.5, 1.0, 0.95], [0.2, 0.95, 1.0]]
-        averages = {"features": features, "tokens": [0.1, 0.2, 0.3]}
+        averages = {
+            "features": features,
+            "tokens": [0.1, 0.2, 0.3],
+            "branch_share": [0.5, 0.25, 0.75],
+            "map_swap": [0.0 if block in similar else 0.3 for block in (1, 2)],
+            "removal": [0.5, -0.002, 0.1],
+        }
         return {"similar_blocks": dict.fromkeys(definitions, counted), "averages": averages}
 
     def sentences(trained: list[int], untrained: list[int]) -> str:
@@ -228,6 +234,10 @@ def test_what_the_report_says() -> None:
         )
 
     collapsed = sentences([1, 2], [])
+    assert collapsed.startswith("2 of the 2 blocks after the first are replaceable")
+    assert "rises by less than 0.01): blocks 1, 2. In the same model untrained it is 0." in collapsed
+    assert "Block 1 is missed least: without it the loss changes by -0.0020." in collapsed
+    assert "least in block 1 (0.250 of a token's length) and most in block 2 (0.750)" in collapsed
     assert "2 of 3 blocks are similar" in collapsed
     assert "untrained it is 0" in collapsed
     assert "From block 1 on, every block is similar" in collapsed

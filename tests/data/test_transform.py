@@ -59,6 +59,22 @@ def test_half_of_the_pictures_are_flipped(photographs: list[Path]) -> None:
     assert abs(flipped - 200) < 5 * 10
 
 
+def test_a_random_interpolation_is_one_of_two_and_changes_nothing_else(photographs: list[Path]) -> None:
+    picture = open_picture(str(photographs[0]), LIMITS)
+
+    def seen(*overrides: str) -> list[bytes]:
+        config = compose_command("train", ["augment=none", "model.image_size=32", *overrides])
+        transform = train_transform(config.model.preprocessing, config.augment)
+        return [transform(picture, seed)[0].tobytes() for seed in range(200)]
+
+    bilinear, bicubic = (seen(f"model.interpolation={name}")[0] for name in ("bilinear", "bicubic"))
+    drawn = seen("augment.random_interpolation=true")
+    assert bilinear != bicubic
+    assert set(drawn) == {bilinear, bicubic}
+    assert abs(drawn.count(bicubic) - 100) < 5 * 7
+    assert drawn == seen("augment.random_interpolation=true")
+
+
 @pytest.mark.parametrize(
     "name",
     [

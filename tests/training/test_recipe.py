@@ -71,6 +71,17 @@ def test_averaged_weights_warm_up() -> None:
     assert ema.module.head.weight[0, 0].item() == pytest.approx(expected)
 
 
+def test_averaged_weights_without_warm_up_remember_the_first() -> None:
+    model = small_model()
+    first = model.head.weight.clone()
+    ema = build_ema(model, decay=0.9, warmup=False)
+    assert ema is not None
+    with torch.no_grad():
+        model.head.weight.fill_(1.0)
+        ema.update(model, step=1)
+    torch.testing.assert_close(ema.module.head.weight, 0.9 * first + 0.1)
+
+
 def test_mixup_needs_pairs() -> None:
     augment = compose_command("train", ["augment=deit"]).augment
     with pytest.raises(ConfigError, match="7 images reach each forward pass"):
