@@ -65,6 +65,8 @@ COMMAND_LINES = {
     "train -m": ["train", "-m", "seed=0,1"],
     "eval": ["eval", "checkpoint=run"],
     "convert": ["convert", "source=run", "out=out"],
+    "predict": ["predict", "checkpoint=run", "images=images"],
+    "export": ["export", "checkpoint=run", "out=out", "format=pt2"],
     "bench": ["bench"],
     "data-check": ["data", "check", "root=images"],
     "analyze": ["analyze", "checkpoint=run"],

@@ -202,7 +202,8 @@ def verify(path: Path) -> None:
     What the checkpoint says of itself is compared with its place inside a run.
 
     Raises CheckpointError that names the file; UnreadableError where it is not damaged, but may not be read;
-    ForeignError where it is whole, but of another step or run than its place says.
+    ForeignError where it is whole, but holds what no run writes, or is of another step or run than its place
+    says.
     """
     check_links(path)
     for name, digest in signed(path).items():
@@ -215,7 +216,11 @@ def verify(path: Path) -> None:
             raise _unread(file, error) from None
         if found != digest:
             raise CheckpointError(f"{file}: damaged checkpoint (its SHA-256 is not the manifest's)")
-    check_place(path, read_state(path))
+    try:
+        state = read_state(path)
+    except CheckpointError as error:
+        raise ForeignError(str(error)) from None
+    check_place(path, state)
 
 
 def identities_in(folder: Path) -> dict[Path, Identity]:

@@ -159,7 +159,8 @@ def test_a_run_of_version_0_1_goes_on_by_either_spelling(call: Command, named: s
 @pytest.mark.parametrize("named", [TODAY, FORMER])
 def test_a_run_that_was_named_without_its_data_set_is_found(named: str, tmp_path: Path) -> None:
     """As version 0.1 named it; but not if it read other data."""
-    config = compose_command("train", ["data=imagefolder", "data.root=/x/flowers", f"attn={TODAY}"])
+    flowers = ["data=imagefolder", "model=digits", "data.root=/x/flowers"]
+    config = compose_command("train", [*flowers, f"attn={TODAY}"])
     path, old = tmp_path / config.name, tmp_path / f"imagefolder-{named}-d6-s0"
     assert RunFolder(str(path), config.data).path == path
     old.mkdir()

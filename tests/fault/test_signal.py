@@ -150,9 +150,9 @@ def test_a_run_stopped_under_slurm_saves_and_asks(
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     step = loop.train_step
 
-    def stopping(*arguments: object) -> object:
+    def stopping(*arguments: object, **options: object) -> object:
         os.kill(os.getpid(), signal.SIGTERM)
-        return step(*arguments)
+        return step(*arguments, **options)
 
     monkeypatch.setattr(loop, "train_step", stopping)
     result = call("train", *QUICK, "run_dir=run", "trainer.requeue=true")
