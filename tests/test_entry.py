@@ -35,6 +35,18 @@ PATHS = [
     ("convert", ["out=out"], "source", 3),
     ("convert", ["source=run"], "out", 6),
     ("convert", ["source=run", "out=out"], "classes", 4),
+    ("predict", ["images=images"], "checkpoint", 3),
+    ("predict", ["checkpoint=run"], "images", 4),
+    ("predict", ["checkpoint=run", "images=images"], "out", 6),
+    ("predict", ["checkpoint=run", "images=images"], "attention", 6),
+    ("predict", ["checkpoint=run"], "data.root", 4),
+    ("predict", ["checkpoint=run"], "data.class_map", 4),
+    ("predict", ["checkpoint=run"], "classes", 4),
+    ("export", ["out=out", "format=pt2"], "checkpoint", 3),
+    ("export", ["checkpoint=run", "format=pt2"], "out", 6),
+    ("export", ["checkpoint=run", "out=out", "format=pt2"], "data.root", 4),
+    ("export", ["checkpoint=run", "out=out", "format=pt2"], "data.class_map", 4),
+    ("export", ["checkpoint=run", "out=out", "format=pt2"], "classes", 4),
     ("bench", [], "out", 6),
     ("bench", ["vary=model.depth", "values=[1,2]"], "plot", 6),
     ("data check", [], "root", 4),
@@ -83,6 +95,7 @@ def test_the_tables_name_every_command_and_every_path() -> None:
         for command, schema in COMMANDS.items()
         for key in keys_of(schema)
         if key.name.rpartition(".")[2] in ("root", "class_map", "checkpoint", "source", "out", "plot")
+        or key.name in ("images", "attention")
         or key.name in ("run_dir", "resume", "classes", "compare", "model.weights")
     }
     # These are of no use to the command, or one that shares its configuration is in the table.

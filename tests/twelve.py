@@ -76,6 +76,9 @@ def reorder(checkpoint: Path, names: list[str]) -> None:
             content = json.loads(header[DESCRIPTION]) | {"classes": names}
             header = {DESCRIPTION: json.dumps(content, sort_keys=True)}
         save_file(tensors, file, metadata=header)
+    state = json.loads((checkpoint / "state.json").read_text())
+    state.pop("identity", None)  # versions that numbered them otherwise stored none
+    (checkpoint / "state.json").write_text(as_json(state))
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     manifest["sha256"] = {name: digest_of(checkpoint / name) for name in manifest["sha256"]}
     (checkpoint / "manifest.json").write_text(as_json(manifest))

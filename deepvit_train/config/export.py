@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from deepvit_train.config.data import DataConfig
 from deepvit_train.config.foreign import ForeignKeys, Weights
 from deepvit_train.config.option import Choice, option
-from deepvit_train.error import ConfigError
+from deepvit_train.error import CheckpointError, ConfigError, OutputError
 
 
 class ExportFormat(Choice):
@@ -27,10 +27,12 @@ class ExportConfig(ForeignKeys):
     """Write a model as a file that other programs run, and prove there that it gives the same answers."""
 
     checkpoint: str = option(
-        "a run, of which the best checkpoint is taken, else the newest; a checkpoint; or a weights file"
+        "a run, of which the best checkpoint is taken, else the newest; a checkpoint; or a weights file",
+        path=CheckpointError,
     )
     out: str = option(
-        "new folder for the file and for model.json, which says what it is and how it was checked"
+        "new folder for the file and for model.json, which says what it is and how it was checked",
+        path=OutputError,
     )
     format: ExportFormat = option("onnx, pt2 (torch.export) or timm")
     numbers: NumberType = option("type of the numbers in the file; fp16 and int8 are for onnx")

@@ -8,7 +8,7 @@ from deepvit_train.config.data import DataConfig
 from deepvit_train.config.foreign import ForeignKeys, Weights
 from deepvit_train.config.option import Choice, option
 from deepvit_train.config.recipe import Device, Precision
-from deepvit_train.error import ConfigError
+from deepvit_train.error import CheckpointError, ConfigError, DataError, OutputError
 
 
 class RowFormat(Choice):
@@ -21,13 +21,15 @@ class PredictConfig(ForeignKeys):
     """Tell the classes of images: names and probabilities, as CSV or as JSON lines."""
 
     checkpoint: str = option(
-        "a run, of which the best checkpoint is taken, else the newest; a checkpoint; or a weights file"
+        "a run, of which the best checkpoint is taken, else the newest; a checkpoint; or a weights file",
+        path=CheckpointError,
     )
     images: str | None = option(
         "an image; a folder, with images at any depth; a .tar file; or -, for a list of images on stdin, one "
-        "a line; null: the split that deepvit-eval evaluates"
+        "a line; null: the split that deepvit-eval evaluates",
+        path=DataError,
     )
-    out: str | None = option("file that the rows are written into; null: stdout")
+    out: str | None = option("file that the rows are written into; null: stdout", path=OutputError)
     format: RowFormat | None = option(
         "csv, or jsonl for a JSON object a line; null: by out's ending, else csv"
     )
@@ -37,7 +39,8 @@ class PredictConfig(ForeignKeys):
     )
     attention: str | None = option(
         "new folder for a PNG of each image, overlaid with what the last block's class token attends to; "
-        "null: none"
+        "null: none",
+        path=OutputError,
     )
     data: DataConfig
     weights: Weights = option(
