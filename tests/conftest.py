@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,6 +100,11 @@ def command(digits: Path, tmp_path: Path) -> Command:
         )
 
     return run
+
+
+def slowly(*values: object) -> Any:
+    """Return values of a parametrised test that run with the slow tests. Others show the same sooner."""
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def forked(*works: Callable[[], object]) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import slowly
 from tests.fault.test_kill import lines_logged
 from tests.fault.test_signal import _alive
 from tests.fault.test_terminal import environment, on_a_terminal
@@ -71,7 +72,12 @@ def check_that_nothing_is_lost(digits: Path, out: Path) -> None:
 
 @pytest.mark.parametrize(
     ("number", "group"),
-    [(signal.SIGTERM, False), (signal.SIGTERM, True), (signal.SIGINT, True), (signal.SIGKILL, False)],
+    [
+        slowly(signal.SIGTERM, False),
+        (signal.SIGTERM, True),
+        slowly(signal.SIGINT, True),
+        (signal.SIGKILL, False),
+    ],
 )
 def test_a_stopped_study(digits: Path, tmp_path: Path, number: signal.Signals, group: bool) -> None:
     out = tmp_path / "study"

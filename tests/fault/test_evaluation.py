@@ -50,7 +50,7 @@ def start(folder: Path, *overrides: str) -> dict[str, object]:
 
 
 def failing(error: Exception) -> Callable[..., object]:
-    def fail(*_: object) -> object:
+    def fail(*_: object, **__: object) -> object:
         raise error
 
     return fail

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import slowly
 from tests.fault.conftest import RUN, content
 from tests.fault.test_kill import kill_when, launch, lines_logged
 
@@ -62,7 +63,9 @@ def test_a_removed_folder_is_never_written_again(
     assert content(folder) == before
 
 
-@pytest.mark.parametrize("what", ["removed", "moved", "the lock removed", "replaced by an empty folder"])
+@pytest.mark.parametrize(
+    "what", ["removed", *map(slowly, ["moved", "the lock removed"]), "replaced by an empty folder"]
+)
 def test_a_folder_that_is_no_longer_the_one_that_was_locked(
     what: str, living: tuple[subprocess.Popen[bytes], Path], tmp_path: Path
 ) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.conftest import QUICK
+from tests.conftest import QUICK, slowly
 from tests.fault.test_kill import RUN, lines_logged, outcome
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent.parent)}
@@ -40,10 +40,10 @@ def environment(**changes: str) -> dict[str, str]:
     "streams",
     [
         "2>&1 | head -1",
-        "2>&1 | true",
-        "> /dev/full",
+        slowly("2>&1 | true"),
+        slowly("> /dev/full"),
         "> /dev/full 2>&1",
-        ">&-",
+        slowly(">&-"),
         ">&- 2>&- <&-",
     ],
 )

@@ -17,6 +17,7 @@ import pytest
 from deepvit_train.cli import main
 from deepvit_train.data import dataset, patience
 from deepvit_train.data.decode import Limits, Picture
+from tests.conftest import slowly
 from tests.fault.test_kill import RUN as KILLED
 from tests.fault.test_kill import finish, lines_logged, metrics, outcome
 from tests.fault.test_signal import _alive as alive
@@ -103,7 +104,7 @@ def test_a_stop_while_an_image_hangs_loses_no_step_and_the_file_was_named(
     assert metrics(folder) == metrics(whole)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [slowly(0), 2])
 def test_a_save_asked_for_while_an_image_hangs_is_made_and_the_run_goes_on(
     whole: Path, tmp_path: Path, workers: int
 ) -> None:
@@ -138,13 +139,13 @@ def test_a_hung_loader_dies_with_a_killed_run(digits: Path, tmp_path: Path) -> N
     assert alive(process.pid) == []
 
 
-@pytest.mark.parametrize(("workers", "back"), [(0, True), (2, True), (0, False), (2, False)])
+@pytest.mark.parametrize(("workers", "back"), [slowly(0, True), (2, True), (0, False), slowly(2, False)])
 def test_a_data_set_that_goes_away_costs_neither_an_image_nor_a_step(
     whole: Path, digits: Path, tmp_path: Path, workers: int, back: bool
 ) -> None:
     folder, root = tmp_path / "run", tmp_path / "digits"
     shutil.copytree(digits, root)
-    run = [*RUN, f"run_dir={folder}", f"data.workers={workers}", f"data.root={root}"]
+    run = [*RUN, f"run_dir={folder}", f"data.workers={workers}", "data=digits", f"data.root={root}"]
     process = launch(tmp_path / "no", *run, given_up_after_s=60 if back else 2)
     wait_for(process, folder, 3)
     root.rename(tmp_path / "away")
@@ -191,7 +192,7 @@ def trained(overrides: list[str], hang: Path) -> int:
 
 
 @pytest.mark.parametrize("harm", ["slow image", "vanished data root"])
-@pytest.mark.parametrize("moments", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("moments", [2, slowly(20)])
 def test_harm_at_random_moments_costs_no_step(digits: Path, tmp_path: Path, harm: str, moments: int) -> None:
     rng, lost = random.Random(moments), []
     root, hang = tmp_path / "digits", tmp_path / "hang"
