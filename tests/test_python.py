@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,14 @@ def process_state() -> dict[str, Any]:
     }
 
 
+def settled(expected: dict[str, Any]) -> dict[str, Any]:
+    """The state of the process, once threads that were told to end have had time to."""
+    deadline = time.monotonic() + 20
+    while process_state() != expected and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return process_state()
+
+
 def open_files() -> list[str]:
     """The files under pytest's temporary folder that this process has open."""
     found = []
@@ -143,7 +152,7 @@ def test_it_trains_in_a_notebook_and_leaves_nothing_behind(
     async def cell() -> None:
         before = process_state()
         results.append(deepvit_train.train(*keys))
-        assert process_state() == before
+        assert settled(before) == before
         results.append(deepvit_train.train(*keys))  # a finished run
         with pytest.raises(ConfigError, match=r"did you mean 'model\.depth'"):
             deepvit_train.train("model.dept=2")
@@ -151,12 +160,12 @@ def test_it_trains_in_a_notebook_and_leaves_nothing_behind(
             deepvit_train.train(f"data.root={tmp_path / 'none'}")
         with pytest.raises(ConfigError, match="-m: not of the form key=value"):
             deepvit_train.train("-m", "seed=0,1")
-        assert process_state() == before
+        assert settled(before) == before
         monkeypatch.setattr(loop, "train_step", stopping)
         with pytest.raises(Interrupted, match="SIGINT; saved") as error:
             deepvit_train.train(*keys, "trainer.epochs=3")
         assert error.value.exit_code == 130
-        assert process_state() == before
+        assert settled(before) == before
         # A program that uses Hydra itself, and a thread, which may take no signals.
         monkeypatch.setattr(loop, "train_step", step)
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
