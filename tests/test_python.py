@@ -58,7 +58,7 @@ def test_the_page_runs_as_it_stands(
         exec(block, shown)
         return capsys.readouterr().out
 
-    assert "done at step 70" in run(train)
+    assert "done at step 140" in run(train)
     assert shown["result"] == json.loads(Path("runs/first/result.json").read_text())
 
     run(load)
