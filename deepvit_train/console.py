@@ -157,11 +157,13 @@ class _EscapingConsole(Console):
 
 
 # Paths and figures are printed as they are: no markup, no colouring, no wrapping inside a word to be copied.
-console = _EscapingConsole(markup=False, emoji=False, highlight=False, soft_wrap=True)
+# A notebook gets the same lines as a file, because rich would show each as HTML of its own there.
+PLAIN: Any = {"markup": False, "emoji": False, "highlight": False, "soft_wrap": True, "force_jupyter": False}
+console = _EscapingConsole(**PLAIN)
 if not console.is_terminal:
     console.width = 200  # a file or a pipe has no width: no table is squeezed into 80 columns
 # What is said beside a result that goes to stdout itself.
-notes = _EscapingConsole(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
+notes = _EscapingConsole(stderr=True, **PLAIN)
 
 
 def progress_bar(on: Console = console) -> Progress:

@@ -17,7 +17,7 @@ from rich.table import Table
 from deepvit_train.commands import train
 from deepvit_train.config.compose import compose_command
 from deepvit_train.config.help import summary
-from deepvit_train.console import EscapingStream, OutlivingStream, console, printable
+from deepvit_train.console import PLAIN, EscapingStream, OutlivingStream, console, printable
 from deepvit_train.run import checkpoint
 from deepvit_train.run.folder import RunFolder
 from tests.conftest import QUICK, Command
@@ -268,6 +268,14 @@ def test_what_steers_a_terminal_is_escaped(
     assert written.getvalue() == shown * 2
     console.print(text, end="")
     assert capsys.readouterr().out == shown.expandtabs()
+
+
+def test_a_notebook_gets_lines_and_no_html(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    type(console)(**PLAIN).print("step 1/2  loss 2.3")
+    assert capsys.readouterr().out == "step 1/2  loss 2.3\n"
 
 
 def test_a_table_of_hostile_names_is_as_wide_as_what_it_shows(capsys: pytest.CaptureFixture[str]) -> None:

@@ -92,14 +92,6 @@ def test_the_readme_reaches_a_command_within_a_screen() -> None:
     assert next(number for number, line in enumerate(lines) if line.startswith("    make ")) <= 27
 
 
-def test_the_python_of_the_readme_runs() -> None:
-    block = (ROOT / "README.md").read_text().partition("## From Python\n")[2].partition("\n## ")[0]
-    lines = [line.strip() for line in block.splitlines() if line.startswith("    ")]
-    # The one line that needs a file of the authors is left out.
-    assert len(lines) > 4
-    exec("\n".join(line for line in lines if "load_model(" not in line), {})
-
-
 def test_every_dependency_is_explained() -> None:
     page = (ROOT / "docs/decisions/0002-dependencies.md").read_text()
     for requirement in PROJECT["dependencies"]:

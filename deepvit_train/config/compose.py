@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -52,7 +54,7 @@ def compose_tree(command: str, overrides: Sequence[str]) -> DictConfig:
     for name, schema in COMMANDS.items():
         store.store(name=f"{name}_schema", node=schema)
     try:
-        with initialize_config_dir(config_dir=str(config_dir()), version_base="1.3"):
+        with _without_caller(), initialize_config_dir(config_dir=str(config_dir()), version_base="1.3"):
             tree = compose(command, overrides=for_hydra)
         for name, text in texts.items():
             OmegaConf.update(tree, name, text)
@@ -60,6 +62,17 @@ def compose_tree(command: str, overrides: Sequence[str]) -> DictConfig:
         return tree
     except (HydraException, OmegaConfBaseException) as error:
         raise explained(command, overrides, error) from None
+
+
+@contextmanager
+def _without_caller() -> Iterator[None]:
+    """Put aside the Hydra of a program that calls this one: Hydra refuses to begin twice in a process."""
+    callers = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = callers
 
 
 def told_choices(command: str, overrides: Sequence[str]) -> str:

@@ -45,6 +45,12 @@ def model_preset(name: str) -> Architecture:
     return Architecture(section_from(ModelConfig, content["model"]), section_from(AttentionConfig, attn))
 
 
+def file_limits() -> tuple[int, int]:
+    """Return the largest file in bytes, and the largest image in pixels, that runs read unless told else."""
+    content, _ = _read("data", "imagefolder")
+    return content["max_bytes"], content["max_pixels"]
+
+
 def section_from(section: type[Any], values: dict[str, Any]) -> Any:
     """Build a section of the schema from YAML or JSON data. Raises ConfigError if the data do not fit it."""
     hints = get_type_hints(section)

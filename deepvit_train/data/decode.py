@@ -216,15 +216,20 @@ def _general(path: str, data: bytes, limits: Limits) -> Picture:
         image = _open(data)
     finally:
         Image.MAX_IMAGE_PIXELS = None
-    _check_size(
-        path, *image.size, limits.max_pixels
-    )  # comes first, because Pillow decodes a PNG for metadata
+    return picture_of(path, image, limits)
+
+
+def picture_of(path: str, image: Image.Image, limits: Limits) -> Picture:
+    """Return the picture of a Pillow image. Raises BadImageError for one that is too large or damaged."""
+    # This comes first, because Pillow decodes a PNG for metadata.
+    _check_size(path, *image.size, limits.max_pixels)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         # A tile may be larger than the image, and is unpacked as a whole.
         width, length = (image.tag_v2.get(tag, 0) for tag in (TILE_WIDTH, TILE_LENGTH))
         _check_size(f"{path}: a tile", int(width), int(length), limits.max_pixels)
     # Asked for now, because Pillow forgets it once the pixels are decoded.
-    cut = image.mode[:1] not in ("I", "F") and any(";16" in str(tile[3]) for tile in image.tile)
+    tiles = image.tile if isinstance(image, ImageFile.ImageFile) else []
+    cut = image.mode[:1] not in ("I", "F") and any(";16" in str(tile[3]) for tile in tiles)
     turned = _orientation(image)
     extent: list[float] = []
 
@@ -233,7 +238,7 @@ def _general(path: str, data: bytes, limits: Limits) -> Picture:
             raise ValueError("16 bits a colour, of which Pillow gives 8: data.value_range can't be applied")
         return upright(_rgb(image, limits.value_range, extent), turned), 1
 
-    kind = f"{image.format} {image.mode}"
+    kind = f"{image.format or 'pixels'} {image.mode}"
     return Picture(path, *_turned_size(*image.size, turned), kind, decode, extent=extent)
 
 

@@ -7,6 +7,7 @@ import ctypes
 import signal
 import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import popen_fork, process
@@ -84,15 +85,20 @@ class Loader:
             # DataLoader draws a base seed. From torch's generator that would change the draws that follow.
             generator=torch.Generator(),
         )
+        self.sources: weakref.WeakSet[Source] = weakref.WeakSet()
         _open.add(self)
 
     def source(self) -> Source:
         """Begin to read."""
-        return open_source(self.raw, self.device)
+        source = open_source(self.raw, self.device)
+        self.sources.add(source)
+        return source
 
     def close(self) -> None:
-        """End the loader processes. Those that hang are killed."""
+        """End what reads: processes, of which those that hang are killed, or a thread."""
         end_processes(self.raw, self.readers)
+        for source in list(self.sources):
+            source.end()
 
     def __len__(self) -> int:
         return len(self.raw)
@@ -188,6 +194,17 @@ def _begin(shared: SharedBlocks | None, worker: int) -> None:
     # A stop signal to the whole process group must not end the loaders before the main process has saved.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def loaders_closed() -> Iterator[None]:
+    """Close the loaders that are made inside. An error that leaves would keep them open, by its traceback."""
+    before = set(_open)
+    try:
+        yield
+    finally:
+        for loader in set(_open) - before:
+            loader.close()
 
 
 @atexit.register

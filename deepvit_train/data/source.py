@@ -31,6 +31,10 @@ class Source(Protocol):
         """Return the next batch, or None if it does not come in time. Raises StopIteration at the end."""
         ...
 
+    def end(self) -> None:
+        """End the thread that reads, if there is one and it does not hang."""
+        ...
+
 
 def open_source(loader: DataLoader[RawBatch], device: torch.device) -> Source:
     """Begin to read the batches of a DataLoader."""
@@ -65,6 +69,9 @@ class ProcessSource:
             if str(error).startswith("DataLoader timed out after"):
                 return None
             raise
+
+    def end(self) -> None:
+        pass  # the processes are the DataLoader's: end_processes
 
 
 def end_processes(loader: DataLoader[RawBatch], readers: Readers) -> None:
@@ -101,7 +108,6 @@ class ThreadSource:
         _threads.add(self)
 
     def end(self) -> None:
-        """End the thread, if it does not hang."""
         self._asked.put(False)
         self._thread.join(GRACE_S)
 

@@ -5,18 +5,21 @@ Shapes: B batch, C colour channels, N tokens (class token and registers included
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from deepvit_train.config.model import Init, Pool
-from deepvit_train.config.preset import Architecture
+from deepvit_train.config.preset import Architecture, file_limits
 from deepvit_train.models.block import build_blocks
 from deepvit_train.models.keyword import vit_pytorch_architecture
 from deepvit_train.models.stem import build_stem
 from deepvit_train.models.timm_interface import TimmInterface, pretrained_cfg_of
+
+if TYPE_CHECKING:
+    from deepvit_train.data.pixels import ImageTransform
 
 
 class DeepViT(TimmInterface):
@@ -30,6 +33,12 @@ class DeepViT(TimmInterface):
         num_classes: width of the classifier; 0: no classifier, the model returns the pooled features.
         channels: colour channels of the images.
         keywords: what `keyword.vit_pytorch_architecture` takes, in place of an architecture.
+
+    Attributes:
+        class_names: the names of the outputs in order, or None where they are not known.
+        preprocessing: what the model expects of its images.
+        value_range: the values of images of more than 8 bits that become black and white, or None for all
+            that their type holds.
 
     Raises:
         ConfigError: (a ValueError) a keyword is unknown or its value out of bounds; the nearest is named.
@@ -55,6 +64,8 @@ class DeepViT(TimmInterface):
         self.heads = model.heads
         self.attn = architecture.attn
         self.pool = model.pool
+        self.preprocessing = model.preprocessing
+        self.value_range: tuple[float, float] | None = None
         self.pretrained_cfg = self.default_cfg = pretrained_cfg_of(model, num_classes, channels)
 
         self.patch_embed = build_stem(model, channels)
@@ -81,6 +92,15 @@ class DeepViT(TimmInterface):
                 trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+
+    @property
+    def transform(self) -> ImageTransform:
+        """Return what turns a path, bytes or a Pillow image into the pixels (3, S, S) of an evaluation."""
+        # Imported here, because whoever trains from timm's loaders needs no decoder.
+        from deepvit_train.data.decode import Limits
+        from deepvit_train.data.pixels import ImageTransform
+
+        return ImageTransform(self.preprocessing, Limits(*file_limits(), self.value_range))
 
     def forward(self, images: Tensor, map_blocks: int = 0) -> Any:
         """Classify normalised images. (B, C, height, width) -> logits (B, classes).

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from deepvit_train.config.model import ModelConfig, Pool, Stem
+from deepvit_train.config.preprocessing import Preprocessing
 from deepvit_train.error import ConfigError, nearest
 from deepvit_train.models.attention import ReAttention
 
@@ -74,6 +76,8 @@ class TimmInterface(nn.Module):
     frozen: tuple[nn.Module, ...] = ()
     pretrained_cfg: dict[str, Any]  # timm's data pipeline reads it, in models that timm did not build too
     default_cfg: dict[str, Any]
+    preprocessing: Preprocessing
+    class_names: list[str] | None = None
 
     def embed(self, images: Tensor) -> Tensor:
         """Return the tokens before the first block. (B, C, height, width) -> (B, N, D)."""
@@ -90,7 +94,7 @@ class TimmInterface(nn.Module):
         """
         if global_pool is not None:
             self.pool = pool_named(global_pool)
-        self.num_classes = num_classes
+        self.num_classes, self.class_names = num_classes, None
         like = next(self.blocks.parameters())
         fresh = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
         self.head = fresh.to(like.device, like.dtype).train(self.training)
@@ -115,6 +119,7 @@ class TimmInterface(nn.Module):
         self.pos_embed = nn.Parameter(positions, requires_grad=self.pos_embed.requires_grad)
         for known in (self.pretrained_cfg, self.default_cfg):
             known["input_size"] = (known["input_size"][0], img_size, img_size)
+        self.preprocessing = replace(self.preprocessing, image_size=img_size)
 
     def no_weight_decay(self) -> set[str]:
         """Return the parameters of two or more dimensions that weight decay leaves out."""

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import subprocess
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 
@@ -24,7 +25,8 @@ class EvaluationStopped(Exception):
 class StopSignals:
     """A context manager that notes signals.
 
-    SIGINT, SIGTERM and SIGHUP ask for a save and a stop, SIGUSR1 for a save alone.
+    SIGINT, SIGTERM and SIGHUP ask for a save and a stop, SIGUSR1 for a save alone. Outside the main thread no
+    signal is noted, because Python allows no handler there.
     """
 
     def __init__(self) -> None:
@@ -33,7 +35,8 @@ class StopSignals:
         self._before: dict[signal.Signals, Callable[[int, FrameType | None], object] | int | None] = {}
 
     def __enter__(self) -> StopSignals:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        in_main = threading.current_thread() is threading.main_thread()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1) if in_main else ():
             # nohup has SIGHUP ignored, and a run under it outlives its terminal.
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._note)

@@ -50,6 +50,8 @@ def load_model(
 ) -> DeepViT:
     """Load the model of a weights file, a checkpoint or a run, in evaluation mode.
 
+    It has `class_names`, `preprocessing` and `transform`, which turns an image into what the model takes.
+
     A file of this project describes its model. In a file of another program the tensors show every size, the
     stem, and which blocks mix their heads. What they do not show comes from `overrides`, else from `preset`,
     else from the defaults of that program. Double precision is kept. Nothing in a file is ever executed.
@@ -60,12 +62,13 @@ def load_model(
         preset: name of a model preset: 'deepvit_s'.
         weights: 'live', 'ema', or 'auto' for the averaged weights where there are any.
         overrides: heads, transform_scale, residual_scale, pool, norm_eps, dropout, emb_dropout, drop_path,
-            mean, std, crop_pct, interpolation.
+            mean, std, crop_pct, interpolation; classes, a file of names, one a line.
 
     Raises:
         CheckpointError: the file is damaged, has no known layout, does not fit its model (the names are
             listed), or needs one of the overrides.
         ConfigError: an override or the preset does not exist.
+        DataError: the file of names can't be read, or does not fit.
     """
     found = find(str(path), weights)
     model = import_model(found, preset, weights, overrides).model
@@ -95,6 +98,9 @@ def import_model(found: Found, preset: str | None, weights: str, overrides: dict
         raise CheckpointError(f"{found.file}: {error}") from None
     names, order = class_names(source, layout, said, model.num_classes)
     description = replace(description, classes=names, class_order=order)
+    model.class_names = names
+    if description.value_range is not None:
+        model.value_range = (description.value_range[0], description.value_range[1])
     return Imported(source.weights, layout.name, model, description, source.description is not None)
 
 
