@@ -15,6 +15,7 @@ from torch import nn
 from deepvit_train.config.data import DataConfig
 from deepvit_train.config.preprocessing import Interpolation, Preprocessing
 from deepvit_train.config.preset import plain_from
+from deepvit_train.console import amount
 from deepvit_train.error import CheckpointError, ConfigError, nearest
 from deepvit_train.evaluation.loaded import LoadedModel, load
 from deepvit_train.models import DeepViT
@@ -63,7 +64,7 @@ def from_checkpoint(
         return DeepViT(loaded.architecture, loaded.model.num_classes)
 
     return Subject(
-        label=f"{attn.kind}, {shape.depth} blocks, dim {shape.dim}, {shape.heads} heads",
+        label=f"{attn.kind}, {amount(shape.depth, 'block')}, dim {shape.dim}, {amount(shape.heads, 'head')}",
         description={
             "checkpoint": str(loaded.found.file),
             "weights": loaded.weights,

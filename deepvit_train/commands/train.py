@@ -17,7 +17,7 @@ from deepvit_train.commands.train_summary import summary
 from deepvit_train.config.compose import as_yaml, plain
 from deepvit_train.config.preset import Architecture
 from deepvit_train.config.train import TrainConfig
-from deepvit_train.console import console
+from deepvit_train.console import amount, console
 from deepvit_train.data.bad_files import BadFiles
 from deepvit_train.data.dataset import Batch, TrainOrder
 from deepvit_train.data.index import ImageIndex
@@ -41,7 +41,7 @@ from deepvit_train.training.origin import Origin, check_length, find_origin, ope
 from deepvit_train.training.plan import build_plan
 from deepvit_train.training.saver import Saver
 from deepvit_train.training.state import build_state, is_to_be_sharded
-from deepvit_train.training.validation import COUNTS, Validation, phrase
+from deepvit_train.training.validation import COUNTS, Validation, phrase, phrase_best
 from deepvit_train.training.watch import CollapseWatch
 
 
@@ -56,7 +56,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
         resumed = go_on(job)
         if job.run.finished:
             job.run.say(f"finished already: {phrase(job.run.state.metrics)}")
-            job.run.say(f"run folder: {job.folder.path}")
+            _tell_where(job)
             return _result(job)
         trainer = _fit(job, resumed, stack)
         return _report(job, trainer)
@@ -218,13 +218,22 @@ def _report(job: Job, trainer: Trainer) -> dict[str, Any]:
     """Log the outcome, write result.json, and say how the run ended."""
     state, say, result = job.run.state, job.run.say, _result(job)
     if (probe := trainer.watch.probe) is not None and probe.looks:
-        say(f"attention maps: looked at {probe.looks} times, {probe.seconds:.2f} s in all")
+        say(f"attention maps: looked at {amount(probe.looks, 'time')}, {probe.seconds:.2f} s in all")
     trainer.tracker.outcome(flatten(plain(job.run.config)), state.metrics, state.step)
     job.folder.write_result(result)
     say(f"done at step {state.step}: {phrase(state.metrics)}")
-    say(f"watch: tensorboard --logdir {job.folder.path.parent}")
-    say(f"run folder: {job.folder.path}")
+    _tell_where(job)
     return result
+
+
+def _tell_where(job: Job) -> None:
+    """Say which checkpoint is the best and where it lies, how to see the curves, and where all is."""
+    folder, best = job.folder.path, job.run.state.best
+    if best:
+        job.run.say(f"best: {phrase_best(best)}: {job.folder.checkpoints / 'best'}")
+    if job.run.world.is_main:
+        console.print(f"watch: tensorboard --logdir {folder.parent}", soft_wrap=True)
+    job.run.say(f"run folder: {folder}")
 
 
 def _result(job: Job) -> dict[str, Any]:

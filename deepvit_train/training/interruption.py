@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
+from operator import length_hint
 from types import FrameType
 
 from deepvit_train.data.dataset import Batch
@@ -71,6 +72,9 @@ class _Watched:
         self._batches = batches
         self._signals = signals
         self._world = world
+
+    def __length_hint__(self) -> int:
+        return length_hint(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
         batches = iter(self._batches)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from deepvit_train.collapse.gradient import query_key_ratio
 from deepvit_train.config.recipe import Precision
+from deepvit_train.console import amount
 from deepvit_train.data.dataset import Batch
 from deepvit_train.determinism import derive_seed, seeded
 from deepvit_train.distributed.parallel import whole
@@ -133,8 +134,8 @@ def _update(state: TrainState, options: StepOptions) -> None:
         state.scaler_skips = state.scaler_skips + 1 if state.scaler.get_scale() < scale else 0
         if state.scaler_skips > options.max_scaler_skips:
             raise NotFiniteError(
-                f"step {state.step}: gradients overflowed fp16 in {state.scaler_skips} steps in a row "
-                f"(trainer.max_scaler_skips={options.max_scaler_skips}, loss scale "
+                f"step {state.step}: gradients overflowed fp16 in {amount(state.scaler_skips, 'step')} in a "
+                f"row (trainer.max_scaler_skips={options.max_scaler_skips}, loss scale "
                 f"{state.scaler.get_scale():g}); "
                 "try trainer.precision=bf16 or a lower optim.lr"
             )
