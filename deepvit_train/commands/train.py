@@ -14,7 +14,7 @@ from deepvit_train.collapse.probe import Probe
 from deepvit_train.commands.train_job import Job, Opened
 from deepvit_train.commands.train_resume import go_on
 from deepvit_train.commands.train_summary import summary
-from deepvit_train.config.compose import as_yaml, plain
+from deepvit_train.config.compose import as_yaml, compose_command, plain
 from deepvit_train.config.preset import Architecture
 from deepvit_train.config.train import TrainConfig
 from deepvit_train.console import amount, console
@@ -27,7 +27,7 @@ from deepvit_train.distributed import world as distributed
 from deepvit_train.distributed.agreement import together
 from deepvit_train.distributed.world import World
 from deepvit_train.models import DeepViT, start_from
-from deepvit_train.run.change import flatten
+from deepvit_train.run.change import FREE_KEYS, flatten
 from deepvit_train.run.description import ModelDescription
 from deepvit_train.run.environment import describe_environment, describe_rounding
 from deepvit_train.run.folder import RunFolder
@@ -219,11 +219,19 @@ def _report(job: Job, trainer: Trainer) -> dict[str, Any]:
     state, say, result = job.run.state, job.run.say, _result(job)
     if (probe := trainer.watch.probe) is not None and probe.looks:
         say(f"attention maps: looked at {amount(probe.looks, 'time')}, {probe.seconds:.2f} s in all")
-    trainer.tracker.outcome(flatten(plain(job.run.config)), state.metrics, state.step)
+    config = flatten(plain(job.run.config))
+    trainer.tracker.outcome(config, _notable(config), state.metrics, state.step)
     job.folder.write_result(result)
     say(f"done at step {state.step}: {phrase(state.metrics)}")
     _tell_where(job)
     return result
+
+
+def _notable(config: dict[str, Any]) -> set[str]:
+    """Return the keys that tell a run from others: they affect its result and have not their default."""
+    usual = flatten(plain(compose_command("train", [])))
+    chosen = {key for key, value in config.items() if value != usual.get(key) and key not in FREE_KEYS}
+    return {"attn.kind", *chosen}
 
 
 def _tell_where(job: Job) -> None:
