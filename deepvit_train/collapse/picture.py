@@ -1,4 +1,4 @@
-"""A small drawing of similarity matrices for TensorBoard: with axes and a scale, in a few milliseconds.
+"""A small drawing of similarity matrices for TensorBoard, with axes and a scale, in a few milliseconds.
 
 Matplotlib would take longer for one such picture than a look at the attention maps may cost.
 """
@@ -12,8 +12,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-SIDE = 200  # of a matrix, pixels; a deeper model's matrix has at least a pixel for each cell
-MARGIN = 40  # around a matrix, for its title, its numbers and the names of its axes
+SIDE = 128  # of a matrix, pixels; a deeper model's matrix has at least a pixel for each cell
+MARGIN = 32  # around a matrix, for its title, its numbers and the names of its axes
 BAR = 14  # width of the scale
 INK = (40, 40, 40)
 
@@ -63,4 +63,4 @@ def _text(draw: ImageDraw.ImageDraw, middle: tuple[float, float], text: str) -> 
 
 @cache
 def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(12)
+    return ImageFont.load_default(11)

@@ -93,7 +93,7 @@ class Tracker:
                 self._writer = SummaryWriter(str(curves), purge_step=kept + 1, filename_suffix=ending)
                 _hold_open(self._writer)
                 self._writer.add_custom_scalars(LAYOUT)
-                self._writer.add_text("how to read the curves", READING, kept + 1)
+                self._writer.add_text("about the curves", READING, kept + 1)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Log scalars by their TensorBoard names: {'train/loss': 1.2}."""

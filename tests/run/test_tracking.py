@@ -74,7 +74,7 @@ def test_the_page_begins_with_loss_accuracy_rate_and_speed_and_the_keys_that_tel
         "optim.lr": True,
     }
     assert [info.name.tag for info in said.metric_infos] == ["final/val/top1"]
-    (text,) = events.Tensors("how to read the curves/text_summary")
+    (text,) = events.Tensors("about the curves/text_summary")
     assert b"train/cross_entropy" in text.tensor_proto.string_val[0]
     assert [event.value for event in events.Scalars("final/val/top1")] == [0.5]
 
