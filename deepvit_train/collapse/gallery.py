@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,8 @@ from deepvit_train.config.collapse import CollapseConfig, Maps, Metric
 from deepvit_train.models.record import record_maps
 
 STYLES = {"trained": "-", "untrained": "--"}
+# Ends of an axis of cosines: on a scale of its own, the noise of values near 1 would look like a signal.
+COSINES = (-0.25, 1.05)
 COLUMNS = 8  # heat maps or overlays in a row; of a deeper model only so many blocks are shown
 
 
@@ -60,7 +63,7 @@ def draw_all(
         images: (B, 3, height, width) in 0..1, the images of the pictures.
         pictures: what the model attends to, under 'trained' and 'untrained'.
     """
-    found = _curves(model, config) | {
+    found = _curves(model, config, tokens=pictures["trained"].maps.shape[-1]) | {
         "matrix": _matrix(model, config),
         "similar_blocks": _bars(model, config),
     }
@@ -70,7 +73,7 @@ def draw_all(
     return found
 
 
-def _curves(model: dict[str, Any], config: CollapseConfig) -> dict[str, Figure]:
+def _curves(model: dict[str, Any], config: CollapseConfig, tokens: int) -> dict[str, Figure]:
     axis = config.axis
     kinds = [Maps.pre_mix, Maps.post_norm] if mixes(model) else [Maps.pre_mix]
 
@@ -85,12 +88,13 @@ def _curves(model: dict[str, Any], config: CollapseConfig) -> dict[str, Figure]:
                     for colour, maps in enumerate(kinds)
                     for state in STYLES
                 ],
+                COSINES,
             )
             for metric in Metric
         ]
 
-    def single(title: str, name: str, label: str) -> Panel:
-        return Panel(title, "block", label, [_line(model, state, name, "", 0) for state in STYLES])
+    def single(title: str, name: str, label: str, ends: tuple[float, float] | None = None) -> Panel:
+        return Panel(title, "block", label, [_line(model, state, name, "", 0) for state in STYLES], ends)
 
     contributed = [single("branch share", "branch_share", "|attention branch| / |x|")]
     if "map_swap" in model["trained"]["averages"]:
@@ -121,20 +125,28 @@ def _curves(model: dict[str, Any], config: CollapseConfig) -> dict[str, Figure]:
         ),
         "features": draw_lines(
             [
-                single("to the last block", "features", "cosine of features"),
-                single("between tokens of a block", "tokens", "cosine of features"),
+                single("to the last block", "features", "cosine of features", COSINES),
+                single("between tokens of a block", "tokens", "cosine of features", COSINES),
             ],
             "mean over tokens and images",
         ),
         "maps": draw_lines(
             [
-                single("entropy", "entropy", "nats"),
+                _entropy(model, tokens),
                 single("attention distance", "distance", "patches"),
                 single("rank", "rank", "singular values"),
             ],
             "pre-mix maps, mean over heads and images; rank: singular values above 0.001 of the largest",
         ),
     }
+
+
+def _entropy(model: dict[str, Any], tokens: int) -> Panel:
+    """Draw the entropy under that of a uniform map, log N, which is the largest there is."""
+    lines = [_line(model, state, "entropy", "", 0) for state in STYLES]
+    most = math.log(tokens)
+    uniform = Line(f"log {tokens}, uniform maps", lines[0].x, [most] * len(lines[0].x), 1, ":")
+    return Panel("entropy", "block", "nats", [*lines, uniform], (0.0, 1.05 * most))
 
 
 def mixes(model: dict[str, Any]) -> bool:
