@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,6 +44,28 @@ def seeded(seed: int) -> Iterator[None]:
     with generators_kept():
         seed_generators(seed)
         yield
+
+
+@contextmanager
+def deterministic_kernels(asked: bool) -> Iterator[None]:
+    """Let torch choose kernels that add in one order, if that is asked for, so that runs repeat on a GPU.
+
+    An operation that has no such kernel raises RuntimeError. On the CPU nothing changes: every kernel of a
+    training step adds in one order there, for a given number of threads.
+    """
+    if not asked:
+        yield
+        return
+    # cuBLAS reads it once, at its first product in a process: two workspaces of fixed sizes.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False  # it would choose by time
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]
 
 
 def permutation(count: int, seed: int) -> np.ndarray:

@@ -182,6 +182,8 @@ def explain(error: Exception, stage: str) -> UserError | None:
         return _too_many_files(first_line)
     if "can't start new thread" in text:
         return _too_many_processes(first_line)
+    if "deterministic implementation" in text:
+        return UserError(f"{first_line}\nnearest: trainer.deterministic=false")
     if "DataLoader worker" in text:
         return UserError(
             f"a loader process died ({first_line})\n"

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from deepvit_train.cli import main
+from deepvit_train.determinism import deterministic_kernels
 from deepvit_train.error import explain, nearest, slips, spelled
 from tests.conftest import forked
 
@@ -30,6 +31,14 @@ def test_no_compiler_is_told_of_with_the_key(tmp_path: Path) -> None:
 
     # In a process of its own: a compiled model starts threads, after which this one could not be forked.
     assert forked(work) == 0
+
+
+def test_an_operation_without_a_deterministic_kernel_is_told_of_with_the_key() -> None:
+    with deterministic_kernels(True), pytest.raises(RuntimeError) as error:
+        torch.zeros(3).put_(torch.tensor([0, 0]), torch.tensor([1.0, 2.0]))
+    first, second = str(explain(error.value, "train")).splitlines()
+    assert "put_" in first
+    assert second == "nearest: trainer.deterministic=false"
 
 
 def test_torchrun_is_told_the_cause(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from deepvit_train.data.dataset import Batch, TrainOrder
 from deepvit_train.data.index import ImageIndex
 from deepvit_train.data.loaders import Loaders
 from deepvit_train.data.patience import Patience
+from deepvit_train.determinism import deterministic_kernels
 from deepvit_train.distributed import world as distributed
 from deepvit_train.distributed.agreement import together
 from deepvit_train.distributed.world import World
@@ -69,6 +70,7 @@ def _build(config: TrainConfig, stack: ExitStack) -> Job:
     ranks.check_config(world, flatten(plain(config)))
     # The default name holds that of the data's folder, which may be another path on each rank.
     config.name, config.run_dir = world.first((config.name, config.run_dir))
+    stack.enter_context(deterministic_kernels(config.trainer.deterministic))
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     torch.manual_seed(config.seed)

@@ -124,6 +124,9 @@ class TrainerConfig(Section):
     device: Device = option("where to train; auto: on CUDA if there is any")
     threads: int | None = option("CPU threads; null: as torch chooses", low=1, high=4096)
     compile: Compile = option("how torch.compile compiles the model; true: default, false: none")
+    deterministic: bool = option(
+        "whether to use only GPU kernels that add in one order, so that a run repeats to the bit; slower"
+    )
     sync_norm: bool = option(
         "whether re-attention's BatchNorm takes its statistics over the batches of all ranks"
     )

@@ -22,6 +22,7 @@ FREE_KEYS = {
     "trainer.calibrate_images",
     "trainer.accumulate",
     "trainer.compile",
+    "trainer.deterministic",
     "trainer.device",
     "trainer.threads",
     "trainer.shard",
@@ -51,6 +52,7 @@ FREE_KEYS = {
 EFFECTS = {
     "trainer.accumulate": "sums round differently; BatchNorm and dropout see other parts of a batch",
     "trainer.compile": "results round differently",
+    "trainer.deterministic": "on a GPU results round differently",
     "trainer.eval_batch_size": "training does not change; statistics are calibrated on batches of this size",
     "trainer.calibrate_images": "training does not change; evaluations do",
     "data.max_bytes": "training changes only if images become readable or unreadable",

@@ -386,6 +386,39 @@ def test_a_compiled_run_continues_to_the_bit(tmp_path: Path) -> None:
     assert digests(tmp_path / "cut") == digests(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("attn", ["self", "reattention", "reattention_vit_pytorch", "talking_heads"])
+def test_deterministic_kernels_are_asked_for_and_change_no_bit_on_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attn: str
+) -> None:
+    seen = []
+    step = loop.train_step
+
+    def noting(*arguments: Any, **options: Any) -> Any:
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        return step(*arguments, **options)
+
+    monkeypatch.setattr(loop, "train_step", noting)
+    run = [f"attn={attn}", "trainer.ema_decay=0.9", "loss.cosine_weight=0.1", "model.drop_path=0.1"]
+    start(tmp_path / "plain", *run)
+    start(tmp_path / "asked", *run, "trainer.deterministic=true")
+    assert seen == [False] * (len(seen) // 2) + [True] * (len(seen) // 2)
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert digests(tmp_path / "asked") == digests(tmp_path / "plain")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("attn", ["self", "reattention", "reattention_vit_pytorch"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_gpu_repeats_itself_to_the_bit(tmp_path: Path, precision: str, attn: str) -> None:
+    run = [f"attn={attn}", f"trainer.precision={precision}", "trainer.deterministic=true"]
+    run += ["trainer.device=cuda", "trainer.ema_decay=0.9", "trainer.save_every_steps=3"]
+    start(tmp_path / "whole", *run)
+    start(tmp_path / "cut", *run, "trainer.max_steps=5")
+    start(tmp_path / "cut", *run)
+    assert digests(tmp_path / "cut") == digests(tmp_path / "whole")
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
