@@ -49,13 +49,13 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """A plot of lines. `y_range` fixes the ends of the y axis; with None matplotlib chooses them."""
+    """A plot of lines. `y_range` fixes the ends of the y axis; where it is None matplotlib chooses."""
 
     title: str
     x_label: str
     y_label: str
     lines: Sequence[Line]
-    y_range: tuple[float, float] | None = None
+    y_range: tuple[float | None, float | None] | None = None
 
 
 def draw_lines(panels: Sequence[Panel], caption: str) -> Figure:

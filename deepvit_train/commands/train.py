@@ -12,12 +12,13 @@ import torch
 
 from deepvit_train.collapse.probe import Probe
 from deepvit_train.commands.train_job import Job, Opened
+from deepvit_train.commands.train_report import report, result_of, tell_where
 from deepvit_train.commands.train_resume import go_on
 from deepvit_train.commands.train_summary import summary
-from deepvit_train.config.compose import as_yaml, compose_command, plain
+from deepvit_train.config.compose import as_yaml, plain
 from deepvit_train.config.preset import Architecture
 from deepvit_train.config.train import TrainConfig
-from deepvit_train.console import amount, console
+from deepvit_train.console import console
 from deepvit_train.data.bad_files import BadFiles
 from deepvit_train.data.dataset import Batch, TrainOrder
 from deepvit_train.data.index import ImageIndex
@@ -28,7 +29,7 @@ from deepvit_train.distributed import world as distributed
 from deepvit_train.distributed.agreement import together
 from deepvit_train.distributed.world import World
 from deepvit_train.models import DeepViT, start_from
-from deepvit_train.run.change import FREE_KEYS, flatten
+from deepvit_train.run.change import flatten
 from deepvit_train.run.description import ModelDescription
 from deepvit_train.run.environment import describe_environment, describe_rounding
 from deepvit_train.run.folder import RunFolder
@@ -42,7 +43,7 @@ from deepvit_train.training.origin import Origin, check_length, find_origin, ope
 from deepvit_train.training.plan import build_plan
 from deepvit_train.training.saver import Saver
 from deepvit_train.training.state import build_state, is_to_be_sharded
-from deepvit_train.training.validation import COUNTS, Validation, phrase, phrase_best
+from deepvit_train.training.validation import Validation, phrase
 from deepvit_train.training.watch import CollapseWatch
 
 
@@ -57,10 +58,10 @@ def run(config: TrainConfig) -> dict[str, Any]:
         resumed = go_on(job)
         if job.run.finished:
             job.run.say(f"finished already: {phrase(job.run.state.metrics)}")
-            _tell_where(job)
-            return _result(job)
+            tell_where(job)
+            return result_of(job)
         trainer = _fit(job, resumed, stack)
-        return _report(job, trainer)
+        return report(job, trainer.watch, trainer.tracker)
 
 
 def _build(config: TrainConfig, stack: ExitStack) -> Job:
@@ -214,44 +215,6 @@ def _about(job: Job) -> dict[str, Any]:
         "identity": identity.plain(),
         "rounding": describe_rounding(world.device, world.size),
     }
-
-
-def _report(job: Job, trainer: Trainer) -> dict[str, Any]:
-    """Log the outcome, write result.json, and say how the run ended."""
-    state, say, result = job.run.state, job.run.say, _result(job)
-    if (probe := trainer.watch.probe) is not None and probe.looks:
-        say(f"attention maps: looked at {amount(probe.looks, 'time')}, {probe.seconds:.2f} s in all")
-    config = flatten(plain(job.run.config))
-    trainer.tracker.outcome(config, _notable(config), state.metrics, state.step)
-    job.folder.write_result(result)
-    say(f"done at step {state.step}: {phrase(state.metrics)}")
-    _tell_where(job)
-    return result
-
-
-def _notable(config: dict[str, Any]) -> set[str]:
-    """Return the keys that tell a run from others: they affect its result and have not their default."""
-    usual = flatten(plain(compose_command("train", [])))
-    chosen = {key for key, value in config.items() if value != usual.get(key) and key not in FREE_KEYS}
-    return {"attn.kind", *chosen}
-
-
-def _tell_where(job: Job) -> None:
-    """Say which checkpoint is the best and where it lies, how to see the curves, and where all is."""
-    folder, best = job.folder.path, job.run.state.best
-    if best:
-        job.run.say(f"best: {phrase_best(best)}: {job.folder.checkpoints / 'best'}")
-    if job.run.world.is_main:
-        console.print(f"watch: tensorboard --logdir {folder.parent}", soft_wrap=True)
-    job.run.say(f"run folder: {folder}")
-
-
-def _result(job: Job) -> dict[str, Any]:
-    metrics = {name: value for name, value in job.run.state.metrics.items() if name not in COUNTS}
-    images, of = (job.run.state.metrics.get(name) for name in COUNTS)
-    partial = {} if images is None else {"partial": True, "images": images, "of": of}
-    labels = {"labels": job.labels.summary()} if job.labels.absent else {}
-    return {"run_dir": str(job.folder.path), **metrics, **partial, **labels}
 
 
 def _training_batches(job: Job, loaders: Loaders) -> Iterator[Batch]:
