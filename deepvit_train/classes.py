@@ -12,6 +12,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from deepvit_train.console import amount
 from deepvit_train.error import CheckpointError, DataError
 from deepvit_train.reading import read_bytes
 
@@ -38,7 +39,9 @@ def read_names(file: str, outputs: int) -> list[str]:
     """Read the names of a model's outputs, one a line. Raises DataError if they are not that many."""
     names = _lines(f"classes={file}", file)
     if len(names) != outputs:
-        raise DataError(f"classes={file}: holds {len(names)} names, but the model has {outputs} outputs")
+        raise DataError(
+            f"classes={file}: holds {len(names)} names, but the model has {amount(outputs, 'output')}"
+        )
     if len(set(names)) < len(names):
         twice = next(name for place, name in enumerate(names) if name in names[:place])
         raise DataError(f"classes={file}: names {twice!r} twice")

@@ -7,13 +7,16 @@ imports no torch.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
+import shutil
 import sys
-from collections.abc import Iterable
-from contextlib import suppress
+import textwrap
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from io import TextIOWrapper
-from typing import Any, TextIO, cast
+from typing import Any, TextIO, TypeVar, cast
 
 from rich.console import Console
 from rich.progress import (
@@ -24,8 +27,10 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 from rich.text import Text
 
+T = TypeVar("T")
 # What steers a terminal (C0, DEL and C1, but tab and line feed), turns the order of letters around, breaks a
 # line without a line feed, or is no character (surrogates: bytes of a file name that are not UTF-8).
 STEERING = re.compile(
@@ -38,6 +43,21 @@ READER_LEFT = {errno.EPIPE, errno.EIO}
 def printable(text: str) -> str:
     r"""Return text with an escape, such as `\x1b`, in place of each character that steers a terminal."""
     return STEERING.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def wrapped(text: str, width: int) -> str:
+    """Return text whose lines break between words. A path stays whole, to be copied."""
+    lines = [
+        textwrap.wrap(line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+        for line in text.split("\n")
+    ]
+    return "\n".join("\n".join(line) for line in lines)
+
+
+def amount(number: float, noun: str, plural: str | None = None) -> str:
+    """Return a number with its noun: '1 thread', '2 threads', '1,234 images'."""
+    digits = f"{number:,}" if isinstance(number, int) else f"{number:g}"
+    return f"{digits} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 class OutlivingStream:
@@ -130,7 +150,11 @@ def protect_streams() -> None:
 
 def tell_error(error: Exception) -> None:
     """Print an error that a user can mend to stderr."""
-    print(f"error: {printable(str(error))}", file=sys.stderr)
+    line = f"error: {printable(str(error))}"
+    with suppress(OSError, ValueError):  # a closed stream is asked whether it is a terminal
+        if sys.stderr.isatty():
+            line = wrapped(line, shutil.get_terminal_size().columns)
+    print(line, file=sys.stderr)
 
 
 def lost_output() -> Exception | None:
@@ -150,13 +174,28 @@ def _open_nothing(number: int) -> TextIO:
 
 
 class _EscapingConsole(Console):
-    """A console that escapes every string that it is given, in a table too, before it measures it."""
+    """A console that escapes every string that it is given, in a table too, before it measures it.
+
+    On a terminal lines break between words, and the rows of a table that is too wide are ruled off.
+    """
+
+    def print(self, *objects: Any, soft_wrap: bool | None = None, **options: Any) -> None:
+        """Print as rich does. With soft_wrap=True a line stays whole, as a command to be copied must."""
+        if self.is_terminal and soft_wrap is None:
+            objects = tuple(
+                wrapped(printable(each), self.width) if isinstance(each, str) else each for each in objects
+            )
+            for table in (each for each in objects if isinstance(each, Table)):
+                soft_wrap = False  # its cells may break
+                if self.measure(table, options=self.options.update(width=10_000)).maximum > self.width:
+                    table.show_lines = True
+        super().print(*objects, soft_wrap=soft_wrap, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(printable(text), **options)
 
 
-# Paths and figures are printed as they are: no markup, no colouring, no wrapping inside a word to be copied.
+# Paths and figures are printed as they are: no markup, no colouring, no break inside a word to be copied.
 # A notebook gets the same lines as a file, because rich would show each as HTML of its own there.
 PLAIN: Any = {"markup": False, "emoji": False, "highlight": False, "soft_wrap": True, "force_jupyter": False}
 console = _EscapingConsole(**PLAIN)
@@ -166,8 +205,31 @@ if not console.is_terminal:
 notes = _EscapingConsole(stderr=True, **PLAIN)
 
 
-def progress_bar(on: Console = console) -> Progress:
-    """Return a bar that shows steps done, time taken and time left. Only a terminal shows it."""
+def print_report(report: dict[str, Any]) -> None:
+    """Print what a command found as one line of JSON, for programs. A terminal shows it dimmed."""
+    line = json.dumps(report)
+    if console.is_terminal:
+        console.print(Text(printable(line), style="dim"), soft_wrap=True)
+    else:
+        print(line, flush=True)
+
+
+@contextmanager
+def counted(batches: Iterable[T], title: str, shown: bool = True) -> Iterator[Iterable[T]]:
+    """Give the same batches, with a bar on the terminal that counts them, and that goes when they end."""
+    if not (shown and console.is_terminal):
+        yield batches
+        return
+    with progress_bar(transient=True) as bar:
+        yield bar.track(batches, description=title)
+
+
+def progress_bar(on: Console = console, transient: bool = False) -> Progress:
+    """Return a bar that shows steps done, time taken and time left. Only a terminal shows it.
+
+    Args:
+        transient: remove the bar at its end.
+    """
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -177,6 +239,7 @@ def progress_bar(on: Console = console) -> Progress:
         TimeRemainingColumn(),
         console=on,
         disable=not on.is_terminal,
+        transient=transient,
         # rich would take prints over, and read control codes in them.
         redirect_stdout=False,
         redirect_stderr=False,

@@ -49,13 +49,13 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """A plot of lines. `y_range` fixes the ends of the y axis; with None matplotlib chooses them."""
+    """A plot of lines. `y_range` fixes the ends of the y axis; where it is None matplotlib chooses."""
 
     title: str
     x_label: str
     y_label: str
     lines: Sequence[Line]
-    y_range: tuple[float, float] | None = None
+    y_range: tuple[float | None, float | None] | None = None
 
 
 def draw_lines(panels: Sequence[Panel], caption: str) -> Figure:
@@ -82,6 +82,16 @@ def draw_lines(panels: Sequence[Panel], caption: str) -> Figure:
         figure.legend(handles.values(), handles.keys(), loc="outside right upper", frameon=False, fontsize=8)
         figure.supxlabel(caption, fontsize=8, color="#555555")
         return figure
+
+
+def share_axes(figures: Sequence[Figure]) -> None:
+    """Give the panels of several figures that show the same the same ends of their axes."""
+    panels = [[axis for axis in figure.axes if axis.lines] for figure in figures]
+    for same in zip(*panels, strict=False):
+        x = [end for axis in same for end in axis.get_xlim()]
+        y = [end for axis in same for end in axis.get_ylim()]
+        for axis in same:
+            axis.set(xlim=(min(x), max(x)), ylim=(min(y), max(y)))
 
 
 @dataclass(frozen=True)
@@ -118,6 +128,8 @@ def draw_heat(
                 shown = axis.imshow(heat.values, cmap=colours, vmin=limits[0], vmax=limits[1])
                 axis.set_title(heat.title, fontsize=8)
                 axis.tick_params(labelsize=6)
+                for side in (axis.xaxis, axis.yaxis):
+                    side.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         figure.colorbar(shown, ax=axes, shrink=0.8)
         figure.supxlabel(f"{labels[0]}\n{caption}", fontsize=8, color="#555555")
         figure.supylabel(labels[1], fontsize=8, color="#555555")

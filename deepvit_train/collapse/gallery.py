@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,9 @@ from deepvit_train.config.collapse import CollapseConfig, Maps, Metric
 from deepvit_train.models.record import record_maps
 
 STYLES = {"trained": "-", "untrained": "--"}
+# Ends of an axis of cosines: on a scale of its own, the noise of values near 1 would look like a signal.
+COSINES = (-0.25, 1.05)  # at least
+FROM_ZERO = (0.0, None)
 COLUMNS = 8  # heat maps or overlays in a row; of a deeper model only so many blocks are shown
 
 
@@ -60,7 +64,7 @@ def draw_all(
         images: (B, 3, height, width) in 0..1, the images of the pictures.
         pictures: what the model attends to, under 'trained' and 'untrained'.
     """
-    found = _curves(model, config) | {
+    found = _curves(model, config, tokens=pictures["trained"].maps.shape[-1]) | {
         "matrix": _matrix(model, config),
         "similar_blocks": _bars(model, config),
     }
@@ -70,28 +74,29 @@ def draw_all(
     return found
 
 
-def _curves(model: dict[str, Any], config: CollapseConfig) -> dict[str, Figure]:
+def _curves(model: dict[str, Any], config: CollapseConfig, tokens: int) -> dict[str, Figure]:
     axis = config.axis
     kinds = [Maps.pre_mix, Maps.post_norm] if mixes(model) else [Maps.pre_mix]
 
-    def by_maps(kind: str) -> list[Panel]:
+    def by_maps(kind: str, label: str, names: dict[str, str], cosine: bool = True) -> list[Panel]:
         return [
-            Panel(
-                f"{metric} maps",
-                "block",
-                "cosine",
+            _panel(
+                title,
+                label,
                 [
-                    _line(model, state, f"{kind}/{maps}/{metric}/{axis}", maps.label, colour)
+                    _line(model, state, f"{kind}/{maps}{name}", maps.label, colour)
                     for colour, maps in enumerate(kinds)
                     for state in STYLES
                 ],
+                cosine,
             )
-            for metric in Metric
+            for title, name in names.items()
         ]
 
-    def single(title: str, name: str, label: str) -> Panel:
-        return Panel(title, "block", label, [_line(model, state, name, "", 0) for state in STYLES])
+    def single(title: str, name: str, label: str, cosine: bool = False) -> Panel:
+        return _panel(title, label, [_line(model, state, name, "", 0) for state in STYLES], cosine)
 
+    metrics = {f"{metric} maps": f"/{metric}/{axis}" for metric in Metric}
     contributed = [single("branch share", "branch_share", "|attention branch| / |x|")]
     if "map_swap" in model["trained"]["averages"]:
         contributed += [
@@ -102,39 +107,49 @@ def _curves(model: dict[str, Any], config: CollapseConfig) -> dict[str, Figure]:
         "contribution": draw_lines(contributed, "one block is changed at a time; means over images"),
         "similarity": draw_lines(
             [
-                *by_maps("similarity"),
-                Panel(
-                    "deviation |A - 1/N|",
-                    "block",
-                    "length of a row less its mean",
-                    [
-                        _line(model, state, f"deviation/{maps}", maps.label, colour)
-                        for colour, maps in enumerate(kinds)
-                        for state in STYLES
-                    ],
+                *by_maps("similarity", "cosine", metrics),
+                *by_maps(
+                    "deviation", "length of a row less its mean", {"deviation |A - 1/N|": ""}, cosine=False
                 ),
             ],
             f"{axis} cosine between each block's maps and those of the block before",
         ),
         "head_similarity": draw_lines(
-            by_maps("heads"), f"{axis} cosine between two heads of one block, mean"
+            by_maps("heads", "cosine", metrics), f"{axis} cosine between two heads of one block, mean"
         ),
         "features": draw_lines(
             [
-                single("to the last block", "features", "cosine of features"),
-                single("between tokens of a block", "tokens", "cosine of features"),
+                single("to the last block", "features", "cosine of features", cosine=True),
+                single("between tokens of a block", "tokens", "cosine of features", cosine=True),
             ],
             "mean over tokens and images",
         ),
         "maps": draw_lines(
             [
-                single("entropy", "entropy", "nats"),
+                _entropy(model, tokens),
                 single("attention distance", "distance", "patches"),
                 single("rank", "rank", "singular values"),
             ],
             "pre-mix maps, mean over heads and images; rank: singular values above 0.001 of the largest",
         ),
     }
+
+
+def _panel(title: str, label: str, lines: list[Line], cosine: bool) -> Panel:
+    """Return a panel over blocks whose axis holds all values, and does not blow up small differences."""
+    values = [value for line in lines for value in line.y if math.isfinite(value)]
+    lowest = min(values, default=0.0)
+    if cosine:
+        return Panel(title, "block", label, lines, (min(COSINES[0], lowest - 0.05), COSINES[1]))
+    return Panel(title, "block", label, lines, FROM_ZERO if lowest >= 0 else None)
+
+
+def _entropy(model: dict[str, Any], tokens: int) -> Panel:
+    """Draw the entropy under that of a uniform map, log N, which is the largest there is."""
+    lines = [_line(model, state, "entropy", "", 0) for state in STYLES]
+    most = math.log(tokens)
+    uniform = Line(f"log {tokens}, uniform maps", lines[0].x, [most] * len(lines[0].x), 1, ":")
+    return Panel("entropy", "block", "nats", [*lines, uniform], (0.0, 1.05 * most))
 
 
 def mixes(model: dict[str, Any]) -> bool:

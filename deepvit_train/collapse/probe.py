@@ -9,25 +9,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from deepvit_train.collapse import measure
 from deepvit_train.collapse.contribution import contributions, replaceable
+from deepvit_train.collapse.picture import draw_matrices
 from deepvit_train.config.collapse import CollapseConfig, Maps, Metric
 from deepvit_train.models.record import BlockRecord, record_maps
 
 CHUNK = 8  # images whose maps are in memory at a time
 SWAPPED = 8  # blocks whose maps are swapped, which keeps the cost of a look under 1 % of the training
-CELL = 8  # side of one matrix entry in the picture, pixels
 
 
 @dataclass(frozen=True)
 class Look:
-    """The result of a probe: scalars by TensorBoard name, and the similarity matrix as an image."""
+    """The result of a probe: scalars by TensorBoard name, and the similarity matrices as a picture."""
 
     scalars: dict[str, float]
-    picture: Tensor  # (1, 3, S, S) in 0..1
+    picture: Tensor  # (1, 3, height, width) in 0..1
 
     @property
     def replaceable(self) -> float:
@@ -83,8 +82,8 @@ class Probe:
         return found
 
     def _summary(self, found: dict[str, Tensor]) -> Look:
-        chosen = f"{self.config.maps}/{self.config.metric}"
-        matrix = found.get(chosen, found[f"{Maps.pre_mix}/{self.config.metric}"])
+        maps = self.config.maps if f"{self.config.maps}/{self.config.metric}" in found else Maps.pre_mix
+        matrix = found[f"{maps}/{self.config.metric}"]
         similar = measure.similar_blocks(matrix, self.config.threshold, self.config.k)
         scalars = {
             "collapse/replaceable_ratio": replaceable(found["map_swap"], self.config.swap_rise),
@@ -104,7 +103,8 @@ class Probe:
                 scalars[f"collapse/head_similarity_{rest}"] = float(value.mean())
         scalars["collapse/feature_cosine_to_last"] = float(found["features"][:, -1].mean())
         scalars["collapse/token_similarity_last"] = float(found["tokens"])
-        return Look(scalars, _picture(matrix))
+        pictured = {f"{maps.label} maps, {each} cosine": found[f"{maps}/{each}"] for each in reversed(Metric)}
+        return Look(scalars, draw_matrices(pictured))
 
 
 @contextmanager
@@ -125,10 +125,3 @@ def _batch_statistics(model: nn.Module) -> Iterator[None]:
     finally:
         for norm, mean, variance in kept:
             norm.running_mean, norm.running_var = mean, variance
-
-
-def _picture(matrix: Tensor) -> Tensor:
-    """Colour a similarity matrix (L, L): blue is -1, white 0, red 1. -> (1, 3, S, S) in 0..1."""
-    values = repeat(matrix.float().clamp(-1, 1), "p q -> (p a) (q b)", a=CELL, b=CELL)
-    red, blue = 1 - (-values).clamp(min=0), 1 - values.clamp(min=0)
-    return rearrange(torch.stack([red, torch.minimum(red, blue), blue]), "c p q -> 1 c p q")

@@ -86,9 +86,45 @@ def write_html(analysis: dict[str, Any], drawn: list[dict[str, Path]], config: C
         for name, title, text in SECTIONS
         if any(name in figures for figures in drawn)
     ]
+    conclusions = [conclude(model, analysis["data"], config) for model in analysis["models"]]
     findings = [find(model, config) for model in analysis["models"]]
     template = environment.get_template("report.html.j2")
-    return template.render(analysis=analysis, findings=findings, sections=sections, definition=config.legend)
+    return template.render(
+        analysis=analysis,
+        conclusions=conclusions,
+        findings=findings,
+        sections=sections,
+        definition=config.legend,
+    )
+
+
+def conclude(model: dict[str, Any], data: dict[str, Any], config: CollapseConfig) -> str:
+    """Say in one or two sentences how good a model is and how many of its blocks' maps matter."""
+    lines = [_accuracy(model, data)]
+    if "map_swap" in model["trained"]["averages"]:
+        found = [by_block(model[state], "map_swap").values() for state in ("trained", "untrained")]
+        matter, before = (sum(rise >= config.swap_rise for rise in rises) for rises in found)
+        lines.append(
+            f"The attention maps of {matter} of the {len(found[0])} blocks after the first matter, untrained "
+            f"those of {before}: the loss rises by {config.swap_rise:g} or more when a block uses the maps "
+            "of the block before."
+        )
+    else:
+        name = f"{config.maps}/{config.metric}/{config.axis}"
+        counts = [model[state]["similar_blocks"][name]["count"] for state in ("trained", "untrained")]
+        lines.append(f"{counts[0]} of its blocks are similar to those before them, {counts[1]} untrained.")
+    return " ".join(lines)
+
+
+def _accuracy(model: dict[str, Any], data: dict[str, Any]) -> str:
+    """Say the accuracy that was measured for this report, or else the one that the checkpoint knows."""
+    if model["accuracy"]:
+        return f"Top-1 is {model['accuracy']['calibrated']['top1']:.4f} on {data['split']} of {data['name']}."
+    known = model["evaluated"]
+    if known is None:
+        return "Its accuracy is not known (accuracy=true measures it)."
+    partial = "" if known["images"] is None else f", on {known['images']:.0f} of {known['of']:.0f} images"
+    return f"Top-1 was {known['top1']:.4f} on its own validation images at step {known['step']}{partial}."
 
 
 def find(model: dict[str, Any], config: CollapseConfig) -> list[str]:

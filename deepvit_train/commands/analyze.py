@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,12 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from deepvit_train.atomic import make_folder, write_text
+from deepvit_train.atomic import make_folder, remove, write_text
 from deepvit_train.collapse.contribution import contributions
-from deepvit_train.collapse.figure import save
+from deepvit_train.collapse.figure import save, share_axes
 from deepvit_train.collapse.gallery import draw_all, take_pictures
 from deepvit_train.collapse.measurement import as_data, measure_model, theta_of
-from deepvit_train.collapse.report import write_html
+from deepvit_train.collapse.report import SECTIONS, write_html
 from deepvit_train.commands.analyze_subject import TIMM, Subject, data_of, from_checkpoint, from_timm
 from deepvit_train.config.analyze import AnalyzeConfig
 from deepvit_train.config.recipe import Precision
@@ -34,6 +36,7 @@ from deepvit_train.evaluation.loaded import LoadedModel, measure_statistics
 from deepvit_train.models import DeepViT
 
 IMAGES_SEED = 0  # the choice of images is the same for every model
+PREFIXES = ("", "compare_")  # of the figures of the first model and the second
 PICTURES = 4  # images whose attention is shown
 
 
@@ -76,6 +79,8 @@ def run(config: AnalyzeConfig) -> dict[str, Any]:
             _figures(subject, entry, batches, config, world)
             for subject, entry, batches in zip(subjects, analyses, seen, strict=True)
         ]
+        for name in set(drawn[0]).intersection(*drawn[1:]):
+            share_axes([figures[name] for figures in drawn])
         files = _save_figures(drawn, out / "figures")
         write_text(out / "report.html", write_html(analysis, files, config.collapse))
         console.print(f"written: {out / 'figures'}\nread: {out / 'report.html'}")
@@ -94,6 +99,8 @@ def _subjects(config: AnalyzeConfig) -> list[Subject]:
     if config.compare is not None:
         is_timm = config.compare.startswith(TIMM)
         found.append(from_timm(config.compare, None) if is_timm else ours(config.compare, "compare"))
+    if len({subject.label for subject in found}) < len(found):  # runs of one name in two folders
+        found = [replace(subject, label=str(subject.home)) for subject in found]
     if config.accuracy and any(subject.loaded is None for subject in found):
         raise ConfigError("accuracy=true needs checkpoints of deepvit-train; nearest: accuracy=false")
     return found
@@ -156,15 +163,24 @@ def _figures(
 
 
 def _save_figures(drawn: list[dict[str, Figure]], folder: Path) -> list[dict[str, Path]]:
-    """Write the figures. The names of the second model's begin with compare_."""
+    """Write the figures, and remove those of an earlier report that this one lacks.
+
+    The names of the second model's begin with compare_.
+    """
     try:
         make_folder(folder.parent, folder.name)
-        return [
+        written = [
             {name: save(figure, folder, f"{prefix}{name}") for name, figure in figures.items()}
-            for prefix, figures in zip(("", "compare_"), drawn, strict=False)
+            for prefix, figures in zip(PREFIXES, drawn, strict=False)
         ]
     except OSError as error:
         raise OutputError(f"{folder}: can't be written ({error.strerror})") from None
+    kept = {file for files in written for file in files.values()}
+    for prefix, (name, *_), kind in itertools.product(PREFIXES, SECTIONS, ("svg", "png")):
+        old = folder / f"{prefix}{name}.{kind}"
+        if old not in kept and old.is_file():
+            remove(old)
+    return written
 
 
 def _statistics_of_images(

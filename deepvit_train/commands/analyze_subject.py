@@ -15,11 +15,12 @@ from torch import nn
 from deepvit_train.config.data import DataConfig
 from deepvit_train.config.preprocessing import Interpolation, Preprocessing
 from deepvit_train.config.preset import plain_from
+from deepvit_train.console import amount
 from deepvit_train.error import CheckpointError, ConfigError, nearest
 from deepvit_train.evaluation.loaded import LoadedModel, load
 from deepvit_train.models import DeepViT
 from deepvit_train.models.importer.file import read_source
-from deepvit_train.run.checkpoint import find
+from deepvit_train.run.checkpoint import find, read_state
 
 TIMM = "timm:"
 
@@ -29,7 +30,7 @@ class Subject:
     """A model to be analysed.
 
     Args:
-        label: the model in a few words, for the report.
+        label: the name of its run's folder or of its file, for the report.
         description: what analysis.json says about the model.
         model: the model as it was trained.
         fresh: builds the same model untrained, from the seed that its run used.
@@ -62,9 +63,13 @@ def from_checkpoint(
         torch.manual_seed(loaded.description.seed)
         return DeepViT(loaded.architecture, loaded.model.num_classes)
 
+    home = loaded.found.run or loaded.found.file.with_suffix("")
     return Subject(
-        label=f"{attn.kind}, {shape.depth} blocks, dim {shape.dim}, {shape.heads} heads",
+        label=home.name,
         description={
+            "shape": f"{attn.kind}, {amount(shape.depth, 'block')}, dim {shape.dim}, "
+            f"{amount(shape.heads, 'head')}",
+            "evaluated": _evaluated(loaded),
             "checkpoint": str(loaded.found.file),
             "weights": loaded.weights,
             "model": plain_from(shape),
@@ -73,9 +78,19 @@ def from_checkpoint(
         model=loaded.model,
         fresh=fresh,
         preprocessing=shape.preprocessing,
-        home=loaded.found.run or loaded.found.file.with_suffix(""),
+        home=home,
         loaded=loaded,
     )
+
+
+def _evaluated(loaded: LoadedModel) -> dict[str, Any] | None:
+    """Return what the training found these weights to be worth, or None if their checkpoint does not say."""
+    state = {} if loaded.found.folder is None else read_state(loaded.found.folder)
+    step, metrics = state.get("step"), state.get("metrics", {})
+    top1 = metrics.get("val/top1" if loaded.weights == "live" else f"val_{loaded.weights}/top1")
+    if top1 is None or state.get("evaluated_step") != step:
+        return None
+    return {"step": step, "top1": top1, "images": metrics.get("val/images"), "of": metrics.get("val/of")}
 
 
 def from_timm(name: str, file: str | None) -> Subject:
@@ -104,7 +119,14 @@ def from_timm(name: str, file: str | None) -> Subject:
             raise CheckpointError(f"checkpoint={file}: does not fit timm's {name} ({reason})") from None
     return Subject(
         label=name if file else f"{name}, untrained",
-        description={"checkpoint": file, "weights": None, "model": f"{TIMM}{name}", "attn": None},
+        description={
+            "shape": f"timm's {name}",
+            "evaluated": None,
+            "checkpoint": file,
+            "weights": None,
+            "model": f"{TIMM}{name}",
+            "attn": None,
+        },
         model=model,
         fresh=fresh,
         preprocessing=_preprocessing(model),

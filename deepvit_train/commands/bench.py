@@ -25,7 +25,7 @@ from deepvit_train.config.bench import FORMULA, BenchConfig
 from deepvit_train.config.compose import plain
 from deepvit_train.config.model import ModelConfig
 from deepvit_train.config.preset import Architecture, attention_preset
-from deepvit_train.console import console
+from deepvit_train.console import amount, console, print_report
 from deepvit_train.distributed.world import choose_device
 from deepvit_train.error import ConfigError, OutputError
 from deepvit_train.models import DeepViT, ReAttention
@@ -80,7 +80,7 @@ def run(config: BenchConfig) -> dict[str, Any]:
             plot(report, Path(config.plot).expanduser())
     except OSError as error:
         raise OutputError(f"{error.filename}: can't be written ({error.strerror})") from None
-    print(json.dumps(report), flush=True)
+    print_report(report)
     return report
 
 
@@ -229,7 +229,7 @@ def _table(config: BenchConfig, rows: list[Row]) -> Table:
     value = "" if rows[0].value is None else f", {config.vary}={rows[0].value}"
     title = (
         f"medians of {config.repeats}, batch {config.batch_size}, {config.precision}, "
-        f"{torch.get_num_threads()} threads{value}"
+        f"{amount(torch.get_num_threads(), 'thread')}{value}"
     )
     table = Table(title=title)
     table.add_column("contender", no_wrap=True)

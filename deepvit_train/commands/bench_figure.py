@@ -10,6 +10,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from deepvit_train.atomic import replacing
+from deepvit_train.console import amount
 
 # Fields of a row, and the names of their axes.
 PANELS = {
@@ -32,7 +33,8 @@ def plot(report: dict[str, Any], file: Path) -> None:
         axes.minorticks_off()
         axes.grid(alpha=0.3)
     figure.axes[0].legend()
-    title = f"batch {config['batch_size']}, {config['precision']}, {report['machine']['threads']} threads"
+    threads = amount(report["machine"]["threads"], "thread")
+    title = f"batch {config['batch_size']}, {config['precision']}, {threads}"
     figure.suptitle(f"{title}, medians of {config['repeats']}")
     with rc_context({"svg.fonttype": "none"}):  # text stays text
         figure.savefig(drawn := io.BytesIO(), format=file.suffix.removeprefix("."))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from deepvit_train.atomic import new_folder
 from deepvit_train.classes import shortened
 from deepvit_train.config.convert import ConvertConfig
 from deepvit_train.config.preset import Architecture
-from deepvit_train.console import console
+from deepvit_train.console import amount, console, print_report
 from deepvit_train.error import OutputError
 from deepvit_train.models.importer import Imported, import_model
 from deepvit_train.models.summary import count_parameters
@@ -46,7 +45,7 @@ def run(config: ConvertConfig) -> dict[str, Any]:
         "parameters": parameters,
         "classes": imported.model.num_classes,
     }
-    print(json.dumps(report), flush=True)
+    print_report(report)
     return report
 
 
@@ -73,7 +72,7 @@ def _told(architecture: Architecture) -> list[str]:
     )
     return [
         f"from the tensors: {model.image_size} px, patch {model.patch_size}, {model.stem} stem, "
-        f"dim {model.dim}, {model.depth} blocks, {model.heads} heads, "
+        f"dim {model.dim}, {amount(model.depth, 'block')}, {amount(model.heads, 'head')}, "
         f"mlp_ratio {model.mlp_ratio:g}; {mixing}",
         f"not in the tensors: pool={model.pool} transform_scale={attn.transform_scale} "
         f"residual_scale={model.residual_scale:g} norm_eps={model.norm_eps:g} mean={model.mean} "

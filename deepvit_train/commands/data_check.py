@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -19,7 +18,7 @@ from rich.table import Table
 
 from deepvit_train.config.data_check import DataCheckConfig
 from deepvit_train.config.preset import Architecture
-from deepvit_train.console import console, progress_bar
+from deepvit_train.console import amount, console, print_report, progress_bar
 from deepvit_train.data import check
 from deepvit_train.data.decode import BadImageError, Picture, parse_picture
 from deepvit_train.data.index import ImageIndex, data_root
@@ -85,7 +84,7 @@ def run(config: DataCheckConfig) -> dict[str, Any]:
     _tell(report)
     if splits[0].bad > config.data.max_bad:
         console.print(f"training would stop: more bad images than data.max_bad={config.data.max_bad}")
-    print(json.dumps(report), flush=True)
+    print_report(report)
     if errors:
         raise DataError(f"errors in {root}: {len(errors)}; the first: {errors[0]}")
     return report
@@ -202,13 +201,15 @@ def _tell(report: dict[str, Any]) -> None:
         table.add_row(row.replace("_", " "), *(_phrase(statistics[row]) for statistics in splits.values()))
     console.print(table)
     if timing := report["timing"]:
-        table = Table("part of a step", "ms an image", "", title=f"{timing['images']} images, one process")
+        timed = amount(timing["images"], "image")
+        table = Table("part of a step", "ms an image", "", title=f"{timed}, one process")
         for part, taken in timing["ms_an_image"].items():
             table.add_row(part, f"{taken:.3f}", PARTS[part])
         console.print(table)
         console.print(
-            f"data.workers={timing['workers']} keeps up with {timing['device']} at {timing['batch_size']} "
-            f"images a batch; this machine has {timing['cores']} cores"
+            f"data.workers={timing['workers']} keeps up with {timing['device']} at "
+            f"{amount(timing['batch_size'], 'image')} a batch; "
+            f"this machine has {amount(timing['cores'], 'core')}"
         )
     for kind in ("errors", "warnings"):
         for line in report[kind][:SHOWN]:

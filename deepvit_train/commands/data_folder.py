@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 from typing import Any
 
 from deepvit_train.atomic import new_folder
 from deepvit_train.config.data_folder import DataDemoConfig, DataFashionMnistConfig
-from deepvit_train.console import console
+from deepvit_train.console import amount, console, print_report
 from deepvit_train.data.digits import write_digits
 from deepvit_train.data.fashion_mnist import write_fashion_mnist
 
@@ -35,11 +34,11 @@ def run(config: DataDemoConfig | DataFashionMnistConfig) -> dict[str, Any]:
             images = write_digits(folder)
     classes = sum(entry.is_dir() for entry in (out / "train").iterdir())
     console.print(
-        f"written: {out}: {images['train']:,} training and {images['val']:,} validation images in {classes} "
-        "classes"
+        f"written: {out}: {images['train']:,} training and {amount(images['val'], 'validation image')} in "
+        f"{amount(classes, 'class', 'classes')}"
     )
     folder, fitting = shlex.quote(f"data.root={out}"), FITTING[type(config)]
     console.print(f"train on them: deepvit-train data=imagefolder {folder} {fitting}", soft_wrap=True)
     report = {"out": str(out), "classes": classes, "images": images}
-    print(json.dumps(report), flush=True)
+    print_report(report)
     return report

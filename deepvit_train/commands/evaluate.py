@@ -8,7 +8,7 @@ import torch
 
 from deepvit_train.commands.evaluate_result import Evaluated
 from deepvit_train.config.evaluate import EvalConfig
-from deepvit_train.console import console
+from deepvit_train.console import amount, console
 from deepvit_train.data.index import open_split
 from deepvit_train.data.layout import layout_warnings
 from deepvit_train.data.loaders import Loaders
@@ -59,7 +59,7 @@ def run(config: EvalConfig) -> dict[str, Any]:
     if loaded.needs_calibration:
         say(
             f"no calibrated statistics for these weights at {preprocessing.image_size} pixels: "
-            f"calibrating on {loaded.description.calibrate_images} training images"
+            f"calibrating on {amount(loaded.description.calibrate_images, 'training image')}"
         )
         statistics = measure_statistics(loaded, loaders, config.batch_size, config.precision, say)
     batches = loaders.evaluation(index, config.batch_size, config.limit_batches)

@@ -19,7 +19,7 @@ from deepvit_train.config.data import DataConfig
 from deepvit_train.config.evaluate import EvalConfig
 from deepvit_train.config.preset import plain_from
 from deepvit_train.config.recipe import Precision
-from deepvit_train.console import console
+from deepvit_train.console import amount, console, print_report
 from deepvit_train.data.label import Labels
 from deepvit_train.error import OutputError
 from deepvit_train.evaluation.accuracy import EvalResult
@@ -131,10 +131,11 @@ class Evaluated:
             console.print(f"classes without an image: {unseen}; nothing is known of them")
         if result.not_finite:
             console.print(
-                f"warning: outputs for {result.not_finite} images are NaN or infinite; they count as wrong"
+                f"warning: outputs for {amount(result.not_finite, 'image')} are NaN or infinite; they count "
+                "as wrong"
             )
         console.print(written)
-        print(json.dumps(report), flush=True)
+        print_report(report)
         if refused is not None:
             raise refused
 
@@ -149,7 +150,7 @@ def preprocessing_of(loaded: LoadedModel) -> dict[str, Any]:
 def _table(evaluated: Evaluated, per_class: list[tuple[float, str, int]]) -> Table:
     result = evaluated.result
     of = f" of {evaluated.total}, so partial" if evaluated.partial else ""
-    title = f"{evaluated.data.split}: {result.images} images{of}"
+    title = f"{evaluated.data.split}: {amount(result.images, 'image')}{of}"
     table = Table("class", "top-1", "images", title=title)
     for accuracy, name, images in per_class[:WORST_CLASSES]:
         table.add_row(readable(name), f"{accuracy:.4f}", str(images))

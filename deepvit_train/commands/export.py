@@ -23,7 +23,7 @@ from deepvit_train.commands.export_timm import check_timm, write_timm
 from deepvit_train.config.export import ExportConfig, ExportFormat
 from deepvit_train.config.preset import plain_from
 from deepvit_train.config.recipe import Precision
-from deepvit_train.console import console
+from deepvit_train.console import amount, console, print_report
 from deepvit_train.data.index import ImageIndex, open_split
 from deepvit_train.data.label import Labels
 from deepvit_train.data.loaders import Loaders
@@ -87,7 +87,7 @@ def _statistics(loaded: LoadedModel, loaders: Loaders, config: ExportConfig) -> 
     """Return the calibrated statistics of the model, measured now if its file has none."""
     if not loaded.needs_calibration:
         return loaded.statistics
-    console.print(f"calibrating on {loaded.description.calibrate_images} training images")
+    console.print(f"calibrating on {amount(loaded.description.calibrate_images, 'training image')}")
     return measure_statistics(loaded, loaders, config.batch_size, Precision.fp32, console.print)
 
 
@@ -146,13 +146,10 @@ def _write(loaded: LoadedModel, description: dict[str, Any], config: ExportConfi
 def _tell(report: dict[str, Any], out: Path) -> None:
     check, size = report["check"], (out / report["file"]).stat().st_size
     console.print(
-        f"{check['program_exported']} on {check['images']} images: logits differ by at most "
+        f"{check['program_exported']} on {amount(check['images'], 'image')}: logits differ by at most "
         f"{check['largest_difference']:.2g}; the same first class for {check['top1_agreement']:.2%}; top-1 "
         f"{check['top1_exported']:.4f}, here {check['top1']:.4f}; {check['images_per_s_exported']} images/s, "
         f"here {check['images_per_s']}"
     )
     console.print(f"written: {out / report['file']} ({size / 1e6:.1f} MB) and {out / 'model.json'}")
-    print(
-        json.dumps({"out": str(out), "format": report["format"], "numbers": report["numbers"], **check}),
-        flush=True,
-    )
+    print_report({"out": str(out), "format": report["format"], "numbers": report["numbers"], **check})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from deepvit_train.commands.predict_overlay import draw_overlays, overlay_name
 from deepvit_train.commands.predict_row import RowWriter, rows_into, save_features
 from deepvit_train.config.data import DataConfig
 from deepvit_train.config.predict import PredictConfig
-from deepvit_train.console import notes, progress_bar
+from deepvit_train.console import amount, notes, print_report, progress_bar
 from deepvit_train.data.dataset import Batch
 from deepvit_train.data.index import ImageIndex, open_split
 from deepvit_train.data.loaders import Loaders
@@ -49,7 +48,7 @@ def run(config: PredictConfig) -> dict[str, Any]:
 
     loaders, statistics = Loaders(loaded.architecture.model.preprocessing, data, world), loaded.statistics
     if loaded.needs_calibration:
-        notes.print(f"calibrating on {loaded.description.calibrate_images} training images")
+        notes.print(f"calibrating on {amount(loaded.description.calibrate_images, 'training image')}")
         statistics = measure_statistics(loaded, loaders, config.batch_size, config.precision, notes.print)
     out = None if config.out is None else Path(config.out).expanduser()
     with using(loaded.model, statistics), rows_into(out, sys.stdout) as stream, ExitStack() as stack:
@@ -176,12 +175,13 @@ def _report(predictor: Predictor, config: PredictConfig, seconds: float) -> dict
     } | ({"not_finite": predictor.not_finite} if predictor.not_finite else {})
     if predictor.not_finite:
         notes.print(
-            f"warning: outputs for {predictor.not_finite} images are NaN or infinite, so they have no row"
+            f"warning: outputs for {amount(predictor.not_finite, 'image')} are NaN or infinite, so they have "
+            "no row"
         )
     notes.print(
-        f"{predictor.rows} images predicted, {len(predictor.bad)} bad ones left out, "
+        f"{amount(predictor.rows, 'image')} predicted, {amount(len(predictor.bad), 'bad one')} left out, "
         f"{report['images_per_s']} images/s"
     )
     if config.out is not None:
-        print(json.dumps(report), flush=True)
+        print_report(report)
     return report

@@ -24,7 +24,7 @@ from deepvit_train.commands.study_store import read_cell, read_losses, read_sett
 from deepvit_train.commands.study_table import figures, table
 from deepvit_train.config.compose import compose_command, plain
 from deepvit_train.config.study import GridConfig, StudyConfig
-from deepvit_train.console import console
+from deepvit_train.console import amount, console
 from deepvit_train.data.subset import copy_images
 from deepvit_train.error import ConfigError, Interrupted, OutputError, UserError
 from deepvit_train.reading import read_json
@@ -70,7 +70,7 @@ def run(config: StudyConfig) -> dict[str, Any]:
 
     with CellProcesses(out) as processes:
         due = [cell for cell in cells if _stored(out, cell).get("status") != "done"]
-        console.print(f"{len(cells)} cells, {len(cells) - len(due)} finished; folder: {out}")
+        console.print(f"{amount(len(cells), 'cell')}, {len(cells) - len(due)} finished; folder: {out}")
         for number, cell in enumerate(due[: config.limit_cells], start=1):
             if processes.stop:
                 raise Interrupted("stopped between two cells; the same command goes on", processes.stop)

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from deepvit_train.collapse.figure import Line, Panel, draw_lines
 from deepvit_train.config.collapse import CollapseConfig
 from deepvit_train.config.study import GridConfig
+from deepvit_train.console import amount
 
 Cell = dict[str, Any]  # the JSON of a finished cell
 Value = Callable[[Cell], float]
@@ -72,20 +73,20 @@ def figures(cells: Sequence[Cell], grid: GridConfig, collapse: CollapseConfig) -
         found["similar_blocks"] = draw_lines(_ratios(square, "depth", "blocks"), f"{mark}; {over}")
         found["similarity"] = draw_lines(
             _by_block(last, lambda metric: f"similarity/pre_mix/{metric}/{AXIS}"),
-            f"{AXIS} cosine of each block's maps to the block before, {deepest} blocks; {over}",
+            f"{AXIS} cosine of each block's maps to the block before, {amount(deepest, 'block')}; {over}",
         )
         found["head_similarity"] = draw_lines(
             _by_block(last, lambda metric: f"heads/pre_mix/{metric}/{AXIS}"),
-            f"{AXIS} cosine between heads of one block, {deepest} blocks; {over}",
+            f"{AXIS} cosine between heads of one block, {amount(deepest, 'block')}; {over}",
         )
         features = {"to the last block": "features", "between tokens of a block": "tokens"}
         panels = [
             Panel(title, "block", "cosine of features", _curves(last, name))
             for title, name in features.items()
         ]
-        found["feature_cosine"] = draw_lines(panels, f"{deepest} blocks; {over}")
+        found["feature_cosine"] = draw_lines(panels, f"{amount(deepest, 'block')}; {over}")
     if len({cell["dim"] for cell in series}) > 1:
-        caption = f"{mark}; {grid.width_depth} blocks; {over}"
+        caption = f"{mark}; {amount(grid.width_depth, 'block')}; {over}"
         found["width"] = draw_lines(_ratios(series, "dim", "dim"), caption)
     return found
 

@@ -12,6 +12,7 @@ import torch
 
 from deepvit_train.collapse.probe import Probe
 from deepvit_train.commands.train_job import Job, Opened
+from deepvit_train.commands.train_report import report, result_of, tell_where
 from deepvit_train.commands.train_resume import go_on
 from deepvit_train.commands.train_summary import summary
 from deepvit_train.config.compose import as_yaml, plain
@@ -42,7 +43,7 @@ from deepvit_train.training.origin import Origin, check_length, find_origin, ope
 from deepvit_train.training.plan import build_plan
 from deepvit_train.training.saver import Saver
 from deepvit_train.training.state import build_state, is_to_be_sharded
-from deepvit_train.training.validation import COUNTS, Validation, phrase
+from deepvit_train.training.validation import Validation, phrase
 from deepvit_train.training.watch import CollapseWatch
 
 
@@ -57,10 +58,10 @@ def run(config: TrainConfig) -> dict[str, Any]:
         resumed = go_on(job)
         if job.run.finished:
             job.run.say(f"finished already: {phrase(job.run.state.metrics)}")
-            job.run.say(f"run folder: {job.folder.path}")
-            return _result(job)
+            tell_where(job)
+            return result_of(job)
         trainer = _fit(job, resumed, stack)
-        return _report(job, trainer)
+        return report(job, trainer.watch, trainer.tracker)
 
 
 def _build(config: TrainConfig, stack: ExitStack) -> Job:
@@ -214,27 +215,6 @@ def _about(job: Job) -> dict[str, Any]:
         "identity": identity.plain(),
         "rounding": describe_rounding(world.device, world.size),
     }
-
-
-def _report(job: Job, trainer: Trainer) -> dict[str, Any]:
-    """Log the outcome, write result.json, and say how the run ended."""
-    state, say, result = job.run.state, job.run.say, _result(job)
-    if (probe := trainer.watch.probe) is not None and probe.looks:
-        say(f"attention maps: looked at {probe.looks} times, {probe.seconds:.2f} s in all")
-    trainer.tracker.outcome(flatten(plain(job.run.config)), state.metrics, state.step)
-    job.folder.write_result(result)
-    say(f"done at step {state.step}: {phrase(state.metrics)}")
-    say(f"watch: tensorboard --logdir {job.folder.path.parent}")
-    say(f"run folder: {job.folder.path}")
-    return result
-
-
-def _result(job: Job) -> dict[str, Any]:
-    metrics = {name: value for name, value in job.run.state.metrics.items() if name not in COUNTS}
-    images, of = (job.run.state.metrics.get(name) for name in COUNTS)
-    partial = {} if images is None else {"partial": True, "images": images, "of": of}
-    labels = {"labels": job.labels.summary()} if job.labels.absent else {}
-    return {"run_dir": str(job.folder.path), **metrics, **partial, **labels}
 
 
 def _training_batches(job: Job, loaders: Loaders) -> Iterator[Batch]:

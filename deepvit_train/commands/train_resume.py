@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 from deepvit_train.commands.train_job import Job
+from deepvit_train.console import amount
 from deepvit_train.distributed.agreement import together
 from deepvit_train.run.checkpoint import read_state
 from deepvit_train.run.environment import describe_rounding, told_of_rounding
@@ -64,5 +65,5 @@ def _tell_changes(job: Job, checkpoint: Path) -> None:
     if state.saved_rate is not None and not math.isclose(rate, state.saved_rate, rel_tol=1e-6):
         say(
             f"the learning rate at step {state.step} changes from {state.saved_rate:.3e} to {rate:.3e}: "
-            f"the schedule spans {epochs} epochs of {plan.steps_per_epoch} steps now"
+            f"the schedule spans {amount(epochs, 'epoch')} of {amount(plan.steps_per_epoch, 'step')} now"
         )

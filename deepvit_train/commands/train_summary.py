@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from deepvit_train.config.model import ModelConfig
+from deepvit_train.console import amount
 from deepvit_train.data.index import ImageIndex
 from deepvit_train.data.layout import layout_warnings
 from deepvit_train.distributed.parallel import gathered
@@ -18,22 +19,25 @@ def summary(run: Run, train: ImageIndex, val: ImageIndex) -> list[str]:
     config, plan, world = run.config, run.plan, run.world
     with gathered(run.state.model) as model:
         parameters, flops = count_parameters(model), count_flops(model, config.model.image_size)
-    parts = f"{plan.micro_batch} x {config.trainer.accumulate} accumulated x {world.size} ranks"
+    parts = f"{plan.micro_batch} x {config.trainer.accumulate} accumulated x {amount(world.size, 'rank')}"
     lines = [
         _images(config.model),
-        f"model: {config.attn.kind}, {config.model.depth} blocks, dim {config.model.dim}, "
-        f"{config.model.heads} heads; {parameters:,} parameters, {flops / 1e9:.3f} GFLOPs an image",
+        f"model: {config.attn.kind}, {amount(config.model.depth, 'block')}, dim {config.model.dim}, "
+        f"{amount(config.model.heads, 'head')}; {parameters:,} parameters, {flops / 1e9:.3f} GFLOPs an image",
         f"learning rate: {describe_groups(run.state.optimizer)} parameters",
-        f"data: {len(train):,} training and {len(val):,} validation images in {model.num_classes} classes",
-        f"batch: {config.trainer.batch_size} = {parts}; {plan.total_steps:,} steps, "
+        f"data: {len(train):,} training and {amount(len(val), 'validation image')} in "
+        f"{amount(model.num_classes, 'class', 'classes')}",
+        f"batch: {config.trainer.batch_size} = {parts}; {amount(plan.total_steps, 'step')}, "
         f"{plan.steps_per_epoch:,} an epoch; "
-        f"{config.trainer.precision} on {world.device}, {torch.get_num_threads()} threads",
+        f"{config.trainer.precision} on {world.device}, {amount(torch.get_num_threads(), 'thread')}",
     ]
     if not is_partial(config.optim):
         del lines[2]
     warmup, wanted = config.schedule.warmup_within(config.trainer.epochs), config.schedule.warmup_epochs
     if warmup != wanted:
-        lines.append(f"warm-up: {warmup:g} epochs, half of the run, because {wanted:g} leave nothing of it")
+        lines.append(
+            f"warm-up: {amount(warmup, 'epoch')}, half of the run, because {wanted:g} leave nothing of it"
+        )
     limit = config.trainer.limit_batches
     if limit and (images := limit * config.trainer.eval_batch_size * world.size) < len(val):
         lines.append(
@@ -46,8 +50,9 @@ def summary(run: Run, train: ImageIndex, val: ImageIndex) -> list[str]:
 def _images(model: ModelConfig) -> str:
     """What an image is to the model: its size and its tokens."""
     side = model.image_size // model.patch_size
-    more = "a class token" if not model.registers else f"a class token and {model.registers} registers"
+    more = f" and {amount(model.registers, 'register')}" if model.registers else ""
     return (
         f"images: {model.image_size} x {model.image_size} pixels in patches of {model.patch_size}: "
-        f"{side**2 + 1 + model.registers} tokens, of which {side} x {side} are patches, and {more}"
+        f"{side**2 + 1 + model.registers} tokens, of which {side} x {side} are patches, and a class "
+        f"token{more}"
     )

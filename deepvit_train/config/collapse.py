@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from deepvit_train.config.option import Choice, Section, option
+from deepvit_train.console import amount
 from deepvit_train.error import ConfigError
 
 
@@ -55,7 +56,7 @@ class CollapseConfig(Section):
     def legend(self) -> str:
         """Return the definition of a similar block in one line, for figures and reports."""
         cosine = f"{self.metric} {self.axis} cosine > {self.threshold:g}"
-        return f"{self.maps.label} maps, mean {cosine} to the {self.k} blocks before"
+        return f"{self.maps.label} maps, mean {cosine} to the {amount(self.k, 'block')} before"
 
     @property
     def swap_legend(self) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from operator import length_hint
 
+from deepvit_train.console import amount
 from deepvit_train.data.dataset import NONE_LEFT, Batch
 from deepvit_train.distributed.world import World
 from deepvit_train.error import DataError
@@ -45,7 +47,7 @@ class BadFiles:
             self.say(f"bad image, replaced by the next one: {line}")
         if len(self.known) > self.max_bad:
             raise DataError(
-                f"{len(self.known)} bad training images, more than data.max_bad={self.max_bad}; "
+                f"{amount(len(self.known), 'bad training image')}, more than data.max_bad={self.max_bad}; "
                 f"the last: {self.known[-1]}"
             )
         return len(new)
@@ -55,6 +57,9 @@ class _Watched:
     def __init__(self, batches: Iterable[Batch], bad: BadFiles) -> None:
         self._batches = batches
         self._bad = bad
+
+    def __length_hint__(self) -> int:
+        return length_hint(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in self._batches:

@@ -9,6 +9,7 @@ import numpy as np
 
 from deepvit_train.classes import difference, shortened
 from deepvit_train.config.data import DataConfig
+from deepvit_train.console import amount
 from deepvit_train.data.index import ImageIndex
 from deepvit_train.error import DataError
 
@@ -37,7 +38,9 @@ class Labels:
         if not self.absent:
             return ""
         present = len(self.names) - len(self.absent)
-        return f"outputs restricted to the {present} classes present, of {len(self.names)}"
+        return (
+            f"outputs restricted to the {amount(present, 'class', 'classes')} present, of {len(self.names)}"
+        )
 
     @property
     def lines(self) -> list[str]:

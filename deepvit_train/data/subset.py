@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from deepvit_train.atomic import create, make_folder, new_folder, place_link
+from deepvit_train.console import amount
 from deepvit_train.data.index import ImageIndex, scan_split
 from deepvit_train.determinism import derive_seed, permutation
 from deepvit_train.error import DataError
@@ -45,13 +46,17 @@ def _evenly(index: ImageIndex, count: int) -> list[int]:
     """Choose the places of `count` images, as many of each class. Every study gets the same choice."""
     each, rest = divmod(count, len(index.classes))
     if rest:
-        raise DataError(f"{count} images can't be shared evenly by {len(index.classes)} classes")
+        raise DataError(
+            f"{amount(count, 'image')} can't be shared evenly by "
+            f"{amount(len(index.classes), 'class', 'classes')}"
+        )
     chosen: list[int] = []
     for label in range(len(index.classes)):
         members = (index.targets == label).nonzero()[0]
         if len(members) < each:
             raise DataError(
-                f"{index.folder}: class {index.classes[label]} has {len(members)} images, not {each}"
+                f"{index.folder}: class {index.classes[label]} has {amount(len(members), 'image')}, "
+                f"not {each}"
             )
         chosen += members[permutation(len(members), derive_seed("study", label))[:each]].tolist()
     return chosen

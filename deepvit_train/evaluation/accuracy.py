@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deepvit_train.config.recipe import Precision
+from deepvit_train.console import counted
 from deepvit_train.data.dataset import Batch
 from deepvit_train.distributed.world import World
 from deepvit_train.error import DataError
@@ -70,21 +71,22 @@ def evaluate(
     not_finite = torch.zeros((), dtype=torch.int64, device=world.device)
     bad: list[str] = []
     start = time.perf_counter()
-    for batch in batches:
-        bad += batch.bad
-        if bad and world.size == 1:
-            break
-        if bad:
-            continue  # nothing counts any more, but other ranks may wait for this one at every batch
-        with autocast(world.device, precision):
-            logits = model(batch.images)
-        logits = logits.float()
-        if left_out is not None:
-            logits = logits.index_fill(1, left_out, -torch.inf)
-        loss += F.cross_entropy(logits, batch.targets, reduction="sum").double()
-        finite = logits.amax(dim=1).isfinite()
-        not_finite += (~finite).sum()
-        _count(logits, batch.targets, finite, counts)
+    with counted(batches, "evaluation", world.is_main) as shown:
+        for batch in shown:
+            bad += batch.bad
+            if bad and world.size == 1:
+                break
+            if bad:
+                continue  # nothing counts any more, but other ranks may wait for this one at every batch
+            with autocast(world.device, precision):
+                logits = model(batch.images)
+            logits = logits.float()
+            if left_out is not None:
+                logits = logits.index_fill(1, left_out, -torch.inf)
+            loss += F.cross_entropy(logits, batch.targets, reduction="sum").double()
+            finite = logits.amax(dim=1).isfinite()
+            not_finite += (~finite).sum()
+            _count(logits, batch.targets, finite, counts)
     model.train(was_training)
     if world.any(len(bad)):
         raise DataError(

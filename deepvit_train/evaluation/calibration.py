@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from deepvit_train.config.recipe import Precision
+from deepvit_train.console import counted
 from deepvit_train.data.dataset import Batch
 from deepvit_train.distributed.world import World
 from deepvit_train.models import DeepViT, ReAttention
@@ -52,8 +53,8 @@ def calibrate(model: DeepViT, batches: Iterable[Batch], precision: Precision, wo
     sums = {
         name: torch.zeros_like(value, dtype=torch.float64) for name, value in statistics_of(model).items()
     }
-    with _measuring(model):
-        for batch in batches:
+    with _measuring(model), counted(batches, "calibration", world.is_main) as shown:
+        for batch in shown:
             with autocast(world.device, precision):
                 model.forward_features(batch.images)
             images += len(batch.images)

@@ -12,6 +12,7 @@ from deepvit_train.classes import ORDERS, TORCHVISION, ordered, shortened
 from deepvit_train.config.data import DataConfig
 from deepvit_train.config.preset import Architecture
 from deepvit_train.config.recipe import Precision
+from deepvit_train.console import amount
 from deepvit_train.data.bad_files import BadFiles
 from deepvit_train.data.index import ImageIndex, open_split
 from deepvit_train.data.label import Labels, labelled
@@ -129,8 +130,9 @@ class LoadedModel:
             names, by = imagenet, "ImageNet-1k's order"
         elif len(names) != self.model.num_classes:
             raise DataError(
-                f"{index.folder}: {len(names)} classes, but the model of {self.found.file} has "
-                f"{self.model.num_classes}, and the file names none\nclasses=FILE names them"
+                f"{index.folder}: {amount(len(names), 'class', 'classes')}, but the model of "
+                f"{self.found.file} has {self.model.num_classes}, and the file names none"
+                "\nclasses=FILE names them"
             )
         index, labels = labelled(index, names, data)
         (other,) = set(ORDERS) - {order}

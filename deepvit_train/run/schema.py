@@ -72,6 +72,7 @@ STATE = {f"{key}?": kind for key, kind in RESUMED.items()} | {
     "step": COUNT,
     "losses?": [NUMBER],
     "loss_steps?": COUNT,
+    "plain_losses?": [NUMBER],
     "learning_rate?": FINITE | NULL,
     "data_root?": PATH | NULL,
     "class_map?": PATH | NULL,

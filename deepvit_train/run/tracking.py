@@ -9,8 +9,9 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from tensorboard.plugins.hparams import plugin_data_pb2
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
@@ -19,6 +20,45 @@ from torchvision.utils import make_grid
 from deepvit_train.atomic import append, make_folder, open_end, write_text
 from deepvit_train.error import OutputError
 from deepvit_train.reading import read_json_lines
+
+# TensorBoard's custom scalars: what a person looks at first, then whether it runs well, then collapse. Each
+# chart draws the curves whose names fit.
+LAYOUT = {
+    "training": {
+        "loss": ["Multiline", ["^train/loss$", "^train/cross_entropy$", "^val/loss$", "^val_ema/loss$"]],
+        "top-1": ["Multiline", ["^val/top1$", "^val_ema/top1$"]],
+        "learning rate": ["Multiline", ["^train/lr$"]],
+        "images a second": ["Multiline", ["^train/images_per_s$"]],
+        "top-5": ["Multiline", ["^val/top5$", "^val_ema/top5$"]],
+        "norm of the gradient": ["Multiline", ["^train/grad_norm$"]],
+        "share of time spent waiting for data": ["Multiline", ["^train/data_wait$"]],
+        "memory, MiB": ["Multiline", ["^train/memory_mib$"]],
+    },
+    "collapse": {
+        "share of blocks whose maps do not matter": ["Multiline", ["^collapse/replaceable_ratio$"]],
+        "rise of the loss with the maps of the block before": ["Multiline", ["^collapse/map_swap$"]],
+        "length of the attention branch over the token's": ["Multiline", ["^collapse/branch_share"]],
+        "share of similar blocks": ["Multiline", ["^collapse/similar_ratio$"]],
+        "cosine of maps to the block before": ["Multiline", ["^collapse/similarity_"]],
+        "distance of maps from 1/N": ["Multiline", ["^collapse/deviation_"]],
+        "cosine between the heads of a block": ["Multiline", ["^collapse/head_similarity_"]],
+        "cosine of features": ["Multiline", ["^collapse/feature_cosine", "^collapse/token_similarity"]],
+        "gradient of queries and keys over that of values": ["Multiline", ["^train/query_key_gradient"]],
+    },
+}
+# Shown beside the curves, because their names alone do not say what may be compared.
+READING = """\
+**train/loss** is what the training minimises: the cross-entropy with smoothed labels
+(`loss.label_smoothing`), plus the penalty on attention maps (`loss.cosine_weight`). It is a mean over
+the steps since the line before.
+
+**train/cross_entropy** is the same without smoothing and penalty. It is logged where they make a
+difference. Compare **val/loss** with it, and remember that training images are varied. With mixup or
+cutmix the targets are mixtures of two classes, so that even a perfect model stays above 0.
+
+**val/** is measured with the weights as they are, **val_ema/** with the averaged ones.
+`checkpoints/best` is the evaluation with the highest top-1, of the averaged weights if there are any.
+"""
 
 
 class Tracker:
@@ -52,6 +92,8 @@ class Tracker:
                 ending = f".{secrets.token_hex(8)}"
                 self._writer = SummaryWriter(str(curves), purge_step=kept + 1, filename_suffix=ending)
                 _hold_open(self._writer)
+                self._writer.add_custom_scalars(LAYOUT)
+                self._writer.add_text("about the curves", READING, kept + 1)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Log scalars by their TensorBoard names: {'train/loss': 1.2}."""
@@ -73,8 +115,14 @@ class Tracker:
             with self._writing():
                 self._writer.add_image(name, make_grid(images, nrow=math.ceil(len(images) ** 0.5)), step)
 
-    def outcome(self, config: dict[str, Any], metrics: dict[str, float], step: int) -> None:
-        """Log hyperparameters with the final metrics, for TensorBoard's table of runs."""
+    def outcome(
+        self, config: dict[str, Any], notable: set[str], metrics: dict[str, float], step: int
+    ) -> None:
+        """Log hyperparameters with the final metrics, for TensorBoard's table of runs.
+
+        Args:
+            notable: the keys that come first.
+        """
         if self._writer:
             flat = {
                 key: value if isinstance(value, (bool, int, float)) else str(value)
@@ -84,7 +132,9 @@ class Tracker:
             with self._writing():
                 # Into the same file: add_hparams would open another one, without an ending.
                 assert self._writer.file_writer is not None
-                for part in hparams(flat, final):
+                experiment, *session = hparams(flat, final)
+                _put_first(notable, experiment)
+                for part in (experiment, *session):
                     self._writer.file_writer.add_summary(part, step)
                 for name, value in final.items():
                     self._writer.add_scalar(name, value, step)
@@ -113,6 +163,15 @@ def _hold_open(writer: SummaryWriter) -> None:
     for events in (writer.all_writers or {}).values():
         records: Any = events.event_writer._async_writer._writer
         records._writer = os.fdopen(open_end(Path(events.event_writer._file_name)), "ab", 0)
+
+
+def _put_first(keys: set[str], experiment: Any) -> None:
+    """Mark hyperparameters as those that differ between runs, which TensorBoard shows before all others."""
+    plugin, messages = experiment.value[0].metadata.plugin_data, cast(Any, plugin_data_pb2)
+    content = messages.HParamsPluginData.FromString(plugin.content)
+    for info in content.experiment.hparam_infos:
+        info.differs = info.name in keys
+    plugin.content = content.SerializeToString()
 
 
 @contextmanager

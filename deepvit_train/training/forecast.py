@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from deepvit_train.console import amount
 from deepvit_train.training.plan import Plan
 
 
@@ -31,7 +32,8 @@ class Forecast:
         to_go = phrase(left * self.batch_size / images_per_s)
         whole = phrase(self.plan.total_steps * self.batch_size / images_per_s)
         return (
-            f"to expect: {whole} for all {self.plan.total_steps:,} steps, {to_go} to go, without evaluations"
+            f"to expect: {whole} for all {amount(self.plan.total_steps, 'step')}, {to_go} to go, "
+            "without evaluations"
         )
 
 

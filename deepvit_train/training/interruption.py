@@ -8,6 +8,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from operator import length_hint
 from types import FrameType
 
 from deepvit_train.data.dataset import Batch
@@ -74,6 +75,9 @@ class _Watched:
         self._batches = batches
         self._signals = signals
         self._world = world
+
+    def __length_hint__(self) -> int:
+        return length_hint(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
         batches = iter(self._batches)

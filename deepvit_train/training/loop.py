@@ -87,7 +87,9 @@ class Trainer:
     evaluated_before: bool = field(init=False, default=False)  # since this start
 
     def __post_init__(self) -> None:
-        self.meter = Meter(self.run.world, self.run.state.losses, self.run.state.loss_steps)
+        self.meter = Meter(
+            self.run.world, self.run.state.losses, self.run.state.loss_steps, self.run.state.plain_losses
+        )
         self.forecast = Forecast(self.run.plan, self.run.config.trainer.batch_size)
 
     def fit(self, batches: Iterator[Batch]) -> None:
@@ -114,7 +116,8 @@ class Trainer:
                 waited_s = time.perf_counter() - asked
                 self._look_at(micro_batches)
                 result, due = self._advance(forward, micro_batches, options, guard)
-                self.meter.add(result.loss, config.trainer.batch_size, waited_s)
+                plain = result.cross_entropy if options.separated else None
+                self.meter.add(result.loss, config.trainer.batch_size, waited_s, plain)
                 progress.update(bar, completed=state.step)
                 if due.logs:
                     self._log(result, options)
@@ -278,7 +281,7 @@ class Trainer:
     def _save(self) -> None:
         """Begin to write a checkpoint. All ranks must call this."""
         state = self.run.state
-        state.losses, state.loss_steps = self.meter.losses()
+        state.losses, state.loss_steps, state.plain_losses = self.meter.losses()
         self.saver.save()
 
     def _interrupted(self) -> Interrupted:

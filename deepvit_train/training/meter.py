@@ -17,29 +17,47 @@ from deepvit_train.distributed.world import World
 class Meter:
     """Averages over the steps since the last log line. Losses stay on the device until the next line.
 
-    A run may be stopped between two lines. Then `losses`, the sum of each rank's losses since the last line,
-    and `steps`, their number, come from its checkpoint.
+    A run may be stopped between two lines. Then `losses` and `plain_losses`, the sums of each rank's losses
+    since the last line, and `steps`, their number, come from its checkpoint.
     """
 
-    def __init__(self, world: World, losses: Sequence[float] = (), steps: int = 0) -> None:
+    def __init__(
+        self,
+        world: World,
+        losses: Sequence[float] = (),
+        steps: int = 0,
+        plain_losses: Sequence[float] = (),
+    ) -> None:
         self._world = world
         self._reset()
         self._loss_steps = steps
-        if len(losses) == world.size:
-            self._loss += losses[world.rank]
-        elif losses:
-            self._loss += sum(losses) / len(losses)  # the run had another number of ranks
+        self._plain_steps = steps if plain_losses else 0  # earlier versions kept none
+        self._loss += self._own(losses)
+        self._plain += self._own(plain_losses)
+
+    def _own(self, sums: Sequence[float]) -> float:
+        """Return this rank's sum, or the mean one if the run had another number of ranks."""
+        if len(sums) == self._world.size:
+            return sums[self._world.rank]
+        return sum(sums) / len(sums) if sums else 0.0
 
     def _reset(self) -> None:
-        self._loss = torch.zeros((), device=self._world.device)
-        self._loss_steps = self._images = 0
+        self._loss, self._plain = torch.zeros(2, device=self._world.device)
+        self._loss_steps = self._plain_steps = self._images = 0
         self._waited = 0.0
         self._since = time.perf_counter()
 
-    def add(self, loss: Tensor, images: int, waited_s: float) -> None:
-        """Count a step: its loss, its images over all ranks, and the seconds it waited for them."""
+    def add(self, loss: Tensor, images: int, waited_s: float, plain_loss: Tensor | None = None) -> None:
+        """Count a step: its loss, its images over all ranks, and the seconds it waited for them.
+
+        Args:
+            plain_loss: the loss without smoothing and penalty, where it is another one.
+        """
         self._loss += loss
         self._loss_steps += 1
+        if plain_loss is not None:
+            self._plain += plain_loss
+            self._plain_steps += 1
         self._images += images
         self._waited += waited_s
 
@@ -59,12 +77,13 @@ class Meter:
         if self._world.device.type == "cuda":
             torch.cuda.synchronize(self._world.device)
 
-    def losses(self) -> tuple[list[float], int]:
-        """Return the sum of each rank's losses since the last line, and the number of steps.
+    def losses(self) -> tuple[list[float], int, list[float]]:
+        """Return what __init__ takes: sums of each rank's losses since the last line, and their number.
 
         Waits for the device.
         """
-        return self._world.each(float(self._loss)), self._loss_steps
+        plain = self._world.each(float(self._plain)) if self._plain_steps else []
+        return self._world.each(float(self._loss)), self._loss_steps, plain
 
     def take(self, learning_rate: float, grad_norm: Tensor) -> dict[str, float]:
         """Return the scalars of a log line, with the loss averaged over ranks, and start over.
@@ -75,6 +94,7 @@ class Meter:
         passed = time.perf_counter() - self._since
         values = {
             "train/loss": loss,
+            **self._mean_plain_loss(),
             "train/lr": learning_rate,
             "train/grad_norm": float(grad_norm),
             "train/images_per_s": self._images / passed,
@@ -83,6 +103,12 @@ class Meter:
         }
         self._reset()
         return values
+
+    def _mean_plain_loss(self) -> dict[str, float]:
+        if not self._plain_steps:
+            return {}
+        total = float(self._world.sum(self._plain))
+        return {"train/cross_entropy": total / (self._plain_steps * self._world.size)}
 
 
 def memory_mib(device: torch.device) -> float:

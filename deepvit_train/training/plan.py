@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from deepvit_train.config.recipe import ScheduleConfig, TrainerConfig
+from deepvit_train.console import amount
 from deepvit_train.error import ConfigError
 
 
@@ -52,21 +53,21 @@ def build_plan(trainer: TrainerConfig, schedule: ScheduleConfig, images: int, wo
     parts = world_size * trainer.accumulate
     if trainer.batch_size % parts:
         raise ConfigError(
-            f"trainer.batch_size={trainer.batch_size} is not divisible by {world_size} ranks x "
+            f"trainer.batch_size={trainer.batch_size} is not divisible by {amount(world_size, 'rank')} x "
             "trainer.accumulate="
             f"{trainer.accumulate}; nearest: "
             f"trainer.batch_size={max(1, round(trainer.batch_size / parts)) * parts}"
         )
     steps_per_epoch = images // trainer.batch_size
     if images < parts:
-        fewer = f"{images} ranks" if images < world_size else f"trainer.batch_size={world_size}"
+        fewer = amount(images, "rank") if images < world_size else f"trainer.batch_size={world_size}"
         raise ConfigError(
-            f"{images} training images are too few for {world_size} ranks x trainer.accumulate="
-            f"{trainer.accumulate}; nearest: {fewer} trainer.accumulate=1"
+            f"{amount(images, 'training image')} are too few for {amount(world_size, 'rank')} x "
+            f"trainer.accumulate={trainer.accumulate}; nearest: {fewer} trainer.accumulate=1"
         )
     if not steps_per_epoch:
         raise ConfigError(
-            f"trainer.batch_size={trainer.batch_size} is more than the {images} training images; "
+            f"trainer.batch_size={trainer.batch_size} is more than the {amount(images, 'training image')}; "
             f"nearest: trainer.batch_size={images // parts * parts}"
         )
     steps_per_epoch = min(steps_per_epoch, trainer.limit_batches or steps_per_epoch)

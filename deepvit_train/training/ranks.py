@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import deepvit_train
+from deepvit_train.console import amount
 from deepvit_train.data.decode import printable
 from deepvit_train.data.index import ImageIndex
 from deepvit_train.distributed.agreement import differing, told
@@ -135,7 +136,7 @@ def _first_other(ours: list[str], other: list[str], rank: int) -> str | None:
     named = [images[place] if place < len(images) else "no image" for images in (ours, other)]
     return (
         f"image {place} is {named[0]} on rank 0 and {named[1]} on rank {rank} "
-        f"(of {len(ours):,} and {len(other):,} images)"
+        f"(of {len(ours):,} and {amount(len(other), 'image')})"
     )
 
 

@@ -12,6 +12,7 @@ from timm.utils import ModelEmaV3
 
 from deepvit_train.config.data import AugmentConfig
 from deepvit_train.config.recipe import OptimConfig, ScheduleConfig
+from deepvit_train.console import amount
 from deepvit_train.error import ConfigError
 from deepvit_train.models import DeepViT
 
@@ -84,8 +85,8 @@ def build_mixup(
         return None
     if micro_batch % 2:
         raise ConfigError(
-            f"trainer.batch_size: mixup and cutmix pair up images, but {micro_batch} images reach each "
-            f"forward pass; nearest: {micro_batch + 1} of them, or augment.mixup=0 augment.cutmix=0"
+            f"trainer.batch_size: mixup and cutmix pair up images, but {amount(micro_batch, 'image')} reach "
+            f"each forward pass; nearest: {micro_batch + 1} of them, or augment.mixup=0 augment.cutmix=0"
         )
     return Mixup(augment.mixup, augment.cutmix, label_smoothing=label_smoothing, num_classes=num_classes)
 

@@ -57,6 +57,7 @@ class TrainState:
     bad_files: list[str] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)  # sums since the last log line, of each rank
     loss_steps: int = 0
+    plain_losses: list[float] = field(default_factory=list)  # the same without smoothing and penalty
     saved_rate: float | None = None  # the learning rate that was to come when the state was saved
 
     def weights(self) -> dict[str, DeepViT]:
@@ -91,6 +92,7 @@ class TrainState:
             "bad_files": self.bad_files,
             "losses": self.losses,
             "loss_steps": self.loss_steps,
+            "plain_losses": self.plain_losses,
             "learning_rate": learning_rate_after(self.schedule, self.step),
         }
 
@@ -111,6 +113,7 @@ class TrainState:
         self.bad_files = state["bad_files"]
         # Checkpoints of earlier versions have none of these.
         self.losses, self.loss_steps = state.get("losses", []), state.get("loss_steps", 0)
+        self.plain_losses = state.get("plain_losses", [])
         self.saved_rate = state.get("learning_rate")
         self.calibrated = read_calibrated(checkpoint)
         for statistics in self.calibrated.values():

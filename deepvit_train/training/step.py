@@ -14,6 +14,7 @@ from torch import Tensor
 
 from deepvit_train.collapse.gradient import query_key_ratio
 from deepvit_train.config.recipe import Precision
+from deepvit_train.console import amount
 from deepvit_train.data.dataset import Batch
 from deepvit_train.determinism import derive_seed, seeded
 from deepvit_train.distributed.parallel import whole
@@ -37,6 +38,11 @@ class StepOptions:
     max_scaler_skips: int
     regulariser: CosineRegulariser | None = None
 
+    @property
+    def separated(self) -> bool:
+        """Whether the loss is more than the cross-entropy, so that an evaluation's is another quantity."""
+        return self.label_smoothing > 0 or self.regulariser is not None
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -46,12 +52,14 @@ class StepResult:
         loss: mean over this rank's images.
         grad_norm: norm of the gradient, before it is clipped.
         penalty: the regulariser's part of the loss.
+        cross_entropy: the loss without label smoothing and penalty; the loss itself if it has neither.
         query_key: what `query_key_ratio` says of the gradient, if that was asked for.
     """
 
     loss: Tensor
     grad_norm: Tensor
     penalty: Tensor
+    cross_entropy: Tensor
     query_key: Tensor | None = None
 
 
@@ -75,7 +83,7 @@ def train_step(
     """
     torch.manual_seed(derive_seed("step", options.seed, state.step, world.rank))
     state.schedule.step_update(state.step)
-    loss, penalty = torch.zeros(2, device=world.device)
+    loss, penalty, plain = torch.zeros(3, device=world.device)
     # All micro-batches of all ranks draw the same: a step mixes its images as one batch would (TrainOrder).
     seed = derive_seed("mixup", options.seed, state.step, 0, 0)
     for number, batch in enumerate(batches):
@@ -90,6 +98,8 @@ def train_step(
             state.scaler.scale(micro_loss).backward()
         loss += micro_loss.detach()
         penalty += micro_penalty.detach() / len(batches)
+        if options.separated:
+            plain += _cross_entropy(logits.detach(), targets, options.label_smoothing) / len(batches)
     state.scaler.unscale_(state.optimizer)
     parameters = [parameter for parameter in state.model.parameters() if parameter.grad is not None]
     grad_norm = whole(
@@ -100,7 +110,7 @@ def train_step(
     if options.clip_grad is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, options.clip_grad, grad_norm)
     _update(state, options)
-    return StepResult(loss, grad_norm, penalty, query_key)
+    return StepResult(loss, grad_norm, penalty, plain if options.separated else loss, query_key)
 
 
 def _mixed(batch: Batch, options: StepOptions, seed: int) -> tuple[Tensor, Tensor, float]:
@@ -110,6 +120,18 @@ def _mixed(batch: Batch, options: StepOptions, seed: int) -> tuple[Tensor, Tenso
     with seeded(seed):
         images, targets = options.mixup(batch.images, batch.targets)
     return images, targets, 0.0  # mixed targets are smoothed already
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    """Return the mean cross-entropy with targets that are not smoothed.
+
+    Args:
+        logits: (B, C).
+        targets: (B,), classes, or (B, C), mixed and smoothed.
+    """
+    if targets.is_floating_point():
+        targets = (targets - smoothing / targets.shape[1]) / (1 - smoothing)
+    return F.cross_entropy(logits.float(), targets)
 
 
 def _regularised(
@@ -133,8 +155,8 @@ def _update(state: TrainState, options: StepOptions) -> None:
         state.scaler_skips = state.scaler_skips + 1 if state.scaler.get_scale() < scale else 0
         if state.scaler_skips > options.max_scaler_skips:
             raise NotFiniteError(
-                f"step {state.step}: gradients overflowed fp16 in {state.scaler_skips} steps in a row "
-                f"(trainer.max_scaler_skips={options.max_scaler_skips}, loss scale "
+                f"step {state.step}: gradients overflowed fp16 in {amount(state.scaler_skips, 'step')} in a "
+                f"row (trainer.max_scaler_skips={options.max_scaler_skips}, loss scale "
                 f"{state.scaler.get_scale():g}); "
                 "try trainer.precision=bf16 or a lower optim.lr"
             )

@@ -75,6 +75,15 @@ def _is_best(metrics: dict[str, float], best: dict[str, float], select: str) -> 
     return not best or metrics[select] > best.get(select, -math.inf)
 
 
+def phrase_best(best: dict[str, float]) -> str:
+    """Return the best evaluation as text: 'step 630, top-1 0.9918, the highest of all evaluations'."""
+    averaged = best.get(f"val_ema/{SELECT_BY}")
+    of, top1 = ("", best[f"val/{SELECT_BY}"]) if averaged is None else (" of the averaged weights", averaged)
+    images, total = (best.get(name) for name in COUNTS)
+    partial = "" if images is None else f" (partial: {images:.0f} of {total:.0f} images)"
+    return f"step {best['step']:.0f}, top-1{of} {top1:.4f}{partial}, the highest of all evaluations"
+
+
 def phrase(metrics: dict[str, float]) -> str:
     """Return metrics as text: 'val/top1 0.8000  val/loss 0.7000', and on how many images if not on all."""
     shown = {name: value for name, value in metrics.items() if name not in COUNTS}

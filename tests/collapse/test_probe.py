@@ -13,7 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from deepvit_train.collapse import measure
 from deepvit_train.collapse.contribution import contributions, replaceable
 from deepvit_train.collapse.measurement import measure_model, similar
-from deepvit_train.collapse.probe import CELL, Probe
+from deepvit_train.collapse.picture import draw_matrices
+from deepvit_train.collapse.probe import Probe
 from deepvit_train.commands import train
 from deepvit_train.config.collapse import Axis, Metric
 from deepvit_train.config.compose import compose_command
@@ -49,9 +50,12 @@ def test_a_look_is_what_the_measures_say(attn: str) -> None:
     assert ("collapse/similarity_post_norm_raw" in look.scalars) == (attn != "self")
     to_last = float(expected["features"][:, -1].mean())
     assert look.scalars["collapse/feature_cosine_to_last"] == pytest.approx(to_last, abs=1e-5)
-    assert look.picture.shape == (1, 3, 3 * CELL, 3 * CELL)
-    # Red where maps are alike: 1 on the diagonal.
-    assert look.picture[0, :, 0, 0].tolist() == pytest.approx([1.0, 0.0, 0.0], abs=1e-4)
+    shown = {
+        f"{maps} maps, {metric} cosine": expected[f"similarity/{name}/{metric}/column"]
+        for maps, name in [(DEFINITION.maps.label, str(DEFINITION.maps))]
+        for metric in (Metric.centred, Metric.raw)
+    }
+    assert torch.equal(look.picture, draw_matrices(shown))
 
 
 def test_batchnorm_uses_the_statistics_of_the_images_and_keeps_none() -> None:

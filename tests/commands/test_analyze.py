@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from deepvit_train.collapse import measure
+from deepvit_train.collapse.figure import Line, Panel, draw_lines, share_axes
 from deepvit_train.collapse.report import SECTIONS, find
 from deepvit_train.commands import analyze, train
 from deepvit_train.commands.analyze_subject import from_timm
@@ -168,6 +169,55 @@ def test_every_figure_is_drawn_and_in_the_report(report: Path) -> None:
     assert len(re.findall("<figure>", html)) == 2 * len(SECTIONS) - 1
     assert len(re.findall("<svg |<img ", html)) == 2 * len(SECTIONS) - 1
     assert TIMM in html
+
+
+def test_the_report_begins_with_the_run_and_its_accuracy(trained: Path, report: Path) -> None:
+    html = unescape((report / "report.html").read_text())
+    state = json.loads((trained / "checkpoints" / "best" / "state.json").read_text())
+    first = html.index(f"<p><strong>{trained.name}</strong> (reattention, 2 blocks, dim 16, 2 heads): ")
+    assert first < html.index(f"<p><strong>{TIMM}, untrained</strong>") < html.index("<h2")
+    said = f"Top-1 was {state['best']['val/top1']:.4f} on its own validation images at step {state['step']}."
+    assert said in html[first : html.index("<h2")]
+    assert "Its accuracy is not known" in html
+    assert f"<title>Attention over depth: {trained.name} and {TIMM}, untrained</title>" in html
+    assert "log 17, uniform maps" in (report / "figures" / "maps.svg").read_text()
+
+
+def test_a_report_of_one_model_leaves_no_figure_of_an_earlier_second_one(
+    trained: Path, report: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(report, tmp_path / "again")
+    figures = tmp_path / "again" / "figures"
+    (figures / "compare_mine.svg").write_text("somebody's own")
+    analysed(f"checkpoint={trained}", f"out={tmp_path / 'again'}")
+    assert [file.name for file in figures.glob("compare_*")] == ["compare_mine.svg"]
+    assert {file.name for file in figures.glob("[!c]*")} == {
+        file.name for file in (report / "figures").glob("[!c]*")
+    }
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path / trained.name, symlinks=True)
+    both = [f"checkpoint={trained}", f"compare={tmp_path / trained.name}", "report=false"]
+    labels = [model["label"] for model in analysed(*both, f"out={tmp_path / 'out'}")["models"]]
+    assert labels == [str(trained), str(tmp_path / trained.name)]
+
+
+def test_compared_panels_have_the_same_ends() -> None:
+    small, large = (
+        draw_lines(
+            [
+                Panel("a", "x", "y", [Line("l", [0, 1], [0.0, top])]),
+                Panel("b", "x", "y", [Line("l", [0, 9], [0.0, 1.0])]),
+            ],
+            "",
+        )
+        for top in (1.0, 100.0)
+    )
+    share_axes([small, large])
+    assert small.axes[0].get_ylim() == large.axes[0].get_ylim()
+    assert small.axes[0].get_ylim()[1] >= 100
+    assert small.axes[1].get_ylim()[1] < 2
 
 
 def test_the_report_needs_nothing_else(report: Path) -> None:

@@ -229,7 +229,8 @@ def test_a_limited_training_says_that_its_evaluations_are_partial(
     result = train.run(compose_command("train", typed))
     said = capsys.readouterr().out
     assert "evaluations are partial: 100 of 364 images, spread over the classes" in said
-    assert said.count("(partial: 100 of 364 images)") == 3  # after each epoch, and at the end
+    # After each epoch, at the end, and with the best one.
+    assert said.count("(partial: 100 of 364 images)") == 4
     stored = json.loads((tmp_path / "run" / "result.json").read_text())
     assert stored == result
     assert (stored["partial"], stored["images"], stored["of"]) == (True, 100, 364)

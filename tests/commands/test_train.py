@@ -172,7 +172,9 @@ def test_a_finished_run_says_so_and_trains_no_more(
     capsys.readouterr()
     assert start(tmp_path / "run") == first
     said = capsys.readouterr().out.splitlines()
-    assert "finished already" in said[-2]
+    assert "finished already" in said[-4]
+    assert said[-3].startswith("best: step ")
+    assert said[-3].endswith(f", the highest of all evaluations: {tmp_path / 'run' / 'checkpoints' / 'best'}")
     assert said[0] == said[-1] == f"run folder: {tmp_path / 'run'}"
     assert digests(tmp_path / "run") == before
 

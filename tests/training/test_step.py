@@ -6,12 +6,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from timm.data import Mixup
 from torch import Tensor
 
 from deepvit_train.config.compose import compose_command
 from deepvit_train.config.recipe import Precision
 from deepvit_train.config.shipped import choices
 from deepvit_train.data.dataset import Batch, TrainOrder
+from deepvit_train.determinism import derive_seed, seeded
 from deepvit_train.distributed.world import World
 from deepvit_train.error import NotFiniteError
 from deepvit_train.models import DeepViT
@@ -199,3 +201,30 @@ def test_the_loss_scaler_skips_so_many_steps_and_no_more() -> None:
     assert all(torch.equal(left, right) for left, right in zip(before, state.model.parameters(), strict=True))
     with pytest.raises(NotFiniteError, match=r"3 steps in a row.*trainer\.max_scaler_skips=2"):
         advance(state, state.model, [batch()], options(Precision.fp16))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("mixes", [False, True])
+def test_the_cross_entropy_has_no_smoothing(smoothing: float, mixes: bool) -> None:
+    """The oracle is the mixture of the two classes' log-likelihoods, with the share that mixup drew."""
+    mixup = Mixup(0.8, 0.0, label_smoothing=smoothing, num_classes=3) if mixes else None
+    state, images = state_of(lr=0), batch()
+    seen: list[Tensor] = []
+
+    def forward(pictures: Tensor) -> Tensor:
+        seen.append(logits := state.model(pictures))
+        return logits
+
+    found = advance(state, forward, [images], options(label_smoothing=smoothing, mixup=mixup))
+    likelihoods = -seen[0].detach().log_softmax(dim=1)
+    share = 1.0
+    if mixes:
+        with seeded(derive_seed("mixup", 0, 0, 0, 0)):
+            share = Mixup(0.8, 0.0, label_smoothing=0.0, num_classes=3)._params_per_batch()[0]
+        assert 0 < share < 1
+    rows = torch.arange(len(images.targets))
+    first, second = likelihoods[rows, images.targets], likelihoods[rows, images.targets.flip(0)]
+    expected = (share * first + (1 - share) * second).mean()
+    torch.testing.assert_close(found.cross_entropy, expected)
+    uniform = likelihoods.mean()
+    torch.testing.assert_close(found.loss, (1 - smoothing) * expected + smoothing * uniform)

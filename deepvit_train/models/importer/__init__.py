@@ -10,6 +10,7 @@ import torch
 
 from deepvit_train.classes import ORDERS, read_names
 from deepvit_train.config.preset import Architecture, model_preset
+from deepvit_train.console import amount
 from deepvit_train.error import CheckpointError, ConfigError
 from deepvit_train.models.deepvit import DeepViT
 from deepvit_train.models.importer import authors, older_vit_pytorch, own, timm_vit, vit_pytorch
@@ -122,7 +123,8 @@ def class_names(
     if description is not None and description.classes is not None:
         if outputs and len(description.classes) != outputs:
             raise CheckpointError(
-                f"describes {len(description.classes)} classes, but the model has {outputs} outputs"
+                f"describes {amount(len(description.classes), 'class', 'classes')}, but "
+                f"the model has {amount(outputs, 'output')}"
             )
         return description.classes, None
     return None, (description and description.class_order) or layout.class_order
@@ -139,7 +141,7 @@ def build_from(architecture: Architecture, tensors: Tensors) -> DeepViT:
     """
     if architecture.model.depth != depth_of(tensors):
         raise CheckpointError(
-            f"is described with {architecture.model.depth} blocks, but holds {depth_of(tensors)}"
+            f"is described with {amount(architecture.model.depth, 'block')}, but holds {depth_of(tensors)}"
         )
     classes = tensors["head.weight"].shape[0] if "head.weight" in tensors else 0
     double = all(tensor.dtype == torch.float64 for tensor in tensors.values() if tensor.is_floating_point())
@@ -179,7 +181,8 @@ def _changed(description: ModelDescription, choices: dict[str, Any]) -> ModelDes
     """Return the description with the caller's choices in it. Raises CheckpointError for other heads."""
     model, attn = description.architecture.model, description.architecture.attn
     if choices.get("heads", model.heads) != model.heads:
-        raise CheckpointError(f"heads={choices['heads']}, but the file is described with {model.heads} heads")
+        described = amount(model.heads, "head")
+        raise CheckpointError(f"heads={choices['heads']}, but the file is described with {described}")
     scale = choices.get("transform_scale", attn.transform_scale)
     said = {name: value for name, value in choices.items() if name not in ("heads", "transform_scale")}
     architecture = Architecture(replace(model, **said), replace(attn, transform_scale=scale))

@@ -25,6 +25,7 @@ from deepvit_train.config.preset import (
     plain_from,
     section_from,
 )
+from deepvit_train.console import amount
 from deepvit_train.error import CheckpointError, ConfigError, nearest
 from deepvit_train.models.importer.form import depth_of, is_mixing, kind_of, preset_of_shape, shape_of
 from deepvit_train.models.importer.layout import Tensors
@@ -172,19 +173,20 @@ def _heads(tensors: Tensors, preset: Architecture | None, choices: dict[str, Any
     if thetas:
         heads = shape_of(tensors, thetas[0], 2)[0]
         if choices.get("heads", heads) != heads:
-            raise CheckpointError(f"heads={choices['heads']}, but {thetas[0]} has {heads} heads")
+            raise CheckpointError(f"heads={choices['heads']}, but {thetas[0]} has {amount(heads, 'head')}")
         return heads
     if "heads" in choices:
         return choices["heads"]
     name, known = preset_of_shape(tensors) or (None, None)
-    hint = f" (model={name} has its shape, with {known} heads)" if known else ""
+    hint = f" (model={name} has its shape, with {amount(known, 'head')})" if known else ""
     if preset is None:
         raise CheckpointError(
             f"plain attention does not show its number of heads; give heads= or preset={hint}"
         )
     if known and known != preset.model.heads:
         raise CheckpointError(
-            f"preset= has {preset.model.heads} heads, and no tensor shows the file's; give heads={hint}"
+            f"preset= has {amount(preset.model.heads, 'head')}, and no tensor shows the file's; "
+            f"give heads={hint}"
         )
     return preset.model.heads
 

@@ -13,6 +13,7 @@ from timm.layers import resample_abs_pos_embed, resample_patch_embed
 
 from deepvit_train.classes import TORCHVISION, difference, ordered, shortened
 from deepvit_train.config.model import Pool
+from deepvit_train.console import amount
 from deepvit_train.error import CheckpointError
 from deepvit_train.models.deepvit import DeepViT
 from deepvit_train.models.importer import class_names, own_tensors, timm_cache, timm_vit
@@ -106,7 +107,7 @@ def _check_heads(
         how = f", as model={preset}, which has its shape (deepvit-convert heads={model.heads} says otherwise)"
     if heads != model.heads:
         raise CheckpointError(
-            f"has {heads} heads{how}, not model.heads={model.heads}; nearest: model.heads={heads}"
+            f"has {amount(heads, 'head')}{how}, not model.heads={model.heads}; nearest: model.heads={heads}"
         )
 
 
@@ -142,7 +143,7 @@ def _head(expected: Tensors, tensors: Tensors, notes: list[str]) -> Tensors:
     own, given = _outputs(expected), _outputs(tensors)
     if own == given:
         return tensors
-    notes.append(f"fresh head of {own} classes, not {given}")
+    notes.append(f"fresh head of {amount(own, 'class', 'classes')}, not {given}")
     return _with_head_of(expected, tensors)
 
 
@@ -223,5 +224,5 @@ def _attention(expected: Tensors, tensors: Tensors, notes: list[str]) -> Tensors
     if plain:
         parts = dict.fromkeys(own[name][2] for name in plain)
         count = len({own[name][1] for name in plain})
-        notes.append(f"fresh in {count} blocks: {', '.join(f'attn.{part}' for part in parts)}")
+        notes.append(f"fresh in {amount(count, 'block')}: {', '.join(f'attn.{part}' for part in parts)}")
     return tensors | plain

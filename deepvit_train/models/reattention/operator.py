@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from deepvit_train.console import amount
 from deepvit_train.models.reattention import kernel
 from deepvit_train.models.reattention.chunk import Chunks
 from deepvit_train.models.reattention.kernel import token_major
@@ -190,7 +191,7 @@ def gpu_kernels(q: Tensor, k: Tensor, v: Tensor) -> ModuleType | None:
         return None
     if not gpu.covers(q, k, v):
         kind = str(q.dtype).removeprefix("torch.")
-        _warn_of_slowness(f"no kernel takes {q.shape[1]} heads of {q.shape[3]} in {kind}")
+        _warn_of_slowness(f"no kernel takes {amount(q.shape[1], 'head')} of {q.shape[3]} in {kind}")
         return None
     return gpu
 

@@ -1,0 +1,52 @@
+"""What deepvit-train says and writes at the end of a run: its metrics, its best checkpoint, where all is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from deepvit_train.commands.train_job import Job
+from deepvit_train.config.compose import compose_command, plain
+from deepvit_train.console import amount, console
+from deepvit_train.run.change import FREE_KEYS, flatten
+from deepvit_train.run.tracking import Tracker
+from deepvit_train.training.validation import COUNTS, phrase, phrase_best
+from deepvit_train.training.watch import CollapseWatch
+
+
+def report(job: Job, watch: CollapseWatch, tracker: Tracker) -> dict[str, Any]:
+    """Log the outcome, write result.json, and say how the run ended."""
+    state, say, result = job.run.state, job.run.say, result_of(job)
+    if (probe := watch.probe) is not None and probe.looks:
+        say(f"attention maps: looked at {amount(probe.looks, 'time')}, {probe.seconds:.2f} s in all")
+    config = flatten(plain(job.run.config))
+    tracker.outcome(config, _notable(config), state.metrics, state.step)
+    job.folder.write_result(result)
+    say(f"done at step {state.step}: {phrase(state.metrics)}")
+    tell_where(job)
+    return result
+
+
+def _notable(config: dict[str, Any]) -> set[str]:
+    """Return the keys that tell a run from others: they affect its result and have not their default."""
+    usual = flatten(plain(compose_command("train", [])))
+    chosen = {key for key, value in config.items() if value != usual.get(key) and key not in FREE_KEYS}
+    return {"attn.kind", *chosen}
+
+
+def tell_where(job: Job) -> None:
+    """Say which checkpoint is the best and where it lies, how to see the curves, and where all is."""
+    folder, best = job.folder.path, job.run.state.best
+    if best:
+        job.run.say(f"best: {phrase_best(best)}: {job.folder.checkpoints / 'best'}")
+    if job.run.world.is_main:
+        console.print(f"watch: tensorboard --logdir {folder.parent}", soft_wrap=True)
+    job.run.say(f"run folder: {folder}")
+
+
+def result_of(job: Job) -> dict[str, Any]:
+    """Return the run's folder, the metrics of the last evaluation, and of which images it was."""
+    metrics = {name: value for name, value in job.run.state.metrics.items() if name not in COUNTS}
+    images, of = (job.run.state.metrics.get(name) for name in COUNTS)
+    partial = {} if images is None else {"partial": True, "images": images, "of": of}
+    labels = {"labels": job.labels.summary()} if job.labels.absent else {}
+    return {"run_dir": str(job.folder.path), **metrics, **partial, **labels}
