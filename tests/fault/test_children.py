@@ -100,6 +100,7 @@ def test_a_stopped_study(digits: Path, tmp_path: Path, number: signal.Signals, g
     check_that_nothing_is_lost(digits, out)
 
 
+@pytest.mark.slow
 def test_a_study_whose_terminal_is_closed(digits: Path, tmp_path: Path) -> None:
     out = tmp_path / "study"
     process, terminal = on_a_terminal([*STUDY, f"root={digits}", f"out={out}"])

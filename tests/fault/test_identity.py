@@ -162,6 +162,7 @@ def resign(state: Path, content: dict[str, object]) -> None:
     manifest.write_text(as_json(signed))
 
 
+@pytest.mark.slow
 def test_another_number_of_threads_is_said(runs: Path, command: Command) -> None:
     """In processes of their own: a fork of one that has used two threads of OpenMP may wait for ever."""
     done = command("train", *RUN, "run_dir=a", "trainer.epochs=3", "trainer.threads=2")

@@ -78,7 +78,7 @@ def whole(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [slowly(0), 2])
 def test_a_stop_while_an_image_hangs_loses_no_step_and_the_file_was_named(
     whole: Path, tmp_path: Path, workers: int
 ) -> None:
