@@ -6,9 +6,13 @@ from collections.abc import Callable, Iterable, Iterator
 from operator import length_hint
 
 from deepvit_train.console import amount
-from deepvit_train.data.dataset import NONE_LEFT, Batch
+from deepvit_train.data.dataset import NONE_LEFT, NONE_NEAR, Batch
 from deepvit_train.distributed.world import World
 from deepvit_train.error import DataError
+
+
+class TooManyBadFiles(DataError):
+    """More training images are bad than data.max_bad allows. Each was replaced, so the state is sound."""
 
 
 class BadFiles:
@@ -35,9 +39,11 @@ class BadFiles:
     def settle(self) -> int:
         """Share the new ones, name each once, and return how many there are; every rank must call it.
 
-        Raises DataError, on every rank alike, for more files than max_bad, or where no image is left.
+        Raises on every rank alike: DataError where no image is left; TooManyBadFiles for more than max_bad.
+        Then the new ones are forgotten, so that a later start judges anew.
         """
-        new = sorted(set(self.world.union(self._new)) - set(self.known))
+        met = set(self.world.union(self._new))
+        new = sorted(met - set(self.known) - {NONE_NEAR})
         self._new.clear()
         if NONE_LEFT in new:
             one = next(line for line in [*new, *self.known] if line != NONE_LEFT)
@@ -45,11 +51,11 @@ class BadFiles:
         for line in new:
             self.known.append(line)
             self.say(f"bad image, replaced by the next one: {line}")
-        if len(self.known) > self.max_bad:
-            raise DataError(
-                f"{amount(len(self.known), 'bad training image')}, more than data.max_bad={self.max_bad}; "
-                f"the last: {self.known[-1]}"
-            )
+        if new and len(self.known) > self.max_bad:
+            told = f"{amount(len(self.known), 'bad training image')}, more than data.max_bad={self.max_bad}"
+            del self.known[-len(new) :]
+            kind = DataError if NONE_NEAR in met else TooManyBadFiles
+            raise kind(f"{told}; the last: {new[-1]}")
         return len(new)
 
 

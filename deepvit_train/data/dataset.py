@@ -29,6 +29,8 @@ from deepvit_train.distributed.world import World
 
 # Among the bad files of a batch: all images of the index are bad, and what is trained on is black.
 NONE_LEFT = "no image is left"
+# Among them: so many images in a row are bad that none took their place, and what is trained on is black.
+NONE_NEAR = "no image is near"
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))  # one process that reads everything
 
 
@@ -129,6 +131,8 @@ class ImageDataset(Dataset[RawBatch]):
                 return pixels, int(self.index.targets[image]), erasure
         if len(self.index) <= self.replacements:
             bad.append(NONE_LEFT)
+        elif self.replacements:
+            bad.append(NONE_NEAR)
         black = np.zeros((self.transform.size, self.transform.size, 3), np.uint8)
         return black, int(self.index.targets[key.image]), NOTHING_ERASED
 

@@ -37,7 +37,9 @@ class Loaders:
     def train(self, index: ImageIndex, augment: AugmentConfig, order: TrainOrder) -> Loader:
         """Load training images in the given order, each varied by draws from the order's seed."""
         transform = train_transform(self.preprocessing, augment)
-        dataset = ImageDataset(index, transform, order.seed, limits(self.data), self.data.max_bad)
+        # One more than may be bad: also the one that ends the run is replaced, so that its state is sound.
+        replacements = self.data.max_bad + 1
+        dataset = ImageDataset(index, transform, order.seed, limits(self.data), replacements)
         return self._load(dataset, order)
 
     def evaluation(self, index: ImageIndex, batch_size: int, limit_batches: int | None = None) -> Loader:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from deepvit_train.config.train import TrainConfig
 from deepvit_train.console import progress_bar
-from deepvit_train.data.bad_files import BadFiles
+from deepvit_train.data.bad_files import BadFiles, TooManyBadFiles
 from deepvit_train.data.dataset import Batch
 from deepvit_train.data.patience import DataLost, WaitInterrupted
 from deepvit_train.data.transform import denormalise
@@ -96,8 +96,8 @@ class Trainer:
         """Train from the state's step to the plan's end.
 
         Raises Interrupted after a stop signal and Collapsed after an alarm, both once the state is saved.
-        Raises NotFiniteError, and DataError in training, with the last checkpoint as it was. Whatever goes
-        wrong in an evaluation, the state is saved before.
+        Raises NotFiniteError, and DataError where every training image is bad, with the last checkpoint as it
+        was. Whatever goes wrong in an evaluation, the state is saved before.
         """
         config, plan, state = self.run.config, self.run.plan, self.run.state
         options = self._step_options()
@@ -129,7 +129,7 @@ class Trainer:
 
         def save() -> None:
             guard.check()
-            self._settle_bad_files()
+            self._settle_bad_files(guard)
             if 0 < run.state.step != self.saver.saved_step:
                 self._save()
 
@@ -161,7 +161,7 @@ class Trainer:
             if due.logs or due.saves:
                 guard.check()
             if due.logs or due.saves or world.size == 1:
-                self._settle_bad_files()
+                self._settle_bad_files(guard)
         except NotFiniteError as error:
             with gathered(state.model) as model:
                 found = first_non_finite(model, batches, world, options.precision)
@@ -221,9 +221,17 @@ class Trainer:
         for batch in batches:
             self.bad.note(batch.bad)
 
-    def _settle_bad_files(self) -> None:
+    def _settle_bad_files(self, guard: FiniteGuard) -> None:
+        """Name the new bad files. Raises DataError, for too many of them once the state is saved."""
         state = self.run.state
-        if self.bad.settle():
+        try:
+            found = self.bad.settle()
+        except TooManyBadFiles as error:
+            guard.check()
+            if 0 < state.step != self.saver.saved_step:
+                self._save()
+            raise DataError(f"{error}\nsaved {self.saver.newest()}; a higher data.max_bad goes on") from None
+        if found:
             self.tracker.scalars(state.step, {"train/bad_files": len(state.bad_files)})
 
     def _log(self, result: StepResult, options: StepOptions) -> None:

@@ -350,8 +350,13 @@ def test_unreadable_images_are_counted_and_too_many_stop_the_run(
     start(tmp_path / "run", *overrides)
     assert capsys.readouterr().out.count(f"bad image, replaced by the next one: {broken}") == 1
     assert steps_logged(tmp_path / "run", "train/bad_files")
-    with pytest.raises(DataError, match=r"more than data\.max_bad=0; the last: .*bee/3\.png"):
+    told = r"max_bad=0; the last: .*bee/3\.png.*\nsaved .*step_\d+; a higher data\.max_bad goes on"
+    with pytest.raises(DataError, match=told):
         start(tmp_path / "strict", *overrides, "data.max_bad=0")
+    assert state_of(tmp_path / "strict")["step"] > 0  # no step was lost
+    assert state_of(tmp_path / "strict")["bad_files"] == []
+    start(tmp_path / "strict", *overrides, "data.max_bad=1")
+    assert digests(tmp_path / "strict") == digests(tmp_path / "run")
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:

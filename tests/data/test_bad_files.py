@@ -28,6 +28,8 @@ def test_each_file_is_named_once() -> None:
     bad.note(["d: z"])
     with pytest.raises(DataError, match=r"4 bad training images, more than data\.max_bad=3; the last: d: z"):
         bad.settle()
+    assert known == ["a: empty", "b: x", "c: y"]
+    assert bad.settle() == 0
 
 
 def test_a_data_set_of_bad_images_alone_ends_the_run_however_many_may_be_bad() -> None:
