@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from deepvit_train.data.bad_files import BadFiles
-from deepvit_train.data.dataset import NONE_LEFT, Batch
+from deepvit_train.data.bad_files import BadFiles, TooManyBadFiles
+from deepvit_train.data.dataset import NONE_LEFT, NONE_NEAR, Batch
 from deepvit_train.distributed.world import World
 from deepvit_train.error import DataError
 
@@ -30,6 +30,15 @@ def test_each_file_is_named_once() -> None:
         bad.settle()
     assert known == ["a: empty", "b: x", "c: y"]
     assert bad.settle() == 0
+
+
+def test_a_state_that_saw_a_black_image_is_not_to_be_saved() -> None:
+    for marks, kind in (([], TooManyBadFiles), ([NONE_NEAR], DataError)):
+        bad = BadFiles([], max_bad=1, world=WORLD, say=lambda _: None)
+        bad.note(["a: x", "b: y", *marks])
+        with pytest.raises(DataError, match="2 bad training images") as error:
+            bad.settle()
+        assert type(error.value) is kind
 
 
 def test_a_data_set_of_bad_images_alone_ends_the_run_however_many_may_be_bad() -> None:

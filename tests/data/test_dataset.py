@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from deepvit_train.config.compose import compose_command
-from deepvit_train.data.dataset import EvalOrder, ImageDataset, Key, TrainOrder
+from deepvit_train.data.dataset import NONE_LEFT, NONE_NEAR, EvalOrder, ImageDataset, Key, TrainOrder
 from deepvit_train.data.decode import Limits
 from deepvit_train.data.index import scan_split
 from deepvit_train.data.transform import eval_transform, train_transform
@@ -146,6 +146,8 @@ def test_replacing_has_an_end(image_folder: Path, replacements: int) -> None:
         Path(index.path(image)).write_bytes(b"")
     transform = eval_transform(compose_command("train", []).model.preprocessing)
     batch = ImageDataset(index, transform, 0, LIMITS, replacements).__getitems__([Key(0, 3)])
-    assert len(batch.bad) == min(replacements + 1, len(index)) + (replacements >= len(index))
+    marks = {0: [], 1: [NONE_NEAR], 10**9: [NONE_LEFT]}[replacements]
+    assert len(batch.bad) == min(replacements + 1, len(index)) + len(marks)
+    assert batch.bad[len(batch.bad) - len(marks) :] == marks
     assert not batch.pixels.any()
     assert batch.targets.tolist() == [1]
