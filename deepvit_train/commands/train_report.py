@@ -18,9 +18,9 @@ def report(job: Job, watch: CollapseWatch, tracker: Tracker) -> dict[str, Any]:
     state, say, result = job.run.state, job.run.say, result_of(job)
     if (probe := watch.probe) is not None and probe.looks:
         say(f"attention maps: looked at {amount(probe.looks, 'time')}, {probe.seconds:.2f} s in all")
+    job.folder.write_result(result)
     config = flatten(plain(job.run.config))
     tracker.outcome(config, _notable(config), state.metrics, state.step)
-    job.folder.write_result(result)
     say(f"done at step {state.step}: {phrase(state.metrics)}")
     tell_where(job)
     return result

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,8 @@ from tests.fault.test_kill import launch, lines_logged
 LONG = [*QUICK, "trainer.epochs=400", "trainer.log_every_steps=1", "trainer.eval_every_epochs=50"]
 
 
-def wait_for(process: subprocess.Popen[bytes], folder: Path, lines: int) -> None:
+def wait_for(process: subprocess.Popen[Any], folder: Path, lines: int) -> None:
+    """Wait until a run has logged so many steps."""
     deadline = time.monotonic() + 120
     while lines_logged(folder) < lines:
         assert process.poll() is None

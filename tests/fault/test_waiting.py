@@ -21,6 +21,7 @@ from tests.conftest import slowly
 from tests.fault.test_kill import RUN as KILLED
 from tests.fault.test_kill import finish, lines_logged, metrics, outcome
 from tests.fault.test_signal import _alive as alive
+from tests.fault.test_signal import wait_for
 
 pytestmark = [pytest.mark.runs, pytest.mark.xdist_group("waiting")]
 
@@ -55,14 +56,6 @@ def launch(hang: Path, *arguments: str, given_up_after_s: float = 60) -> subproc
         start_new_session=True,
         text=True,
     )
-
-
-def wait_for(process: subprocess.Popen[str], folder: Path, lines: int) -> None:
-    deadline = time.monotonic() + 120
-    while lines_logged(folder) < lines:
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 def saved_step(folder: Path) -> int:
