@@ -23,9 +23,6 @@ from PIL import ExifTags, Image, ImageFile, PngImagePlugin, TiffImagePlugin
 
 from deepvit_train.data import jpeg
 
-# Pillow has a fixed limit of its own, which would overrule a higher data.max_pixels.
-Image.MAX_IMAGE_PIXELS = None
-
 # A PNG may carry megabytes of text, or of a colour profile, which Pillow unpacks before the pixels.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 
@@ -210,12 +207,13 @@ def _jpeg(path: str, data: bytes, max_pixels: int) -> Picture | None:
 
 def _general(path: str, data: bytes, limits: Limits) -> Picture:
     # Pillow asks for memory by the size in a file's head before it says that size, but never for more than
-    # twice this limit. It is put back, because others in this process use Pillow too.
-    Image.MAX_IMAGE_PIXELS = limits.max_pixels
+    # twice this limit. It is put back, because others in this process use Pillow too. Its own limit would
+    # overrule a higher data.max_pixels.
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, limits.max_pixels
     try:
         image = _open(data)
     finally:
-        Image.MAX_IMAGE_PIXELS = None
+        Image.MAX_IMAGE_PIXELS = before
     return picture_of(path, image, limits)
 
 

@@ -349,6 +349,14 @@ def test_a_flipped_file_is_read_or_bad_and_no_larger_than_allowed(tmp_path: Path
         assert pixels.shape[0] * pixels.shape[1] <= 40_000
 
 
+def test_the_limit_of_pillow_is_that_of_others_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A higher data.max_pixels than Pillow's limit counts, and only here."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    Image.new("RGB", (60, 60)).save(tmp_path / "image.png")
+    assert open_picture(str(tmp_path / "image.png"), LIMITS).pixels()[0].shape == (60, 60, 3)
+    assert Image.MAX_IMAGE_PIXELS == 1000
+
+
 def test_a_file_is_looked_at_before_it_is_read_or_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
