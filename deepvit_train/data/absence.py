@@ -9,8 +9,8 @@ import sys
 from deepvit_train.data.decode import BadImageError, UnreadableError
 from deepvit_train.data.index import ImageIndex
 
-# Errors of the way to a disk or a server, not of a file.
-OF_THE_WAY = {
+# What the system says when a disk or a server does not answer. It is no fault of a file.
+TRANSPORT_ERRORS = {
     errno.EIO,
     errno.ESTALE,
     errno.ENOTCONN,
@@ -27,7 +27,6 @@ OF_THE_WAY = {
     errno.ENOLINK,
 }
 
-
 PAUSES_S = (0.0, 0.2)  # before each new try to read a file that a data set lacks
 
 
@@ -35,15 +34,15 @@ def is_gone(index: ImageIndex, image: int, error: UnreadableError) -> bool:
     """Return whether an image can't be read because the data set is gone.
 
     That is so if the folder of the split is missing, empty or not to be listed, if a tar file is missing, or
-    if a link on the way to the image leads nowhere. After an error of the way to the disk it is so unless
+    if a link on the way to the image leads nowhere. Where a disk or a server does not answer, it is so unless
     another image can be read.
     """
     file, folder = index.file(image), str(index.folder)
-    if is_lost(folder) or _hangs_in_the_air(file, folder):
+    if is_lost(folder) or _is_behind_a_dead_link(file, folder):
         return True
     if index.tars is not None and not os.path.exists(file):  # noqa: PTH110 - Path's raises if it may not look
         return True
-    return error.number in OF_THE_WAY and not _another_can_be_read(index, image)
+    return error.number in TRANSPORT_ERRORS and not _another_can_be_read(index, image)
 
 
 def is_lost(folder: str) -> bool:
@@ -55,7 +54,7 @@ def is_lost(folder: str) -> bool:
         return True
 
 
-def _hangs_in_the_air(file: str, folder: str) -> bool:
+def _is_behind_a_dead_link(file: str, folder: str) -> bool:
     """Return whether a folder between the split's and the file is a link to nothing."""
     above = os.path.dirname(file)  # noqa: PTH120 - a text, as all paths of an index
     while len(above) > len(folder):
