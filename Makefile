@@ -30,7 +30,7 @@ demo: .venv/.installed ## train a re-attention DeepViT on real digits, evaluate 
 	$(BIN)/deepvit-eval checkpoint=runs/demo
 	@echo "curves: $(BIN)/tensorboard --logdir runs"
 
-test: .venv/.installed-dev ## run the tests of parts and of small runs: about two minutes on two cores
+test: .venv/.installed-dev ## run the tests of parts and of small runs: about seven minutes on two cores
 	$(PYTEST) -m "not runs and not slow"
 
 test-runs: .venv/.installed-dev ## run the tests of whole runs, kills and several ranks
