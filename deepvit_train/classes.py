@@ -7,6 +7,7 @@ part of a model, and a data set is matched to them by name.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -58,6 +59,23 @@ def read_map(file: str) -> dict[str, str]:
         if folder.strip() in found:
             raise DataError(f"data.class_map={file}: names the folder {folder.strip()!r} twice")
         found[folder.strip()] = name.strip()
+    return found
+
+
+def read_numbers(key: str, file: str) -> dict[str, float]:
+    """Read a number for each class: lines `class: number`. Raises DataError, naming the key."""
+    found: dict[str, float] = {}
+    for line in _lines(key, file):
+        name, colon, number = line.rpartition(":")
+        try:
+            value = float(number)
+        except ValueError:
+            value = math.nan
+        if not (colon and name.strip() and math.isfinite(value)):
+            raise DataError(f"{key}: {line!r} is not of the form 'class: number'")
+        if name.strip() in found:
+            raise DataError(f"{key}: names the class {name.strip()!r} twice")
+        found[name.strip()] = value
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -12,7 +13,7 @@ import torch
 
 from deepvit_train.collapse.probe import Probe
 from deepvit_train.commands.train_job import Job, Opened
-from deepvit_train.commands.train_report import report, result_of, tell_where
+from deepvit_train.commands.train_report import report, rest, result_of, tell_where
 from deepvit_train.commands.train_resume import go_on
 from deepvit_train.commands.train_summary import summary
 from deepvit_train.config.compose import as_yaml, plain
@@ -37,8 +38,10 @@ from deepvit_train.run.identity import build_identity
 from deepvit_train.run.saving import CheckpointWriter
 from deepvit_train.run.tracking import Tracker
 from deepvit_train.training import images, ranks
+from deepvit_train.training.class_weight import class_weights
 from deepvit_train.training.interruption import StopSignals
 from deepvit_train.training.loop import Run, Trainer
+from deepvit_train.training.optimizer import build_optimizer
 from deepvit_train.training.origin import Origin, check_length, find_origin, open_splits
 from deepvit_train.training.plan import build_plan
 from deepvit_train.training.saver import Saver
@@ -61,11 +64,14 @@ def run(config: TrainConfig) -> dict[str, Any]:
             tell_where(job)
             return result_of(job)
         trainer = _fit(job, resumed, stack)
+        if not job.run.finished:
+            return rest(job)
         return report(job, trainer.watch, trainer.tracker)
 
 
 def _build(config: TrainConfig, stack: ExitStack) -> Job:
     """Join the ranks, open the data, build the model and its state, and lock the run's folder."""
+    since = time.monotonic()
     world = distributed.start(config.trainer.device.value, config.trainer.timeout_s)
     stack.callback(distributed.stop)
     ranks.check_config(world, flatten(plain(config)))
@@ -96,6 +102,8 @@ def _build(config: TrainConfig, stack: ExitStack) -> Job:
         signals=signals,
         say=say,
         images=images.summary(splits),
+        class_weights=opened.class_weights,
+        since=since,
     )
     return Job(run=run, folder=folder, opened=opened)
 
@@ -110,7 +118,17 @@ def _open(config: TrainConfig, folder: RunFolder, world: World, say: Callable[[s
     plan = build_plan(config.trainer, config.schedule, len(train), world.size)
     check_length(config, origin, plan)
     model, initial = _build_model(config, labels.names, origin, world)
-    return Opened(train=train, val=val, labels=labels, origin=origin, plan=plan, model=model, initial=initial)
+    build_optimizer(model, config.optim)  # a wrong name or argument of it leaves no folder behind
+    return Opened(
+        train=train,
+        val=val,
+        labels=labels,
+        origin=origin,
+        plan=plan,
+        model=model,
+        initial=initial,
+        class_weights=class_weights(config.loss, train),
+    )
 
 
 def _take(
@@ -253,6 +271,7 @@ def _validation(job: Job, loaders: Loaders, bad: BadFiles) -> Validation:
         total=len(job.val),
         world=world,
         absent=job.labels.absent,
+        select_by=config.trainer.select_by,
     )
 
 

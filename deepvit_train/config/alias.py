@@ -27,7 +27,18 @@ RENAMED = {
 }
 
 # What a version without such a key did. A key that is not here asked for nothing: false or null.
-BEFORE = {"trainer.ema_warmup": True}
+BEFORE = {
+    "trainer.ema_warmup": True,
+    "trainer.select_by": "top1",
+    "schedule.name": "cosine",
+    "schedule.decay_share": 0.2,  # this and other keys of choices that were not there
+    "schedule.decay_epochs": 30.0,
+    "schedule.decay_rate": 0.1,
+    "loss.name": "cross_entropy",
+    "loss.class_weight": "none",
+    "loss.effective_beta": 0.999,
+    "loss.focal_gamma": 2.0,
+}
 
 # Keys that may be typed without their section.
 SHORT = {"class_map": "data.class_map"}

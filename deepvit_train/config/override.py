@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Sweep
 from hydra.errors import HydraException
 
-from deepvit_train.config.command import COMMANDS, console_name, groups_of, keys_of
+from deepvit_train.config.command import COMMANDS, NAMED, console_name, groups_of, keys_of
 from deepvit_train.config.preset import config_dir
 from deepvit_train.error import ConfigError, nearest, slips
 
@@ -75,14 +76,15 @@ def _nearest_key(name: str, keys: Sequence[str]) -> str:
 
 def take_texts(
     command: str, overrides: Sequence[str], *, sweeps: bool = False
-) -> tuple[list[str], dict[str, str | None]]:
+) -> tuple[list[str], dict[str, Any]]:
     """Part the overrides that Hydra reads from texts that it would read as something else, or not at all.
 
     Hydra's grammar makes a number of name=1e3, a list of data.root=/a,b and an error of data.root=/photos(2),
     and strips spaces; here they are the text that was typed. Text that Hydra reads as text stays with Hydra:
     quotes, escapes and ${key} mean what they mean there. A key that has the name of a folder of configs/,
     such as deepvit-analyze's model, is taken as well: Hydra would look for a file of that folder.
-    Of a key that is given twice the last value counts, as with Hydra.
+    Of a key that is given twice the last value counts, as with Hydra. Values under names are added to those
+    of the files.
 
     Args:
         sweeps: whether several values, as of name=a,b, are left to Hydra; else they are text, or an error.
@@ -93,7 +95,7 @@ def take_texts(
     types = {key.name: key.type for key in keys_of(COMMANDS[command])}
     folders = {folder.name for folder in config_dir().iterdir() if folder.is_dir()} - set(groups_of(command))
     for_hydra: list[str] = []
-    taken: dict[str, str | None] = {}
+    taken: dict[str, Any] = {}
     for override in overrides:
         name, _, typed = override.partition("=")
         name = name.lstrip("+")
@@ -109,6 +111,8 @@ def take_texts(
                 taken[name] = value
             else:
                 for_hydra.append(f"{name}={typed}")
+        elif types.get(name) == NAMED and isinstance(value, dict):
+            taken[name] = taken.get(name, {}) | value  # Hydra takes no name that the files of configs/ lack
         elif isinstance(value, HydraException) or (several and not sweeps):
             raise _wrong_value(override, types)
         else:
