@@ -94,6 +94,7 @@ def _build(config: TrainConfig, stack: ExitStack) -> Job:
 
     together(world, lambda: _take(folder, config, splits, stack, say))
     state = build_state(opened.model, config, opened.plan, world)
+    state.class_weights = opened.class_weights
     run = Run(
         config=config,
         world=world,
@@ -102,7 +103,6 @@ def _build(config: TrainConfig, stack: ExitStack) -> Job:
         signals=signals,
         say=say,
         images=images.summary(splits),
-        class_weights=opened.class_weights,
         since=since,
     )
     return Job(run=run, folder=folder, opened=opened)

@@ -61,6 +61,8 @@ def _tell_changes(job: Job, checkpoint: Path) -> None:
             say(line)
         if line := told_of_rounding(said.get("rounding", {}), describe_rounding(world.device, world.size)):
             say(f"since step {state.step}: {line}")
+        if said.get("class_weights", state.class_weights) != state.class_weights:
+            say("the weights of classes in the loss changed: other images, or another loss.class_weight file")
     rate, epochs = learning_rate_after(state.schedule, state.step), job.run.config.trainer.epochs
     if state.saved_rate is not None and not math.isclose(rate, state.saved_rate, rel_tol=1e-6):
         say(

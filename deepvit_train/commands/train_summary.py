@@ -37,8 +37,8 @@ def summary(run: Run, train: ImageIndex, val: ImageIndex) -> list[str]:
         del lines[2]
     if (line := describe_muon(run.state.optimizer)) is not None:
         lines.append(line)
-    if run.class_weights is not None:
-        lines.append(describe_weights(run.class_weights, train.classes, config.loss.class_weight))
+    if (weights := run.state.class_weights) is not None:
+        lines.append(describe_weights(weights, train.classes, config.loss.class_weight))
     if config.optim.is_schedule_free and config.schedule.name != ScheduleName.constant:
         lines.append(f"warning: {config.optim.name} is made for schedule=constant")
     warmup, wanted = config.schedule.warmup_within(config.trainer.epochs), config.schedule.warmup_epochs

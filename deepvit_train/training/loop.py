@@ -68,7 +68,6 @@ class Run:
     signals: StopSignals
     say: Callable[[str], None]  # does nothing on ranks other than the first
     images: dict[str, Any] = field(default_factory=dict)  # what a checkpoint says of them (images.py)
-    class_weights: list[float] | None = None  # None: equal ones
     since: float = field(default_factory=time.monotonic)  # seconds; when this start began
 
     @property
@@ -219,7 +218,7 @@ class Trainer:
             clip_grad=config.trainer.clip_grad,
             max_scaler_skips=config.trainer.max_scaler_skips,
             regulariser=build_regulariser(config.loss, config.model.depth),
-            criterion=build_criterion(config.loss, self.run.class_weights, self.run.world.device),
+            criterion=build_criterion(config.loss, self.run.state.class_weights, self.run.world.device),
         )
 
     def _agree(self, alarm: bool) -> _Due:

@@ -58,6 +58,7 @@ class TrainState:
     calibrated: dict[str, Statistics] = field(
         default_factory=dict
     )  # for live and ema weights at evaluated_step
+    class_weights: list[float] | None = None  # of the loss; None: equal ones
     worse: int = 0  # evaluations in a row since the best one
     hours: float = 0.0  # of training, over all starts
     bad_files: list[str] = field(default_factory=list)
@@ -97,6 +98,7 @@ class TrainState:
             "evaluated_step": self.evaluated_step,
             "metrics": self.metrics,
             "best": self.best,
+            "class_weights": self.class_weights,
             "worse": self.worse,
             "hours": self.hours,
             "bad_files": self.bad_files,

@@ -50,7 +50,7 @@ def killed(overrides: list[str]) -> None:
 
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize(
-    ("optim", "schedule", "loss"), product(choices("optim"), choices("schedule"), choices("loss"))
+    ("optim", "schedule", "loss"), list(product(choices("optim"), choices("schedule"), choices("loss")))
 )
 def test_a_killed_run_of_each_recipe_ends_with_the_same_bits(
     digits: Path, tmp_path: Path, optim: str, schedule: str, loss: str, ranks: int
