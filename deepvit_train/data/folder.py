@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from deepvit_train.console import amount
 from deepvit_train.data.cache import Stamp, stamp_of
 from deepvit_train.data.decode import printable
 from deepvit_train.data.ending import OUTSIDE, ending_of, is_image, split_hint
@@ -44,7 +45,12 @@ class Walk:
             else:
                 self.left_out[ending_of(entry.name) + OUTSIDE * is_image(entry.name)] += 1
         if not classes:
-            raise DataError(f"{folder}: holds no class folders (expected {folder}/CLASS/IMAGE.jpg)")
+            loose = sum(count for ending, count in self.left_out.items() if ending.endswith(OUTSIDE))
+            hint = "sort them into class folders; scripts/sort_imagenet_val.py does so for ImageNet"
+            raise DataError(
+                f"{folder}: holds no class folders (expected {folder}/CLASS/IMAGE.jpg)"
+                + (f"\n{amount(loose, 'image')} lie in it directly: {hint}" if loose else "")
+            )
         for name in classes:
             if printable(name) != name:
                 raise DataError(

@@ -13,7 +13,7 @@ import numpy as np
 from deepvit_train.console import console
 from deepvit_train.data.decode import printable
 from deepvit_train.data.index import ImageIndex
-from deepvit_train.error import DataError, Interrupted
+from deepvit_train.error import DataError, Interrupted, UserError
 
 POLL_S = 0.5  # how often somebody who waits looks at signals and readers
 SAID_AFTER_S = 30.0  # a wait as long as this is said, and again each time it has doubled
@@ -28,6 +28,10 @@ class WaitInterrupted(Interrupted):
 
 class DataLost(DataError):
     """The images of a data set went away and did not come back."""
+
+
+class LoaderLost(UserError):
+    """A loader process died. The message says what may help."""
 
 
 class Readers:

@@ -70,14 +70,14 @@ def check_others(run: Path, before: dict[str, Any], index: ImageIndex) -> None:
     if known["digest"] == index.digest:
         sizes, then = sampled_sizes(index, SAMPLED).values(), known.get("bytes") or []
         others = bool(then) and all(size != old for size, old in zip(sizes, then, strict=False))
-        what = "has an image of the same path and size"
+        what = "is here with the same path and size"
     else:
         former = _read(_file(run, known["digest"]))
         others = former is not None and former.isdisjoint(_paths(index.paths, index.ends))
-        what = "has an image of the same path"
+        what = "is here under the same path"
     if others:
         raise DataError(
-            f"{index.folder}: none of the {known['images']:,} images that {run} was trained on {what} here\n"
+            f"{index.folder}: none of the {known['images']:,} images that {run} was trained on {what}\n"
             f"name=NEW begins a run of its own; with resume={run} too, it goes on from that run's weights"
         )
 

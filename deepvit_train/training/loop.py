@@ -14,7 +14,7 @@ from deepvit_train.config.train import TrainConfig
 from deepvit_train.console import progress_bar
 from deepvit_train.data.bad_files import BadFiles, TooManyBadFiles
 from deepvit_train.data.dataset import Batch
-from deepvit_train.data.patience import DataLost, WaitInterrupted
+from deepvit_train.data.patience import DataLost, LoaderLost, WaitInterrupted
 from deepvit_train.data.transform import denormalise
 from deepvit_train.distributed.parallel import gathered, is_sharded, replicate
 from deepvit_train.distributed.world import World
@@ -124,7 +124,10 @@ class Trainer:
                 self._act(due)
 
     def _receive(self, batches: Iterator[Batch], guard: FiniteGuard) -> list[Batch]:
-        """Wait for the batches of a step. Raises Interrupted and DataError, both once the state is saved."""
+        """Wait for the batches of a step.
+
+        Raises Interrupted, DataError and LoaderLost, each once the state is saved.
+        """
         run = self.run
 
         def save() -> None:
@@ -139,6 +142,8 @@ class Trainer:
             raise self._interrupted() from None
         except DataLost as error:
             raise DataError(f"{error}\nsaved {self.saver.newest()}; the same command goes on") from None
+        except LoaderLost as error:
+            raise LoaderLost(f"{error}; saved {self.saver.newest()}") from None
 
     def _advance(
         self,
@@ -155,8 +160,10 @@ class Trainer:
         try:
             logs = plan.logs(state.step + 1)
             result = train_step(state, forward, batches, world, options, guard, look_at_gradients=logs)
-            with self.meter.paused():
-                alarm = plan.probes(state.step) and self.watch.look(state)
+            alarm = False
+            if plan.probes(state.step):  # only then: a pause waits for the GPU
+                with self.meter.paused():
+                    alarm = self.watch.look(state)
             due = self._agree(alarm)
             if due.logs or due.saves:
                 guard.check()
