@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from deepvit_train.atomic import RefusedError, inside, make_folder, replacing
-from deepvit_train.data.decode import printable
+from deepvit_train.console import one_line
 from deepvit_train.data.index import ImageIndex
 from deepvit_train.error import CheckpointError, DataError, OutputError
 from deepvit_train.reading import open_file
@@ -147,5 +147,5 @@ def _paths(paths: np.ndarray, ends: np.ndarray) -> set[bytes]:
 
 
 def _listed(paths: set[bytes]) -> str:
-    first = [printable(os.fsdecode(path)) for path in sorted(paths)[:SHOWN]]
+    first = [one_line(os.fsdecode(path)) for path in sorted(paths)[:SHOWN]]
     return ", ".join([*first, *(["..."] if len(paths) > SHOWN else [])])

@@ -131,13 +131,13 @@ class Trainer:
         run = self.run
 
         def save() -> None:
-            guard.check()
             self._settle_bad_files(guard)
-            if 0 < run.state.step != self.saver.saved_step:
-                self._save()
+            self._save_if_new(guard)
 
         try:
             return receive(batches, run.config.trainer.accumulate, run.signals, run.world, save)
+        except NotFiniteError as error:
+            raise NotFiniteError(f"{error}; last good checkpoint: {self.saver.newest()}") from None
         except WaitInterrupted:
             raise self._interrupted() from None
         except DataLost as error:
@@ -234,9 +234,7 @@ class Trainer:
         try:
             found = self.bad.settle()
         except TooManyBadFiles as error:
-            guard.check()
-            if 0 < state.step != self.saver.saved_step:
-                self._save()
+            self._save_if_new(guard)
             raise DataError(f"{error}\nsaved {self.saver.newest()}; a higher data.max_bad goes on") from None
         if found:
             self.tracker.scalars(state.step, {"train/bad_files": len(state.bad_files)})
@@ -298,6 +296,12 @@ class Trainer:
         state = self.run.state
         state.losses, state.loss_steps, state.plain_losses = self.meter.losses()
         self.saver.save()
+
+    def _save_if_new(self, guard: FiniteGuard) -> None:
+        """Save a state that no checkpoint holds. Raises NotFiniteError for one that is not worth it."""
+        guard.check()
+        if 0 < self.run.state.step != self.saver.saved_step:
+            self._save()
 
     def _interrupted(self) -> Interrupted:
         saved = self.saver.newest() if self.run.state.step else "nothing, because no step was done"
