@@ -29,6 +29,7 @@ RUN = [
     "trainer.eval_batch_size=32",
     "model.dropout=0.1",
     "augment=deit",
+    "schedule.warmup_share=null",  # of one cycle too
     "model.drop_path=0.1",
 ]
 KILLED_AT = 5  # a step after a save
