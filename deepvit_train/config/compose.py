@@ -101,7 +101,11 @@ def flat_values(tree: DictConfig, prefix: str = "") -> dict[str, Any]:
         if OmegaConf.is_missing(tree, name):
             continue
         value, key = tree[name], f"{prefix}{name}"
-        if isinstance(value, DictConfig):
+        # In a typed tree a section has a type of its own, and values under free names have none.
+        is_value = OmegaConf.get_type(tree) is not dict and OmegaConf.get_type(tree, str(name)) is dict
+        if isinstance(value, DictConfig) and is_value:
+            flat[key] = OmegaConf.to_container(value)
+        elif isinstance(value, DictConfig):
             flat |= flat_values(value, f"{key}.")
         else:
             flat[key] = "null" if value is None else value

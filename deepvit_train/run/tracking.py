@@ -30,6 +30,7 @@ LAYOUT = {
         "learning rate": ["Multiline", ["^train/lr$"]],
         "images a second": ["Multiline", ["^train/images_per_s$"]],
         "top-5": ["Multiline", ["^val/top5$", "^val_ema/top5$"]],
+        "mean accuracy of classes": ["Multiline", ["^val/mean_class$", "^val_ema/mean_class$"]],
         "norm of the gradient": ["Multiline", ["^train/grad_norm$"]],
         "share of time spent waiting for data": ["Multiline", ["^train/data_wait$"]],
         "memory, MiB": ["Multiline", ["^train/memory_mib$"]],
