@@ -17,8 +17,9 @@ COMPILE = {
     "max-autotune": "max_autotune",
 }
 
-# For each key the name in version 0.1, and the name today.
+# For each key another spelling, most often that of version 0.1, and the name today.
 RENAMED = {
+    "attn.from_block": {"auto": "null"},
     "attn": {"reattention_seed": "reattention_vit_pytorch"},
     "attn.kind": {"reattention_seed": "reattention_vit_pytorch"},
     "model.init": {"seed": "vit_pytorch"},
@@ -27,7 +28,7 @@ RENAMED = {
 }
 
 # What a version without such a key did. A key that is not here asked for nothing: false or null.
-BEFORE = {"trainer.ema_warmup": True}
+BEFORE = {"trainer.ema_warmup": True, "optim.mixing_rate": 1.0}
 
 # Keys that may be typed without their section.
 SHORT = {"class_map": "data.class_map"}
