@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from einops import rearrange
+from einops import reduce
 from torch import Tensor, nn
 
 from deepvit_train.collapse.measure import similar_blocks, similarity_matrix
@@ -31,6 +31,8 @@ from deepvit_train.models.attention import ReAttention
 from deepvit_train.run.checkpoint import find
 from deepvit_train.run.description import read_description
 from deepvit_train.run.folder import RunFolder
+
+CHUNK = 8  # images whose maps are in memory at a time
 
 
 @dataclass(frozen=True)
@@ -152,10 +154,19 @@ def _measure(config: TrainConfig, world: World, needed: bool) -> Graft | None:
     count = config.collapse.images
     loaders = Loaders(config.model.preprocessing, data, alone)
     (batch,) = loaders.calibration(train, count, count, seed=0)
-    maps = [record.before.cpu() for record in record_maps(model.to(world.device), batch.images)]
-    flat = [rearrange(each.double(), "b h n m -> h (b n m)") for each in maps]
-    return Graft(
-        similarity_matrix(maps, config.collapse.axis, config.collapse.metric),
-        torch.stack([each.mean(dim=1) for each in flat]).float(),
-        torch.stack([each.var(dim=1, correction=0) for each in flat]).float(),
-    )
+    model = model.to(world.device)
+    sums = [torch.zeros(()), torch.zeros(()), torch.zeros(())]
+    for images in batch.images.split(CHUNK):
+        share = len(images) / len(batch.images)
+        sums = [total + share * each for total, each in zip(sums, _look(model, images, config), strict=True)]
+    similarity, means, squares = sums
+    return Graft(similarity, means.float(), (squares - means.square()).float())
+
+
+def _look(model: DeepViT, images: Tensor, config: TrainConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the similarity of blocks, and the means of maps and of their squares, for some images."""
+    maps = [record.before.cpu() for record in record_maps(model, images)]
+    means = [reduce(each.double(), "b h n m -> h", "mean") for each in maps]
+    squares = [reduce(each.double().square(), "b h n m -> h", "mean") for each in maps]
+    similarity = similarity_matrix(maps, config.collapse.axis, config.collapse.metric)
+    return similarity, torch.stack(means), torch.stack(squares)
