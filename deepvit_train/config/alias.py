@@ -17,15 +17,17 @@ COMPILE = {
     "max-autotune": "max_autotune",
 }
 
-# For each key another spelling, most often that of version 0.1, and the name today.
+# For each key the name in version 0.1, and the name today.
 RENAMED = {
-    "attn.from_block": {"auto": "null"},
     "attn": {"reattention_seed": "reattention_vit_pytorch"},
     "attn.kind": {"reattention_seed": "reattention_vit_pytorch"},
     "model.init": {"seed": "vit_pytorch"},
     "trainer.compile": COMPILE,
     "compile": COMPILE,
 }
+
+# Words that are typed for null, because they say what it means.
+WORDS = {"attn.from_block": "auto"}
 
 # What a version without such a key did. A key that is not here asked for nothing: false or null.
 BEFORE = {"trainer.ema_warmup": True, "optim.mixing_rate": 1.0}
@@ -49,7 +51,8 @@ def current_override(override: str) -> str:
     key = SHORT.get(key, key)
     override = f"{key}{equals}{value}"
     text = value.strip("'\"")  # Hydra takes a text in quotes too
-    renamed = current(key.lstrip("+"), text)
+    name = key.lstrip("+")
+    renamed = "null" if text == WORDS.get(name) else current(name, text)
     return override if renamed == text else f"{key}{equals}{renamed}"
 
 
