@@ -31,6 +31,7 @@ from deepvit_train.distributed.world import World
 from deepvit_train.models import DeepViT, start_from
 from deepvit_train.run.change import flatten
 from deepvit_train.run.description import ModelDescription
+from deepvit_train.run.elsewhere import check_installed
 from deepvit_train.run.environment import describe_environment, describe_rounding
 from deepvit_train.run.folder import RunFolder
 from deepvit_train.run.identity import build_identity
@@ -104,6 +105,7 @@ def _open(config: TrainConfig, folder: RunFolder, world: World, say: Callable[[s
 
     The checkpoint comes first, because without it nobody needs the data.
     """
+    check_installed(config.tracker)
     origin = find_origin(config, folder)
     train, val, labels = open_splits(config, origin, folder, say)
     plan = build_plan(config.trainer, config.schedule, len(train), world.size)
@@ -167,10 +169,14 @@ def _fit(job: Job, resumed: Path | None, stack: ExitStack) -> Trainer:
         state.step,
         evaluated=state.evaluated_step == state.step,
         check=folder.check_held,
+        others=config.tracker,
+        run=folder.run,
+        say=job.run.say,
     )
     stack.callback(tracker.close)
     folder.note_environment(describe_environment(world.device, world.size))
     tracker.text("config", as_yaml(config), state.step)
+    tracker.configuration(flatten(plain(config)))
     for line in summary(job.run, job.train, job.val):
         job.run.say(line)
 
@@ -185,6 +191,7 @@ def _fit(job: Job, resumed: Path | None, stack: ExitStack) -> Trainer:
     )
     trainer.fit(batches)
     saver.wait()
+    tracker.raise_failure()
     return trainer
 
 

@@ -21,6 +21,7 @@ def report(job: Job, watch: CollapseWatch, tracker: Tracker) -> dict[str, Any]:
     job.folder.write_result(result)
     config = flatten(plain(job.run.config))
     tracker.outcome(config, _notable(config), state.metrics, state.step)
+    tracker.raise_failure()
     say(f"done at step {state.step}: {phrase(state.metrics)}")
     tell_where(job)
     return result

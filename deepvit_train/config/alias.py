@@ -27,10 +27,12 @@ RENAMED = {
 }
 
 # What a version without such a key did. A key that is not here asked for nothing: false or null.
-BEFORE = {"trainer.ema_warmup": True}
+BEFORE = {"trainer.ema_warmup": True, "tracker": ["tensorboard"]}
 
 # Keys that may be typed without their section.
 SHORT = {"class_map": "data.class_map"}
+# Keys of lists whose single value may be typed without brackets.
+LISTS = {"tracker"}
 
 
 def current(key: str, value: Any) -> Any:
@@ -47,6 +49,8 @@ def current_override(override: str) -> str:
     key, equals, value = override.partition("=")
     key = SHORT.get(key, key)
     override = f"{key}{equals}{value}"
+    if key in LISTS and value and not value.startswith(("[", "$")) and "," not in value:
+        return f"{key}=[{value}]"
     text = value.strip("'\"")  # Hydra takes a text in quotes too
     renamed = current(key.lstrip("+"), text)
     return override if renamed == text else f"{key}{equals}{renamed}"

@@ -91,6 +91,8 @@ def plain(value: Any) -> Any:
     """A configuration as nested dicts, lists and scalars."""
     if is_dataclass(value):
         return {key.name: plain(getattr(value, key.name)) for key in fields(value)}
+    if isinstance(value, list):
+        return [plain(each) for each in value]
     return value.value if isinstance(value, Enum) else value
 
 

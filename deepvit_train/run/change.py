@@ -9,6 +9,7 @@ from deepvit_train.config.alias import BEFORE
 # These may change when a run goes on. They say where it runs and what it tells, not what it computes.
 FREE_KEYS = {
     "download",
+    "tracker",
     "data.root",
     "data.class_map",
     "data.allow_subset",

@@ -18,7 +18,7 @@ from deepvit_train.data.patience import DataLost, LoaderLost, WaitInterrupted
 from deepvit_train.data.transform import denormalise
 from deepvit_train.distributed.parallel import gathered, is_sharded, replicate
 from deepvit_train.distributed.world import World
-from deepvit_train.error import DataError, Interrupted, NotFiniteError, UserError, explained
+from deepvit_train.error import DataError, Interrupted, NotFiniteError, OutputError, UserError, explained
 from deepvit_train.models import DeepViT
 from deepvit_train.run.tracking import Tracker
 from deepvit_train.training.finite import FiniteGuard, first_non_finite
@@ -52,6 +52,7 @@ class _Due:
     saves: bool
     stops: bool
     alarms: bool
+    fails: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +190,9 @@ class Trainer:
             raise self._interrupted()
         if due.alarms:
             raise self.watch.error(self.run.state.step, self.saver.newest())
+        if due.fails:
+            failure = self.tracker.failure or "the first rank can't write its curves"
+            raise OutputError(f"{failure}; saved {self.saver.newest()}; the same command goes on")
 
     def _step_options(self) -> StepOptions:
         config = self.run.config
@@ -208,16 +212,18 @@ class Trainer:
         )
 
     def _agree(self, alarm: bool) -> _Due:
-        """Find out what is due after this step. The ranks agree on what signals and the alarm ask for."""
+        """Find out what is due after this step. The ranks agree on what signals, alarm and curves ask for."""
         plan, step, signals = self.run.plan, self.run.state.step, self.run.signals
-        agreed = self.run.world.largest(signals.stop, signals.take_save(), alarm)
-        stops, asked, alarms = map(bool, agreed)
+        lost = self.tracker.failure is not None
+        agreed = self.run.world.largest(signals.stop, signals.take_save(), alarm, lost)
+        stops, asked, alarms, fails = map(bool, agreed)
         return _Due(
             logs=plan.logs(step),
             evaluates=plan.evaluates(step) and not stops,
-            saves=stops or asked or alarms or plan.saves(step),
+            saves=stops or asked or alarms or fails or plan.saves(step),
             stops=stops,
             alarms=alarms,
+            fails=fails,
         )
 
     def _look_at(self, batches: list[Batch]) -> None:
