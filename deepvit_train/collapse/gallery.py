@@ -12,10 +12,10 @@ from einops import rearrange
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from deepvit_train.collapse.figure import Heat, Line, Panel, draw_bars, draw_heat, draw_lines, draw_overlays
 from deepvit_train.collapse.measurement import grid_of, similarity_name
 from deepvit_train.config.collapse import CollapseConfig, Maps, Metric
 from deepvit_train.models.record import record_maps
+from deepvit_train.report.figure import Heat, Line, Panel, draw_bars, draw_heat, draw_lines, draw_overlays
 
 STYLES = {"trained": "-", "untrained": "--"}
 # Ends of an axis of cosines: on a scale of its own, the noise of values near 1 would look like a signal.
