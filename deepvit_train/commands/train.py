@@ -61,8 +61,9 @@ def run(config: TrainConfig) -> dict[str, Any]:
             job.run.say(f"finished already: {phrase(job.run.state.metrics)}")
             tell_where(job)
             return result_of(job)
-        trainer = _fit(job, resumed, stack)
-        return report(job, trainer.watch, trainer.tracker)
+        lines = summary(job.run, job.train, job.val)
+        trainer = _fit(job, resumed, lines, stack)
+        return report(job, trainer.watch, trainer.tracker, lines)
 
 
 def _build(config: TrainConfig, stack: ExitStack) -> Job:
@@ -155,8 +156,13 @@ def _build_model(
     return model, initial
 
 
-def _fit(job: Job, resumed: Path | None, stack: ExitStack) -> Trainer:
-    """Train to the plan's end: log, calibrate, evaluate, save. `resumed` is the checkpoint to go on from."""
+def _fit(job: Job, resumed: Path | None, lines: list[str], stack: ExitStack) -> Trainer:
+    """Train to the plan's end: log, calibrate, evaluate, save.
+
+    Args:
+        resumed: the checkpoint to go on from.
+        lines: what is said of the run before its first step.
+    """
     config, world, state, folder = job.run.config, job.run.world, job.run.state, job.folder
     bad = BadFiles(state.bad_files, config.data.max_bad, world, job.run.say)
     patience = Patience(lambda: job.run.signals.stop, job.run.say)
@@ -177,7 +183,7 @@ def _fit(job: Job, resumed: Path | None, stack: ExitStack) -> Trainer:
     folder.note_environment(describe_environment(world.device, world.size))
     tracker.text("config", as_yaml(config), state.step)
     tracker.configuration(flatten(plain(config)))
-    for line in summary(job.run, job.train, job.val):
+    for line in lines:
         job.run.say(line)
 
     saver = _saver(job, resumed, stack)

@@ -161,6 +161,7 @@ class TrainerConfig(Section):
         low=1,
     )
     timeout_s: float = option("seconds that a rank waits for the others before the run fails", above=0)
+    report: bool = option("whether to write report.html and curves.png into the run's folder at its end")
     requeue: bool = option("whether to have SLURM queue the job again after a stop signal (scontrol requeue)")
     max_scaler_skips: int = option(
         "steps in a row that fp16's loss scaler may skip because of overflows; one more ends the run", low=0

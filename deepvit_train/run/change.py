@@ -26,6 +26,7 @@ FREE_KEYS = {
     "trainer.deterministic",
     "trainer.device",
     "trainer.threads",
+    "trainer.report",
     "trainer.shard",
     "trainer.grad_checkpointing",
     "trainer.log_every_steps",
