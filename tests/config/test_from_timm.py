@@ -9,7 +9,7 @@ import pytest
 
 from deepvit_train.config.compose import compose_command
 from deepvit_train.config.from_timm import from_timm
-from deepvit_train.config.preset import config_dir
+from deepvit_train.config.shipped import config_dir
 from deepvit_train.config.timm_command import read_command, table
 from deepvit_train.config.train import TrainConfig
 from deepvit_train.error import ConfigError
