@@ -142,13 +142,13 @@ def draw_overlays(
     """Draw images, and beside each the same image overlaid with the attention of several blocks.
 
     Args:
-        rows: for each image a label, the image (height, width, 3) in 0..1, and for each block the weights
-            (rows, columns) of the patches.
+        rows: for each image what is written above it, the image (height, width, 3) in 0..1, and for each
+            block the weights (rows, columns) of the patches.
         blocks: numbers of the blocks, one for each column.
         caption: the line below the figure.
     """
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(1.3 * (len(blocks) + 1), 1.4 * len(rows) + 0.5), layout="constrained")
+        figure = Figure(figsize=(1.3 * (len(blocks) + 1), 1.6 * len(rows) + 0.5), layout="constrained")
         axes = figure.subplots(len(rows), len(blocks) + 1, squeeze=False)
         for row, (label, image, overlays) in zip(axes, rows, strict=True):
             extent = (0, image.shape[1], image.shape[0], 0)
@@ -156,7 +156,7 @@ def draw_overlays(
                 axis.imshow(image, extent=extent, interpolation="nearest")
                 axis.set(xticks=[], yticks=[])
                 axis.grid(False)
-            row[0].set_ylabel(label, fontsize=7)
+            row[0].set_title(label, fontsize=7, loc="left")
             for axis, weights in zip(row[1:], overlays, strict=True):
                 axis.imshow(weights, extent=extent, cmap="inferno", alpha=0.75, interpolation="nearest")
         for axis, block in zip(axes[0][1:], blocks, strict=True):
