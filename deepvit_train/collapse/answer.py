@@ -11,17 +11,17 @@ LONGEST = 24  # letters of a name on a picture
 
 
 def answers(model: nn.Module, images: Tensor, names: list[str] | None) -> list[str]:
-    """Return the likeliest class of each image (B, 3, height, width) with its probability: 'cat 93%'.
+    """Return the likeliest class of each image (B, 3, height, width) with its probability: 'cat (93%)'.
 
     Args:
         model: gives logits (B, classes).
         images: on the model's device.
-        names: of the model's outputs; None where nobody knows them: 'output 281 93%'.
+        names: of the model's outputs; None where nobody knows them: 'output 281 (93%)'.
     """
     with in_evaluation_mode(model), torch.no_grad():
         shares, outputs = model(images).float().softmax(dim=1).max(dim=1)
     found = [f"output {output}" if names is None else names[output] for output in outputs.tolist()]
-    return [f"{fitting(name)} {share:.0%}" for name, share in zip(found, shares.tolist(), strict=True)]
+    return [f"{fitting(name)} ({share:.0%})" for name, share in zip(found, shares.tolist(), strict=True)]
 
 
 def fitting(name: str) -> str:

@@ -6,6 +6,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import matplotlib
@@ -16,6 +17,7 @@ from deepvit_train.atomic import replacing
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart too.
 COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]
+LETTERS = 16  # of a caption in an inch
 STYLE: Any = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "deepvit_train",  # a figure drawn again gives the same bytes
@@ -80,7 +82,7 @@ def draw_lines(panels: Sequence[Panel], caption: str) -> Figure:
             if panel.y_range is not None:
                 axis.set_ylim(*panel.y_range)
         figure.legend(handles.values(), handles.keys(), loc="outside right upper", frameon=False, fontsize=8)
-        figure.supxlabel(caption, fontsize=8, color="#555555")
+        _write_caption(figure, caption)
         return figure
 
 
@@ -131,7 +133,7 @@ def draw_heat(
                 for side in (axis.xaxis, axis.yaxis):
                     side.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         figure.colorbar(shown, ax=axes, shrink=0.8)
-        figure.supxlabel(f"{labels[0]}\n{caption}", fontsize=8, color="#555555")
+        _write_caption(figure, caption, f"{labels[0]}\n")
         figure.supylabel(labels[1], fontsize=8, color="#555555")
         return figure
 
@@ -161,7 +163,7 @@ def draw_overlays(
                 axis.imshow(weights, extent=extent, cmap="inferno", alpha=0.75, interpolation="nearest")
         for axis, block in zip(axes[0][1:], blocks, strict=True):
             axis.set_title(f"block {block}", fontsize=8)
-        figure.supxlabel(caption, fontsize=8, color="#555555")
+        _write_caption(figure, caption)
         return figure
 
 
@@ -180,8 +182,14 @@ def draw_bars(
         axis.set_xticks(range(len(names)), names)
         axis.set(ylabel=y_label, ylim=(0, 1.1))
         axis.legend(frameon=False, fontsize=8)
-        figure.supxlabel(caption, fontsize=8, color="#555555")
+        _write_caption(figure, caption)
         return figure
+
+
+def _write_caption(figure: Figure, caption: str, above: str = "") -> None:
+    """Write the caption below a figure, in as many lines as its width needs."""
+    lines = wrap(caption, round(LETTERS * figure.get_figwidth()), break_long_words=False)
+    figure.supxlabel(above + "\n".join(lines), fontsize=8, color="#555555")
 
 
 def save(figure: Figure, folder: Path, name: str) -> Path:

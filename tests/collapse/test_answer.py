@@ -22,8 +22,8 @@ class Known(nn.Module):
 
 def test_answers_are_the_likeliest_class_and_its_probability() -> None:
     model, images = Known().train(), torch.stack([torch.ones(3, 4, 4), torch.zeros(3, 4, 4)])
-    assert answers(model, images, ["ant", "bee"]) == ["bee 90%", "ant 75%"]
-    assert answers(model, images, None) == ["output 1 90%", "output 0 75%"]
+    assert answers(model, images, ["ant", "bee"]) == ["bee (90%)", "ant (75%)"]
+    assert answers(model, images, None) == ["output 1 (90%)", "output 0 (75%)"]
     assert model.training
 
 
@@ -36,3 +36,16 @@ def test_any_name_can_be_drawn() -> None:
         assert figure.axes[0].get_title(loc="left") == f"is: {shown}"
     assert len(fitting("long" * 20)) == LONGEST
     assert fitting("tab\there") == "tab?here"
+
+
+def test_a_caption_fits_the_width_of_its_figure() -> None:
+    caption = "weights of the class token over patches (pre-mix, mean of heads); each map has its own scale"
+    pixels = torch.zeros(4, 4, 3).numpy()
+    for blocks in (1, 8):
+        figure = draw_overlays([("", pixels, [pixels[:2, :2, 0]] * blocks)], list(range(blocks)), caption)
+        figure.savefig(io.BytesIO(), format="png")
+        (written,) = [text for text in figure.texts if caption.split()[0] in text.get_text()]
+        assert " ".join(written.get_text().split()) == caption
+        box = written.get_window_extent()
+        assert box.x0 >= 0
+        assert box.x1 <= figure.bbox.width
