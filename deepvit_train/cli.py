@@ -46,6 +46,7 @@ MODULES = {
 }
 # Options with which a command only prints.
 PRINTING = ("-h", "--help", "--version", "--cfg")
+SWEEPING = {"-m", "--multirun"}
 
 
 def train() -> NoReturn:
@@ -175,12 +176,24 @@ def _dispatch(arguments: list[str]) -> int:
     elif "--version" in flags:
         print(f"deepvit-train {__version__} from {Path(__file__).parent}")
     elif "--cfg" in flags:
-        print(told_choices(command, overrides) + as_yaml(compose_tree(command, overrides)), end="")
-    elif {"-m", "--multirun"} & set(flags):
+        print(_told_configuration(command, overrides, bool(SWEEPING & set(flags))), end="")
+    elif SWEEPING & set(flags):
         sweep.run(overrides, partial(run_command, "train"))
     else:
         run_command(command, compose_command(command, overrides))
     return 0
+
+
+def _told_configuration(command: str, overrides: list[str], sweeps: bool) -> str:
+    """The configuration as YAML: that of one run, or of each run of a sweep as a document of its own."""
+    if not sweeps:
+        return told_choices(command, overrides) + as_yaml(compose_tree(command, overrides))
+    jobs = sweep.expand(overrides)
+    told = [
+        f"--- # run {number} of {len(jobs)}: {' '.join(job)}\n{_told_configuration(command, job, False)}"
+        for number, job in enumerate(jobs, start=1)
+    ]
+    return "".join(told)
 
 
 def _data_command(arguments: list[str]) -> list[str]:

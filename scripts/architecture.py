@@ -6,6 +6,7 @@ each room answers comes from the tree in docs/architecture.md, and the line of e
 
 from __future__ import annotations
 
+import argparse
 import ast
 import re
 import tomllib
@@ -177,6 +178,7 @@ def _first_sentence(module: Path) -> str:
 
 def main() -> None:
     """Write the picture and the page."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     PICTURE.write_text(picture())
     FILES.write_text(listing())
 

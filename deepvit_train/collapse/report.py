@@ -51,7 +51,8 @@ SECTIONS = [
     (
         "class_attention",
         "What does the class token look at?",
-        "Bright patches have a large weight in the class token's attention.",
+        "Bright patches have a large weight in the class token's attention. Above each image stand its class "
+        "and the class that the model takes it for, with its probability.",
     ),
     ("attention_maps", "What do the maps look like?", "Rows are queries, columns are keys."),
     ("theta", "How are heads mixed?", "Each matrix is the Theta of a block that mixes its heads."),

@@ -64,7 +64,8 @@ def run(config: DataCheckConfig) -> dict[str, Any]:
             bar = progress.add_task(f"reading {split.name}", total=len(split.index))
             advance = partial(progress.advance, bar)
             check.examine_split(split, limits(config.data), workers, advance)
-    errors = [error for split in splits for error in split.errors]
+    # The parts of one folder tell twice what is wrong with it.
+    errors = list(dict.fromkeys(error for split in splits for error in split.errors))
     for other in splits[1:]:
         errors += check.compare_classes(splits[0], other, config.data.allow_subset)
         errors += check.duplicates(splits[0], other)
@@ -75,7 +76,7 @@ def run(config: DataCheckConfig) -> dict[str, Any]:
         "errors": errors,
         "warnings": [
             *_told_of_values(config, splits[0], fitting),
-            *[warning for split in splits for warning in split.warnings],
+            *dict.fromkeys(warning for split in splits for warning in split.warnings),
         ],
         "splits": {split.name: check.statistics_of(split) for split in splits},
         "value_range": fitting,

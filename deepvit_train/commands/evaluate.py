@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from deepvit_train.error import ConfigError
 from deepvit_train.evaluation.accuracy import evaluate
 from deepvit_train.evaluation.calibration import reattention_norms, using
 from deepvit_train.evaluation.loaded import LoadedModel, load, measure_statistics
+
+LARGE = 8  # times as many patches as in training; more than that is seldom meant
 
 
 def run(config: EvalConfig) -> dict[str, Any]:
@@ -35,7 +38,7 @@ def run(config: EvalConfig) -> dict[str, Any]:
     if config.calibrate_images is not None:
         loaded = loaded.calibrating_on(config.calibrate_images)
     if config.image_size is not None:
-        loaded = _at_size(loaded, config.image_size)
+        loaded = _at_size(loaded, config.image_size, say)
     model, preprocessing = loaded.model.to(world.device), loaded.architecture.model.preprocessing
     say(f"{loaded.found.file}: {loaded.weights} weights")
     for line in loaded.told_preprocessing():
@@ -74,12 +77,19 @@ def run(config: EvalConfig) -> dict[str, Any]:
     return report
 
 
-def _at_size(loaded: LoadedModel, image_size: int) -> LoadedModel:
-    """Return the model for another image size.
+def _at_size(loaded: LoadedModel, image_size: int, say: Callable[[str], None]) -> LoadedModel:
+    """Return the model for another image size. Warns where that takes many times as long.
 
     Raises ConfigError if its statistics would have to be measured anew and that was not asked for.
     """
+    before = loaded.architecture.model
     resized = loaded.at_size(image_size)
+    grids = [(size // before.patch_size) ** 2 for size in (before.image_size, image_size)]
+    if grids[1] > LARGE * grids[0]:
+        say(
+            f"warning: image_size={image_size}: {grids[1]:,} patches of an image instead of {grids[0]:,}: "
+            f"each attention map has {(grids[1] / grids[0]) ** 2:,.0f} times as many weights"
+        )
     needed = resized is not loaded and bool(reattention_norms(resized.model))
     if needed and not resized.description.calibrate_images:
         raise ConfigError(

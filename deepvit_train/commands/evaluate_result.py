@@ -15,7 +15,7 @@ from rich.table import Table
 from timm.data import ImageNetInfo
 
 from deepvit_train.atomic import RefusedError, write_text
-from deepvit_train.config.data import DataConfig
+from deepvit_train.config.data import DataConfig, absolute
 from deepvit_train.config.evaluate import EvalConfig
 from deepvit_train.config.preset import plain_from
 from deepvit_train.config.recipe import Precision
@@ -64,6 +64,8 @@ class Evaluated:
         parts = [loaded.weights, _slug(self.data.split)]
         if not _is_own(self.data, loaded):
             parts.append(f"{self.data.name}-{_slug(Path(self.root or '').name)}-{_digest(self.root or '')}")
+            if self.data.val_share is not None:
+                parts.append(f"val_share{self.data.val_share:g}{_group_part(self.data.group_by)}")
         if size != self.own_size:
             parts.append(f"{size}px")
         elif config.calibrate_images is not None:
@@ -79,7 +81,7 @@ class Evaluated:
     @property
     def root(self) -> str | None:
         """The folder of the data; None for the digits in the cache folder."""
-        return _resolved(self.data.root)
+        return absolute(self.data.root)
 
     def report(self) -> dict[str, Any]:
         """Return what is printed as the last line."""
@@ -90,6 +92,7 @@ class Evaluated:
             "data": str(self.data.name),
             "root": self.root,
             "split": self.data.split,
+            **self._split_keys(),
             "image_size": loaded.architecture.model.image_size,
             "preprocessing": preprocessing_of(loaded),
             "precision": str(self.config.precision),
@@ -103,6 +106,12 @@ class Evaluated:
             "images_per_s": round(result.images_per_s, 1),
         }
         return report | ({"not_finite": result.not_finite} if result.not_finite else {})
+
+    def _split_keys(self) -> dict[str, Any]:
+        """What made train and val of one folder; nothing where they are folders."""
+        if self.data.val_share is None:
+            return {}
+        return {"val_share": self.data.val_share, "group_by": self.data.group_by}
 
     def tell(self, report: dict[str, Any]) -> None:
         """Write the file, then print the table, and the report as the last line.
@@ -169,13 +178,11 @@ def _table(evaluated: Evaluated, per_class: list[tuple[float, str, int]]) -> Tab
 
 def _is_own(data: DataConfig, loaded: LoadedModel) -> bool:
     """Whether this is the data set that the model's own run read."""
-    return data.name == loaded.description.data and _resolved(data.root) == loaded.found.data_path(
-        "data_root"
-    )
+    return data.name == loaded.description.data and absolute(data.root) == loaded.found.data_path("data_root")
 
 
-def _resolved(root: str | None) -> str | None:
-    return None if root is None else str(Path(root).expanduser().resolve())
+def _group_part(group_by: str | None) -> str:
+    return "" if group_by is None else f"-{_digest(group_by)}"
 
 
 def _slug(text: str) -> str:

@@ -134,8 +134,8 @@ def _take(
     """Lock the run's folder and take over its configuration."""
     stack.enter_context(folder)
     say(f"run folder: {folder.path}")
-    for index in splits.values():
-        if (line := index.told_of_left_out()) is not None:
+    for line in dict.fromkeys(index.told_of_left_out() for index in splits.values()):
+        if line is not None:  # one folder that was split says it once
             say(line)
     folder.adopt(plain(config), config.resume, say)
 

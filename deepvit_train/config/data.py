@@ -10,6 +10,8 @@ from pathlib import Path
 from deepvit_train.config.option import Choice, Section, option
 from deepvit_train.error import ConfigError, DataError
 
+# Keys that say which images of its folder a data set consists of, besides those that hold paths.
+OF_DATA_SET = ("val_share", "group_by")
 LONGEST_NAME = 40  # letters of a folder's name that the default name of a run takes over
 
 
@@ -27,6 +29,16 @@ class DataConfig(Section):
         path=DataError,
     )
     split: str = option("name of the split that is evaluated: a folder in root, or its tar files")
+    val_share: float | None = option(
+        "share of the images in root/CLASS/IMAGE that become val, by a hash of each path; the others become "
+        "train; null: root holds train/ and val/",
+        above=0,
+        below=1,
+    )
+    group_by: str | None = option(
+        "regular expression with a group, for val_share: images in whose paths from root on the group finds "
+        "the same text all become train or all val; null: each image for itself"
+    )
     class_map: str | None = option(
         "text file with lines 'folder: class', for folders that are named otherwise than their class; "
         "null: each folder is named as its class",
@@ -63,12 +75,31 @@ class DataConfig(Section):
     def check(self) -> None:
         if not self.split.strip("./"):
             raise ConfigError(f"data.split={self.split!r}: not a folder under root; nearest: data.split=val")
+        self._check_val_share()
         span = self.value_range
         if span is not None and (len(span) != 2 or span[0] >= span[1]):
             raise ConfigError(f"data.value_range={span}: needs two numbers, the lower first")
         if self.name in (DataName.imagefolder, DataName.tar) and not self.root:
             raise ConfigError(
                 f"data.root is not given: data={self.name} needs data.root=FOLDER with train and val in it"
+            )
+
+    def _check_val_share(self) -> None:
+        if self.val_share is not None and self.split not in ("train", "val"):
+            raise ConfigError(
+                f"data.split={self.split}: data.val_share makes train and val alone; nearest: data.split=val"
+            )
+        if self.group_by is None:
+            return
+        if self.val_share is None:
+            raise ConfigError(f"data.group_by={self.group_by}: is for data.val_share, which is not given")
+        try:
+            groups = re.compile(self.group_by).groups
+        except re.error as error:
+            raise ConfigError(f"data.group_by={self.group_by}: not a regular expression ({error})") from None
+        if not groups:
+            raise ConfigError(
+                f"data.group_by={self.group_by}: has no group; nearest: data.group_by=({self.group_by})"
             )
 
 
@@ -106,6 +137,11 @@ class AugmentConfig(Section):
             value = getattr(self, name)
             if value is not None and (len(value) != 2 or value[0] > value[1]):
                 raise ConfigError(f"augment.{name}={value}: needs two numbers, the lower first")
+
+
+def absolute(path: str | None) -> str | None:
+    """Return a path as a checkpoint keeps it: absolute, without links; None for none."""
+    return path and str(Path(path).expanduser().resolve())
 
 
 def data_set_name(name: str | None, root: str | None) -> str:

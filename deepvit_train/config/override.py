@@ -11,7 +11,7 @@ from hydra.core.override_parser.types import Sweep
 from hydra.errors import HydraException
 
 from deepvit_train.config.command import COMMANDS, console_name, groups_of, keys_of
-from deepvit_train.config.preset import config_dir
+from deepvit_train.config.shipped import config_dir
 from deepvit_train.error import ConfigError, nearest, slips
 
 # The types of keys that take any text.
@@ -62,6 +62,12 @@ def check_overrides(command: str, overrides: Sequence[str]) -> None:
         if name not in {*keys, *groups, *sections}:
             guess = _nearest_key(name, [*keys, *groups])
             raise ConfigError(f"{name}: no such key{guess} ({console_name(command)} --help lists all)")
+        if name in sections and name not in groups and not value.startswith("{"):
+            inside = [key for key in keys if key.startswith(f"{name}.")]
+            guess = nearest(value, [key.removeprefix(f"{name}.") for key in inside])
+            raise ConfigError(
+                f"{override}: {name} is no key but a section{guess} (its keys: {', '.join(inside)})"
+            )
 
 
 def _nearest_key(name: str, keys: Sequence[str]) -> str:
@@ -145,9 +151,11 @@ def _wrong_value(override: str, types: dict[str, str]) -> ConfigError:
 
 
 def explained(command: str, overrides: Sequence[str], error: Exception) -> ConfigError:
-    """Hydra's error in one line: the override it is about, and what that key takes."""
+    """Hydra's error in one line: the override or the YAML file it is about, and what that key takes."""
     cause = error.__cause__ or error
     types = {key.name: key.type for key in keys_of(COMMANDS[command])}
+    if in_file := re.match(r"In '([\w/]+)': (.*)", str(error), re.DOTALL):
+        return _wrong_file(in_file[1], in_file[2], types)
     name = getattr(error, "full_key", None) or getattr(cause, "full_key", None)
     if name not in types:
         # Hydra does not say which override it is about. Most often it is one with ${KEY} in it.
@@ -155,3 +163,17 @@ def explained(command: str, overrides: Sequence[str], error: Exception) -> Confi
         return ConfigError(f"{' '.join(suspects)}: {str(cause).strip().splitlines()[0]}")
     given = next((override for override in overrides if override.lstrip("+").startswith(f"{name}=")), name)
     return _wrong_value(given, types)
+
+
+def _wrong_file(name: str, told: str, types: dict[str, str]) -> ConfigError:
+    """What is said of a YAML file of configs/ that Hydra can't use. `told` is what Hydra says, in lines."""
+    file = config_dir() / f"{name}.yaml"
+    lines = told.splitlines()
+    said = lines[1] if "raised while composing" in lines[0] else lines[0]
+    found = re.search(r"full_key: (\S+)", told)
+    if found is None:
+        return ConfigError(f"{file}: {said}")
+    key = found[1]
+    if key not in types:
+        return ConfigError(f"{file}: {key}: no such key{_nearest_key(key, list(types))}")
+    return ConfigError(f"{file}: {key}: {said} (must be {types[key]})")

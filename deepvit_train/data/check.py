@@ -17,9 +17,10 @@ from deepvit_train.config.data import DataConfig, DataName
 from deepvit_train.console import one_line
 from deepvit_train.data.absence import is_lost
 from deepvit_train.data.decode import BadImageError, Limits, parse_picture
-from deepvit_train.data.folder import Walk
-from deepvit_train.data.index import ImageIndex, index_images, renamed, scan_tars
+from deepvit_train.data.folder import WHOLE, MissingSplitError, Walk
+from deepvit_train.data.index import ImageIndex, index_images, part_of, renamed, scan_tars
 from deepvit_train.data.layout import layout_warnings
+from deepvit_train.data.split import split_hints
 from deepvit_train.error import DataError, spelled
 
 CHUNK = 64  # files handed to a process at a time
@@ -63,16 +64,19 @@ class Split:
 def list_split(root: Path, data: DataConfig, name: str) -> Split:
     """The images of a split, with an error for each folder that is missing, empty or led away."""
     split = Split(name, index_images(root / name, {}))
+    folder = name if data.val_share is None else WHOLE
     try:
         if data.name == DataName.tar:
-            split.index = scan_tars(root, name)
-            split.left_out = split.index.left_out
+            index = scan_tars(root, folder)
+            split.left_out = index.left_out
         else:
-            walk = Walk(root, name, data.follow_links)
+            walk = Walk(root, folder, data.follow_links)
             images = {class_name: _images(walk, class_name, split.errors) for class_name in walk.classes()}
-            split.index = index_images(root / name, images)
+            index = index_images(root / folder, images)
             split.left_out = dict(walk.left_out)
-        split.index = renamed(split.index, data)
+        split.index = renamed(index if data.val_share is None else part_of(index, data, name), data)
+    except MissingSplitError as error:
+        split.errors.append(f"{error}{split_hints(root, name)}")
     except DataError as error:
         split.errors.append(str(error))
     split.warnings += layout_warnings(split.index)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,8 @@ from deepvit_train.data.cache import Arrays, Listing, Names
 from deepvit_train.data.decode import read_file
 from deepvit_train.data.digits import digits_root
 from deepvit_train.data.ending import as_names, from_names, summed_up
-from deepvit_train.data.folder import Walk
+from deepvit_train.data.folder import WHOLE, MissingSplitError, Walk
+from deepvit_train.data.split import draw_groups, drawn_for_val, path_in_class, split_hints
 from deepvit_train.data.tar import TarFiles, list_tars
 from deepvit_train.error import DataError, nearest
 
@@ -42,6 +44,7 @@ class ImageIndex:
     tars: TarFiles | None = None
     digest: str = ""
     left_out: dict[str, int] = field(default_factory=dict)  # files that are no images, by ending
+    part: str = ""  # 'train' or 'val', where data.val_share split one folder
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -51,6 +54,35 @@ class ImageIndex:
         if not self.left_out:
             return None
         return f"{self.folder}: left out, as no images that can be read: {summed_up(self.left_out)}"
+
+    @property
+    def title(self) -> str:
+        """What a message calls the split: its folder, and which part of it where it is a part."""
+        return f"{self.folder} ({self.part})" if self.part else str(self.folder)
+
+    def take(self, chosen: np.ndarray) -> ImageIndex:
+        """Return the index of some images, with a digest of its own. The classes stay.
+
+        Args:
+            chosen: whether each image is among them, (N,) bool.
+        """
+        lengths = np.diff(self.ends, prepend=0)
+        arrays = {
+            "paths": self.paths[np.repeat(chosen, lengths)],
+            "ends": lengths[chosen].cumsum(),
+            "targets": self.targets[chosen],
+        }
+        tars = self.tars and TarFiles(self.tars.files, self.tars.places[chosen])
+        return replace(self, **arrays, tars=tars, digest=_digest(arrays, self.classes))
+
+    def paths_in_class(self) -> list[str]:
+        """The paths of all images from the classes' folder on, the same in a folder and in tar files."""
+        text, places = self.paths.tobytes(), [0, *self.ends.tolist()]
+        paths = [os.fsdecode(text[start:end]) for start, end in pairwise(places)]
+        if self.tars is None:
+            return paths
+        names = (self.classes[target] for target in self.targets.tolist())
+        return [path_in_class(path, name) for path, name in zip(paths, names, strict=True)]
 
     def path(self, image: int) -> str:
         """The file of an image; in a tar file its path behind that of the tar file."""
@@ -85,11 +117,30 @@ def data_root(data: DataConfig) -> Path:
 
 def open_split(data: DataConfig, split: str) -> ImageIndex:
     """The index of a split of a data set, its folders named as data.class_map says. Raises DataError."""
+    root = data_root(data)
+    if data.val_share is not None:
+        return renamed(part_of(_scan(root, WHOLE, data), data, split), data)
+    try:
+        return renamed(_scan(root, split, data), data)
+    except MissingSplitError as error:
+        raise DataError(f"{error}{split_hints(root, split)}") from None
+
+
+def _scan(root: Path, split: str, data: DataConfig) -> ImageIndex:
     if data.name == DataName.tar:
-        index = scan_tars(data_root(data), split)
-    else:
-        index = scan_split(data_root(data), split, data.follow_links)
-    return renamed(index, data)
+        return scan_tars(root, split)
+    return scan_split(root, split, data.follow_links)
+
+
+def part_of(whole: ImageIndex, data: DataConfig, split: str) -> ImageIndex:
+    """The images of one folder that data.val_share and data.group_by make train, or val. Raises DataError."""
+    assert data.val_share is not None
+    draws = draw_groups(whole.paths_in_class(), data.group_by, str(whole.folder))
+    is_val = drawn_for_val(draws, whole.targets, len(whole.classes), data.val_share)
+    if not is_val.any():
+        groups = "group" if data.group_by else "image"
+        raise DataError(f"{whole.folder}: no class has a second {groups}, so data.val_share leaves val empty")
+    return replace(whole.take(is_val if split == "val" else ~is_val), part=split)
 
 
 def renamed(index: ImageIndex, data: DataConfig) -> ImageIndex:

@@ -9,7 +9,7 @@ from typing import Any
 from timm.data import ImageNetInfo
 
 from deepvit_train.classes import ORDERS, TORCHVISION, ordered, shortened
-from deepvit_train.config.data import DataConfig
+from deepvit_train.config.data import OF_DATA_SET, DataConfig, absolute
 from deepvit_train.config.preset import Architecture
 from deepvit_train.config.recipe import Precision
 from deepvit_train.console import amount
@@ -81,19 +81,39 @@ class LoadedModel:
         """
         given = replace(given, value_range=given.value_range or self.description.value_range)
         if given.name is not None:
-            return given
+            return self._split_alike(given)
         if self.description.data is None:
             raise ConfigError(
                 f"data is not given, and {self.found.file} does not say: add data=imagefolder data.root="
             )
         if given.root is not None:
-            return replace(given, name=self.description.data)
-        return replace(
+            return self._split_alike(replace(given, name=self.description.data))
+        data = replace(
             given,
             name=self.description.data,
             root=self.found.data_path("data_root"),
             class_map=given.class_map or self.found.data_path("class_map"),
         )
+        return self._split_alike(data)
+
+    def _split_alike(self, data: DataConfig) -> DataConfig:
+        """Return the data with what the run said of which images its folder's splits consist of.
+
+        Raises ConfigError where something else is said of the run's own folder: its training images would be
+        among those of val.
+        """
+        if absolute(data.root) != self.found.data_path("data_root"):
+            return data
+        kept = self.found.data_keys()
+        keys = {key: kept[key] for key in OF_DATA_SET if key in kept}
+        for key, before in keys.items():
+            said = getattr(data, key)
+            if said not in (None, before):
+                raise ConfigError(
+                    f"data.{key}={said}: the run split {data.root} otherwise, so training images would be "
+                    f"among those of val; nearest: data.{key}={'null' if before is None else before}"
+                )
+        return replace(data, **keys)
 
     def calibrating_on(self, images: int) -> LoadedModel:
         """Return the model without its statistics, to be calibrated on this number of training images."""

@@ -76,6 +76,7 @@ STATE = {f"{key}?": kind for key, kind in RESUMED.items()} | {
     "learning_rate?": FINITE | NULL,
     "data_root?": PATH | NULL,
     "class_map?": PATH | NULL,
+    "data_keys?": {"val_share?": NUMBER | NULL, "group_by?": TEXT | NULL},
     "images?": {ANY: {"images": COUNT, "digest": DIGEST, "bytes?": [NUMBER]}},
     "identity?": {"run": DIGEST, "name": TEXT, "config": SETTING, "classes": DIGEST},
     "rounding?": SETTING,

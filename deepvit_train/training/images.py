@@ -77,7 +77,7 @@ def check_others(run: Path, before: dict[str, Any], index: ImageIndex) -> None:
         what = "is here under the same path"
     if others:
         raise DataError(
-            f"{index.folder}: none of the {known['images']:,} images that {run} was trained on {what}\n"
+            f"{index.title}: none of the {known['images']:,} images that {run} was trained on {what}\n"
             f"name=NEW begins a run of its own; with resume={run} too, it goes on from that run's weights"
         )
 
@@ -109,7 +109,7 @@ def changes(run: Path, before: dict[str, Any], splits: dict[str, ImageIndex]) ->
         if known is None or known["digest"] == index.digest:
             continue
         former = _read(_file(run, known["digest"]))
-        counts = f"{index.folder}: other images than at the checkpoint, {known['images']:,} then"
+        counts = f"{index.title}: other images than at the checkpoint, {known['images']:,} then"
         if former is None:
             yield f"{counts} and {len(index):,} now"
             continue

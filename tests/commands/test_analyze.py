@@ -81,7 +81,7 @@ def _images_of(root: Path) -> list[Batch]:
     config = compose_command("analyze", [*overrides, "out=unused"])
     world = World(rank=0, size=1, device=torch.device("cpu"))
     preprocessing = from_timm(config.model, None).preprocessing
-    return analyze.images_of(config, Loaders(preprocessing, config.data, world), None)
+    return analyze.images_of(config, Loaders(preprocessing, config.data, world), None).batches
 
 
 def test_maps_of_a_timm_model_are_those_made_by_hand(image_folder: Path, tmp_path: Path) -> None:

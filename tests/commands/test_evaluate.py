@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -259,3 +260,17 @@ def test_the_best_one_is_chosen_among_evaluations_of_as_many_images(
         return {"val/top1": top1} | ({"val/images": images, "val/of": 364} if images else {})
 
     assert _is_best(metrics(*evaluation), metrics(*best) if best else {}, "val/top1") == expected
+
+
+def test_the_page_explains_every_key_of_a_result(run: Path) -> None:
+    evaluated(run)
+    (found,) = written(run).values()
+    page = (Path(__file__).parents[2] / "docs" / "evaluate.md").read_text()
+    rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", page, flags=re.MULTILINE)
+    explained = {key for row in rows for key in re.findall(r"`(\w+)`", row)}
+    assert found.keys() <= explained
+    assert explained - found.keys() == {"val_share", "group_by", "not_finite"}
+    for part in ("labels", "preprocessing"):
+        content = found[part]
+        assert isinstance(content, dict)
+        assert all(f"`{key}`" in page for key in content), part
