@@ -11,6 +11,7 @@ import yaml
 
 from deepvit_train.config.analyze import AnalyzeConfig
 from deepvit_train.config.bench import BenchConfig
+from deepvit_train.config.compare import CompareConfig
 from deepvit_train.config.convert import ConvertConfig
 from deepvit_train.config.data_check import DataCheckConfig
 from deepvit_train.config.data_folder import DataDemoConfig, DataFashionMnistConfig
@@ -26,6 +27,7 @@ from deepvit_train.config.train import TrainConfig
 COMMANDS: dict[str, type[Section]] = {
     "train": TrainConfig,
     "eval": EvalConfig,
+    "compare": CompareConfig,
     "predict": PredictConfig,
     "convert": ConvertConfig,
     "export": ExportConfig,

@@ -70,6 +70,8 @@ def printable(text: str) -> str:
 
     Characters that move the cursor, turn the direction of text or stand for a raw byte become escapes.
     """
+    if text.isascii() and text.isprintable():
+        return text
     return "".join(
         letter.encode("unicode_escape").decode()
         if unicodedata.category(letter) in UNSAFE or letter in TURNING

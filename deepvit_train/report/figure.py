@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.axisbelow": True,
     "grid.alpha": 0.3,
 }
 
@@ -184,16 +186,20 @@ def draw_bars(
         return figure
 
 
-def save(figure: Figure, folder: Path, name: str) -> Path:
+def save(figure: Figure, folder: Path, name: str, kind: str | None = None) -> Path:
     """Write the figure to folder/NAME.svg, or to NAME.png if it shows photographs. Returns the file.
 
-    Raises OutputError if it can't be written.
+    Letters that matplotlib's font lacks become boxes. Raises OutputError if it can't be written.
+
+    Args:
+        kind: 'svg' or 'png' whatever it shows.
     """
     shown: list[Any] = [image.get_array() for axis in figure.axes for image in axis.images]
-    kind = "png" if any(pixels.ndim == 3 for pixels in shown) else "svg"
+    kind = kind or ("png" if any(pixels.ndim == 3 for pixels in shown) else "svg")
     options: dict[str, Any] = {"metadata": {"Date": None}} if kind == "svg" else {"dpi": 150}
     file = folder / f"{name}.{kind}"
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
         figure.savefig(drawn := io.BytesIO(), format=kind, **options)
     with replacing(file, flush=False) as opened:
         opened.write(drawn.getvalue())
