@@ -21,6 +21,7 @@ from deepvit_train.commands.evaluate_result import readable
 from deepvit_train.config.compose import compose_command
 from deepvit_train.config.model import Interpolation
 from deepvit_train.config.preprocessing import Preprocessing
+from deepvit_train.console import amount
 from deepvit_train.data.decode import printable
 from deepvit_train.data.index import ImageIndex, open_split
 from deepvit_train.data.loaders import limits
@@ -206,7 +207,7 @@ def _galleries(subjects: Sequence[Subject], folder: Path) -> list[Gallery]:
                     for each, row in ((first, a), (second, b))
                 ]
                 pictures.append(Picture(file, [f"true: {readable(a.label)}", *told, a.path]))
-        text = f"{len(changed)} images; those that {wrong.label} was surest of come first."
+        text = f"{amount(len(changed), 'image')}; those that {wrong.label} was surest of come first."
         if changed and not pictures:
             text += " The images themselves are not there any more."
         found.append(Gallery(f"Which images does {right.label} alone tell right?", text, pictures))
