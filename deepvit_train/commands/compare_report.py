@@ -21,8 +21,7 @@ from deepvit_train.commands.evaluate_result import readable
 from deepvit_train.config.compose import compose_command
 from deepvit_train.config.model import Interpolation
 from deepvit_train.config.preprocessing import Preprocessing
-from deepvit_train.console import amount
-from deepvit_train.data.decode import printable
+from deepvit_train.console import amount, one_line
 from deepvit_train.data.index import ImageIndex, open_split
 from deepvit_train.data.loaders import limits
 from deepvit_train.data.pixels import seen_pixels
@@ -225,7 +224,7 @@ def _index_of(subject: Subject) -> tuple[ImageIndex, dict[str, int]] | None:
     except (ConfigError, DataError):
         return None
     above = len(f"{index.folder}/")
-    return index, {printable(index.path(image)[above:]): image for image in range(len(index))}
+    return index, {one_line(index.path(image)[above:]): image for image in range(len(index))}
 
 
 def _picture(

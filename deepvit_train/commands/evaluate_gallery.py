@@ -12,7 +12,7 @@ from PIL import Image
 
 from deepvit_train.atomic import make_folder, remove, replacing
 from deepvit_train.commands.evaluate_result import Evaluated, readable
-from deepvit_train.data.decode import printable
+from deepvit_train.console import one_line
 from deepvit_train.data.index import ImageIndex
 from deepvit_train.data.loaders import limits
 from deepvit_train.data.pixels import seen_pixels
@@ -90,7 +90,7 @@ def _told(evaluated: Evaluated, index: ImageIndex, predictions: Predictions, pla
         f"true: {readable(names[predictions.targets[place]])}",
         f"told: {answer} ({predictions.probability[place]:.3f})",
         f"loss {predictions.loss[place]:.2f}",
-        printable(index.path(int(predictions.images[place]))[len(f"{index.folder}/") :]),
+        one_line(index.path(int(predictions.images[place]))[len(f"{index.folder}/") :]),
     ]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from deepvit_train.atomic import replacing
-from deepvit_train.data.decode import printable
+from deepvit_train.console import one_line
 from deepvit_train.data.index import ImageIndex
 from deepvit_train.error import CheckpointError
 from deepvit_train.evaluation.prediction import NO_ANSWER, Predictions
@@ -58,7 +58,7 @@ def rows_of(predictions: Predictions, index: ImageIndex, names: Sequence[str]) -
     rows = []
     for (image, target, told), (probability, loss) in zip(numbers, floats, strict=True):
         label, prediction = str(names[target]), "" if told == NO_ANSWER else str(names[told])
-        rows.append(Row(printable(index.path(image)[above:]), label, prediction, probability, loss))
+        rows.append(Row(one_line(index.path(image)[above:]), label, prediction, probability, loss))
     return rows
 
 
