@@ -9,6 +9,7 @@ from typing import Any, cast, get_args, get_type_hints
 
 from deepvit_train.config.analyze import AnalyzeConfig
 from deepvit_train.config.bench import BenchConfig
+from deepvit_train.config.compare import CompareConfig
 from deepvit_train.config.convert import ConvertConfig
 from deepvit_train.config.data_check import DataCheckConfig
 from deepvit_train.config.data_folder import DataDemoConfig, DataFashionMnistConfig
@@ -24,6 +25,7 @@ from deepvit_train.config.train import TrainConfig
 COMMANDS: dict[str, type[Section]] = {
     "train": TrainConfig,
     "eval": EvalConfig,
+    "compare": CompareConfig,
     "predict": PredictConfig,
     "convert": ConvertConfig,
     "export": ExportConfig,
