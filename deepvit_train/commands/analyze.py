@@ -90,10 +90,10 @@ def run(config: AnalyzeConfig) -> dict[str, Any]:
 
 def _subjects(config: AnalyzeConfig) -> list[Subject]:
     def ours(path: str, key: str) -> Subject:
-        return from_checkpoint(path, config.weights.value, config.preset, config.said(), key)
+        return from_checkpoint(path, config.weights.value, config.preset, config.said(), key, config.download)
 
     if config.model is not None:
-        found = [from_timm(config.model, config.checkpoint)]
+        found = [from_timm(config.model, config.checkpoint, config.download)]
     else:
         assert config.checkpoint is not None
         found = [ours(config.checkpoint, "checkpoint")]

@@ -19,7 +19,7 @@ from deepvit_train.distributed import world as distributed
 from deepvit_train.error import ConfigError
 from deepvit_train.evaluation.accuracy import evaluate
 from deepvit_train.evaluation.calibration import reattention_norms, using
-from deepvit_train.evaluation.loaded import LoadedModel, load, measure_statistics
+from deepvit_train.evaluation.loaded import LoadedModel, load_named, measure_statistics
 from deepvit_train.evaluation.prediction import Predictions, Recorder
 
 LARGE = 8  # times as many patches as in training; more than that is seldom meant
@@ -37,7 +37,7 @@ def run(config: EvalConfig) -> dict[str, Any]:
     say = console.print if world.is_main else lambda line: None
 
     # The checkpoint says what the model is and how its images are prepared; of a foreign file the user does.
-    loaded = load(config.checkpoint, config.weights.value, config.preset, **config.said())
+    loaded = load_named(config)
     own_size = loaded.architecture.model.image_size
     if config.calibrate_images is not None:
         loaded = loaded.calibrating_on(config.calibrate_images)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from deepvit_train.config.model import Pool, Stem
 from deepvit_train.config.preset import Architecture
 from deepvit_train.error import ConfigError
 from deepvit_train.models import DeepViT
+from deepvit_train.run.description import ModelDescription
 from deepvit_train.run.saving import save_tensors
 
 # timm's pooling of a class token or of the patches, and whether its norm comes after the mean.
@@ -22,6 +24,17 @@ POOLS = {
     Pool.mean_patches: ("avg", True),
     Pool.mean_normed_patches: ("avg", False),
 }
+# What timm's configuration of pretrained weights says as this project does.
+PRETRAINED = (
+    "input_size",
+    "crop_pct",
+    "interpolation",
+    "mean",
+    "std",
+    "fixed_input_size",
+    "first_conv",
+    "classifier",
+)
 EPS = 1e-6  # of timm's LayerNorms; its configuration has no key for it
 
 
@@ -48,10 +61,15 @@ def check_timm(architecture: Architecture) -> None:
         )
 
 
-def write_timm(model: DeepViT, architecture: Architecture, description: dict[str, Any], file: Path) -> None:
+def write_timm(model: DeepViT, about: ModelDescription, description: dict[str, Any], file: Path) -> None:
     """Write the weights file, and timm's config.json beside it."""
-    save_tensors(timm_tensors(model), file, {"format": "pt"})
-    config = _config(model, architecture, description)
+    tensors = timm_tensors(model)
+    # Where timm's tensors are this project's, the file says here too what it is.
+    own = model.state_dict()
+    same = tensors.keys() == own.keys() and all(tensors[name].shape == own[name].shape for name in own)
+    described = replace(about, calibrate_images=0).header() if same else {}
+    save_tensors(tensors, file, {"format": "pt"} | described)
+    config = _config(model, about.architecture, description)
     write_text(file.with_name("config.json"), json.dumps(config, indent=1) + "\n")
 
 
@@ -86,16 +104,6 @@ def _config(model: DeepViT, architecture: Architecture, description: dict[str, A
         "global_pool": global_pool,
         "fc_norm": fc_norm,
     }
-    expected = (
-        "input_size",
-        "crop_pct",
-        "interpolation",
-        "mean",
-        "std",
-        "fixed_input_size",
-        "first_conv",
-        "classifier",
-    )
     return {
         "architecture": "vit_base_patch16_224",  # every size of it is replaced by model_args
         "num_classes": model.num_classes,
@@ -103,7 +111,7 @@ def _config(model: DeepViT, architecture: Architecture, description: dict[str, A
         "global_pool": global_pool,
         "model_args": arguments,
         "pretrained_cfg": {
-            **{name: known[name] for name in expected},
+            **{name: known[name] for name in PRETRAINED},
             "num_classes": model.num_classes,
             "pool_size": None,
             "label_names": description["classes"],

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from deepvit_train.collapse.probe import Probe
+from deepvit_train.commands.train_graft import settle_graft
 from deepvit_train.commands.train_job import Job, Opened
 from deepvit_train.commands.train_report import report, result_of, tell_where
 from deepvit_train.commands.train_resume import go_on
@@ -82,7 +83,10 @@ def _build(config: TrainConfig, stack: ExitStack) -> Job:
 
     # All that can be wrong is looked at before the folder is made: a mistake leaves no folder behind.
     folder = RunFolder(config.run_dir, config.data, writes=world.is_main)
+    graft = settle_graft(config, folder, world, say)
     opened = together(world, lambda: _open(config, folder, world, say))
+    if graft is not None:
+        graft.start_norms(opened.model)
     # The files of the embedded digits are written on each machine, by whatever Pillow is there.
     ranks.check_weights(world, opened.origin.weights)
     ranks.check_data(world, opened.labels.names, opened.splits, sizes=config.data.root is not None)

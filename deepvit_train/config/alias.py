@@ -26,8 +26,16 @@ RENAMED = {
     "compile": COMPILE,
 }
 
+# Words that are typed for null, because they say what it means.
+WORDS = {"attn.from_block": "auto"}
+
 # What a version without such a key did. A key that is not here asked for nothing: false or null.
-BEFORE = {"trainer.ema_warmup": True, "trainer.report": True, "tracker": ["tensorboard"]}
+BEFORE = {
+    "trainer.ema_warmup": True,
+    "trainer.report": True,
+    "tracker": ["tensorboard"],
+    "optim.mixing_rate": 1.0,
+}
 
 # Keys that may be typed without their section.
 SHORT = {"class_map": "data.class_map"}
@@ -52,7 +60,8 @@ def current_override(override: str) -> str:
     if key in LISTS and value and not value.startswith(("[", "$")) and "," not in value:
         return f"{key}=[{value}]"
     text = value.strip("'\"")  # Hydra takes a text in quotes too
-    renamed = current(key.lstrip("+"), text)
+    name = key.lstrip("+")
+    renamed = "null" if text == WORDS.get(name) else current(name, text)
     return override if renamed == text else f"{key}{equals}{renamed}"
 
 

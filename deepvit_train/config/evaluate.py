@@ -16,7 +16,8 @@ class EvalConfig(ForeignKeys):
     """Measure how accurate a checkpoint is on a folder of images."""
 
     checkpoint: str = option(
-        "a run, of which the best checkpoint is taken, else the newest; a checkpoint; or a weights file",
+        "a run, of which the best checkpoint is taken, else the newest; a checkpoint; a weights "
+        "file; or hf:ORG/NAME[@REVISION] of the Hugging Face hub",
         path=CheckpointError,
     )
     data: DataConfig

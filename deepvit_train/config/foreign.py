@@ -42,10 +42,11 @@ class ForeignKeys(Section):
         "value for model.interpolation; null: as preset says, else bicubic"
     )
     classes: str | None = option(CLASSES, path=DataError)
+    download: bool = option("whether hf:ORG/NAME is fetched where it is not in the hub's cache")
 
     def said(self) -> dict[str, Any]:
         """What is given, besides the preset."""
-        names = {key.name for key in fields(ForeignKeys)} - {"preset"}
+        names = {key.name for key in fields(ForeignKeys)} - {"preset", "download"}
         return {name: value for name in sorted(names) if (value := getattr(self, name)) is not None}
 
     def check(self) -> None:

@@ -84,8 +84,8 @@ class ModelConfig(Section):
     crop_pct: float = option("share of the resized image that the evaluation crop keeps", above=0, high=1)
     interpolation: Interpolation = option("how images are resized")
     weights: str | None = option(
-        "weights file or checkpoint to start from, of any layout; or timm:NAME, for those in timm's cache; "
-        "null: fresh weights",
+        "weights file or checkpoint to start from, of any layout; timm:NAME or hf:ORG/NAME[@REVISION], for "
+        "those in the cache of timm or of the Hugging Face hub; null: fresh weights",
         path=CheckpointError,
     )
 
@@ -140,7 +140,11 @@ class ModelConfig(Section):
 @dataclass(kw_only=True, slots=True)
 class AttentionConfig(Section):
     kind: AttentionKind = option("form of attention: self is plain, the others mix heads")
-    from_block: int = option("first block that mixes its heads; blocks before it use plain attention", low=0)
+    from_block: int | None = option(
+        "first block that mixes its heads; blocks before it use plain attention; auto: the one from which on "
+        "the maps of model.weights are alike, which config.yaml then names",
+        low=0,
+    )
     norm: ThetaNorm = option("normalisation of the mixed maps")
     theta_init: ThetaInit = option("how the H x H mixing matrix starts")
     theta_shared: bool = option("whether all blocks that mix share one mixing matrix")
@@ -151,18 +155,36 @@ class AttentionConfig(Section):
     def prefix(cls) -> str:
         return "attn."
 
+    @property
+    def first(self) -> int:
+        """Return the first block that mixes its heads. Raises ConfigError while nobody has found it."""
+        if self.from_block is None:
+            raise ConfigError(
+                "attn.from_block=auto: only deepvit-train finds the block, from model.weights=FILE; nearest: "
+                "attn.from_block=0"
+            )
+        return self.from_block
+
     def mixes(self, block: int) -> bool:
         """Return whether this block mixes its heads. Blocks count from 0."""
-        return self.kind != "self" and block >= self.from_block
+        return self.kind != "self" and block >= self.first
 
     def borrows(self, block: int) -> bool:
         """Return whether this block mixes its heads by the Theta of another block."""
-        return self.theta_shared and self.mixes(block) and block > self.from_block
+        return self.theta_shared and self.mixes(block) and block > self.first
 
 
 def check_architecture(model: ModelConfig, attn: AttentionConfig) -> None:
     """Raise ConfigError if model and attention do not fit each other."""
-    if attn.kind != "self" and attn.from_block >= model.depth:
+    if attn.kind == "self":
+        return
+    if attn.from_block is None:
+        if model.weights is None:
+            raise ConfigError(
+                "attn.from_block=auto: the block is found from model.weights=FILE, which is not given; "
+                "nearest: attn.from_block=0"
+            )
+    elif attn.from_block >= model.depth:
         raise ConfigError(
             f"attn.from_block={attn.from_block} is beyond model.depth={model.depth}: no block would mix "
             f"its heads; nearest: attn.from_block={model.depth - 1}, or attn=self"

@@ -54,6 +54,11 @@ class OptimConfig(Section):
     layer_decay: float = option(
         "learning rate of each block, as a share of that of the block after it; 1: all equal", above=0, high=1
     )
+    mixing_rate: float = option(
+        "learning rate of what mixes heads (Theta, its bias, its norm), as a multiple of the others'",
+        above=0,
+        high=1000,
+    )
     freeze_blocks: int = option(
         "number of first blocks that are not trained, nor are stem and tokens then; 0: all are trained", low=0
     )

@@ -44,7 +44,9 @@ class TrainConfig(Section):
         "where curves go: TensorBoard always, and to each other one that is named: tracker=[csv,wandb]"
     )
     classes: str | None = option(f"of model.weights: {CLASSES}", path=DataError)
-    download: bool = option("whether model.weights=timm:NAME is fetched where it is not in timm's cache")
+    download: bool = option(
+        "whether model.weights=timm:NAME or hf:ORG/NAME is fetched where it is not in its cache"
+    )
     resume: str = option(
         "auto: continue the run in run_dir, or begin one if there is none; never: begin one, and fail if "
         "there is one; or a path to continue from: a checkpoint, or a run, whose newest checkpoint is taken. "

@@ -75,7 +75,7 @@ def build_blocks(architecture: Architecture) -> nn.Sequential:
     blocks = [Block(architecture, index) for index in range(architecture.model.depth)]
     for index, block in enumerate(blocks):
         if attn.borrows(index):
-            borrower, lender = block.attn, blocks[attn.from_block].attn
+            borrower, lender = block.attn, blocks[attn.first].attn
             if not (isinstance(borrower, ReAttention) and isinstance(lender, ReAttention)):
                 raise ConfigError(f"attn.theta_shared=true: attn.kind={attn.kind} has no Theta to share")
             borrower.borrow(lender)

@@ -84,7 +84,8 @@ def _square(name: str, value: Any) -> int:
 
 def _entry_point(name: str) -> Callable[..., DeepViT]:
     def create(pretrained: bool = False, **kwargs: Any) -> DeepViT:
-        if pretrained:
+        # With hf-hub: or local-dir: timm gives the place of the weights as well.
+        if pretrained and kwargs.get("pretrained_cfg") is None:
             raise ConfigError(f"{name}: no weights are published; use load_model, or checkpoint_path=")
         return build_model_with_cfg(
             _build,

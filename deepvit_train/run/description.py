@@ -85,6 +85,16 @@ def read_description(file: Path) -> ModelDescription | None:
         raise CheckpointError(f"{file}: its description can't be used ({error})") from None
 
 
+def is_described(file: Path) -> bool:
+    """Return whether a file is safetensors with a description. Raises CheckpointError if it can't be used."""
+    try:
+        with open_file(file, follow=True) as opened:
+            start = opened.read(9)
+    except OSError as error:
+        raise CheckpointError(f"{file}: can't be read ({error.strerror or error})") from None
+    return start[8:] == b"{" and read_description(file) is not None
+
+
 def _parsed(content: Any) -> ModelDescription:
     if isinstance(content, dict) and content.get("format", FORMAT) != FORMAT:
         raise ValueError(f"format {content['format']!r}; this version reads {FORMAT}")

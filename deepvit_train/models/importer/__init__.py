@@ -47,7 +47,11 @@ class Imported:
 
 
 def load_model(
-    path: str | Path, preset: str | None = None, weights: str = "auto", **overrides: Any
+    path: str | Path,
+    preset: str | None = None,
+    weights: str = "auto",
+    download: bool = False,
+    **overrides: Any,
 ) -> DeepViT:
     """Load the model of a weights file, a checkpoint or a run, in evaluation mode.
 
@@ -59,9 +63,10 @@ def load_model(
 
     Args:
         path: safetensors, or what torch.save wrote; with this project's names, the authors', vit-pytorch's
-            or timm's.
+            or timm's; or hf:ORG/NAME[@REVISION] of the Hugging Face hub, safetensors alone.
         preset: name of a model preset: 'deepvit_s'.
         weights: 'live', 'ema', or 'auto' for the averaged weights where there are any.
+        download: whether hf:ORG/NAME is fetched where it is not in the hub's cache.
         overrides: heads, transform_scale, residual_scale, pool, norm_eps, dropout, emb_dropout, drop_path,
             mean, std, crop_pct, interpolation; classes, a file of names, one a line.
 
@@ -71,7 +76,7 @@ def load_model(
         ConfigError: an override or the preset does not exist.
         DataError: the file of names can't be read, or does not fit.
     """
-    found = find(str(path), weights)
+    found = find(str(path), weights, download=download)
     model = import_model(found, preset, weights, overrides).model
     model.load_state_dict(found.calibrated(model) or {}, strict=False)
     return model

@@ -54,11 +54,12 @@ def start_from(
     file's attention is plain. Everything else must be there, in the model's shapes.
 
     Args:
-        path: the file, or timm:NAME for the weights of timm's model of that name in timm's cache.
+        path: the file; timm:NAME for the weights of timm's model of that name in timm's cache; or hf:ORG/NAME
+            for those of a repository in the hub's cache.
         classes: the names of the model's outputs, in order. The rows of the classifier are matched to them.
             None: they are not known, and the rows are taken as they are.
         said: what the caller says of the file's classes: a file of their names, or an order.
-        download: whether timm:NAME may be fetched where it is not in the cache.
+        download: whether timm:NAME or hf:ORG/NAME may be fetched where it is not in the cache.
 
     Raises:
         DataError: a file of names can't be used.
@@ -71,7 +72,7 @@ def start_from(
         file = path if name is None else str(timm_cache.weights_file(name, download))
     except CheckpointError as error:
         raise CheckpointError(f"model.weights={path}: {error}") from None
-    found = find(file, key="model.weights")
+    found = find(file, key="model.weights", download=download)
     source = read_source(found)
     try:
         layout, tensors = own_tensors(source)
