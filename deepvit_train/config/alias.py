@@ -27,7 +27,14 @@ RENAMED = {
 }
 
 # What a version without such a key did. A key that is not here asked for nothing: false or null.
-BEFORE = {"trainer.ema_warmup": True}
+BEFORE = {
+    "trainer.ema_warmup": True,
+    "model.act": "gelu",
+    "model.class_token": True,
+    "model.final_norm": True,
+}
+# Keys of `model` that a description in a weights file of an earlier version does not have.
+NEWER = {"act": "gelu", "class_token": True, "final_norm": True, "pre_norm": False, "qk_norm": False}
 
 # Keys that may be typed without their section.
 SHORT = {"class_map": "data.class_map"}
