@@ -2,10 +2,10 @@
 
     python -m scripts.timm_table OUT.json [NAME ...]
 
-Without names it takes all models of timm with "vit" in their names, and those whose class is
-VisionTransformer. Each model is made as it is on torch's meta device, to compare all names and shapes, and as
-a small one with the same options, whose logits are compared. So are those of the smallest model of each kind,
-at full size. Weights are random.
+Without names it takes all models of timm with "vit" in their names, and those of the files in MODULES. Each
+model is made as it is on torch's meta device, to compare all names and shapes, and as a small one with the
+same options, whose logits are compared. So are those of the smallest model of each kind, at full size.
+Weights are random.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from typing import Any
 
 import timm
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from deepvit_train.config.preset import Architecture, plain_from
@@ -33,6 +32,8 @@ from deepvit_train.run.checkpoint import find
 from deepvit_train.run.tensor import check_fit
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4, "num_classes": 5}
+# The files of timm with plain vision transformers, and those whose tensors have the same names.
+MODULES = ("vision_transformer", "vision_transformer_hybrid", "deit", "vitamin", "eva", "beit")
 LARGEST = 120e6  # parameters of a model that is compared at full size
 SIZES = ("image_size", "patch_size", "dim", "depth", "heads", "head_dim", "mlp_ratio", "registers")
 UNSEEN = ("mean", "std", "crop_pct", "interpolation", "layer_scale")
@@ -53,13 +54,9 @@ def main(out: str, *names: str) -> None:
 
 
 def vision_transformers() -> list[str]:
-    """Return the names of timm's models with vit in their names, and of its VisionTransformers."""
-    return [name for name in timm.list_models() if "vit" in name or _on_meta(name, VisionTransformer)]
-
-
-def _on_meta(name: str, kind: type[nn.Module]) -> bool:
-    with torch.device("meta"):
-        return isinstance(timm.create_model(name), kind)
+    """Return the names of timm's models with vit in their names, and of its vision transformers."""
+    named = [name for name in timm.list_models() if "vit" in name]
+    return sorted({*named, *(name for module in MODULES for name in timm.list_models(module=module))})
 
 
 def examined(name: str) -> dict[str, Any]:

@@ -121,9 +121,7 @@ def import_model(found: Found, preset: str | None, weights: str, overrides: dict
     return Imported(source.weights, layout.name, model, description, described, translated.left_out)
 
 
-def with_shown(
-    translated: Translated, choices: dict[str, Any], named: Architecture | None
-) -> dict[str, Any]:
+def with_shown(translated: Translated, choices: dict[str, Any], named: Architecture | None) -> dict[str, Any]:
     """Return what the caller says of another program's file, with what its layout shows.
 
     Raises CheckpointError where the two contradict each other, or leave something open.

@@ -139,7 +139,7 @@ def _joined(name: str, parts: list[Tensor]) -> Tensor:
 
 def _heads(queries: dict[tuple[str, str], list[Tensor | None]]) -> dict[str, Any]:
     kernel = queries.get(("0", "kernel"), [None])[0]
-    return {} if kernel is None else {"heads": kernel.shape[1]}
+    return {} if kernel is None or kernel.ndim != 3 else {"heads": kernel.shape[1]}
 
 
 LAYOUT = Layout(
