@@ -39,7 +39,7 @@ def check_timm(architecture: Architecture) -> None:
         f"model.pool={model.pool}": model.pool not in POOLS,
         f"model.residual_scale={model.residual_scale:g}": model.residual_scale != 1.0,
         f"model.norm_eps={model.norm_eps:g}": model.norm_eps != EPS,
-        "model.pre_norm=true with a bias in the stem": model.pre_norm,
+        "model.pre_norm=true": model.pre_norm,
         f"model.head_dim={model.head_dim}": model.width_of_head * model.heads != model.dim,
     }
     if found := [name for name, lacking in lacks.items() if lacking]:

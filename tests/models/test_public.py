@@ -34,6 +34,19 @@ SHAPE: dict[str, Any] = {
     "num_heads": 4,
     "num_classes": 5,
 }
+OWN: dict[str, Any] = {
+    "image_size": 16,
+    "patch_size": 4,
+    "num_classes": 5,
+    "dim": 24,
+    "depth": 2,
+    "heads": 4,
+    "mlp_dim": 96,
+    "dim_head": 6,
+    "attn": "self",
+    "stem": "conv",
+    "qkv_bias": True,
+}
 IMAGES = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 State = dict[str, Any]
 
@@ -246,6 +259,20 @@ def test_deit_iii_and_old_timm(tmp_path: Path) -> None:
     assert found.left_out == ["pre_logits.fc.weight"]
 
 
+@pytest.mark.parametrize(
+    ("names", "both"),
+    [
+        (["blocks.0.gamma_1"], "blocks.0.ls1.gamma"),
+        (["mask_token", "register_tokens", "reg_token"], "reg_token"),
+        (["visual.class_embedding"], "cls_token"),
+    ],
+)
+def test_no_tensor_is_lost_because_two_names_become_one(tmp_path: Path, names: list[str], both: str) -> None:
+    state = built(init_values=0.1).state_dict() | {name: torch.ones(1, 1, 24) for name in names}
+    with pytest.raises(CheckpointError, match=f"holds under two names: {both}"):
+        load_model(saved(tmp_path, state), heads=4)
+
+
 def test_a_distilled_deit_answers_with_its_class_head(tmp_path: Path) -> None:
     theirs = built("deit_tiny_distilled_patch16_224")
     found = imported(saved(tmp_path, {"model": theirs.state_dict()}), heads=4)
@@ -343,10 +370,7 @@ def test_googles_npz(tmp_path: Path, big_vision: bool, stacked: bool) -> None:
 
 def test_initial_weights_tell_what_was_left_out(tmp_path: Path) -> None:
     theirs = built(num_classes=0)
-    model = DeepViT(
-        image_size=16, patch_size=4, num_classes=5, dim=24, depth=2, heads=4, mlp_dim=96, dim_head=6,
-        attn="self", stem="conv", qkv_bias=True, norm_eps=1e-6,
-    )  # fmt: skip
+    model = DeepViT(**OWN, norm_eps=1e-6)
     start = start_from(model, str(saved(tmp_path, {"model": theirs.state_dict() | decoder()})))
     assert start.notes[0] == (
         "left out, 6 tensors of: mask_token, decoder_pos_embed, decoder_embed, decoder_blocks, decoder_norm, "
@@ -398,3 +422,17 @@ def test_timms_function_still_reads_what_is_passed_to_it() -> None:
 
     names = list(inspect.signature(checkpoint_filter_fn).parameters)
     assert names[:3] == ["state_dict", "model", "adapt_layer_scale"]
+
+
+def test_a_model_without_a_class_token_keeps_to_it() -> None:
+    with pytest.raises(ConfigError, match=r"model\.class_token=false.*nearest: model\.pool=mean_patches"):
+        DeepViT(**OWN, class_token=False)
+    model = DeepViT(**OWN, class_token=False, pool="mean", registers=2).eval()
+    assert model.forward_features(IMAGES).shape == (3, 18, 24)
+    pooled = model.forward_features(IMAGES)[:, 2:].mean(dim=1)
+    torch.testing.assert_close(model(IMAGES), model.head(model.norm(pooled)))
+    with pytest.raises(ConfigError, match="no class token; nearest: avg"):
+        model.reset_classifier(3, "token")
+    model.set_input_size(24)
+    assert model.pos_embed.shape == (1, 36, 24)
+    assert model(torch.zeros(2, 3, 24, 24)).shape == (2, 5)

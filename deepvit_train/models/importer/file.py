@@ -36,6 +36,9 @@ WRAPPERS = {
 }
 
 
+NAME = 300  # letters of a tensor's name, far more than any program writes
+
+
 @dataclass(frozen=True)
 class Source:
     """The tensors of a file under the names that they have there.
@@ -165,7 +168,7 @@ def _unwrapped(file: Path, content: Any, weights: str) -> tuple[str, dict[str, A
 
 def _checked(file: Path, tensors: dict[str, Any]) -> dict[str, Tensor]:
     """Check that there are named tensors, each as large as it claims."""
-    strangers = [str(name) for name, value in tensors.items() if not _is_plain(name, value)]
+    strangers = [ascii(name)[:NAME].strip("'") for name, each in tensors.items() if not _is_plain(name, each)]
     if not tensors or strangers:
         raise CheckpointError(
             f"{file}: {listed('not named, dense tensors', strangers) or 'holds no tensors'}"
@@ -176,6 +179,8 @@ def _checked(file: Path, tensors: dict[str, Any]) -> dict[str, Tensor]:
 def _is_plain(name: Any, value: Any) -> bool:
     return (
         isinstance(name, str)
+        and name.isprintable()  # it stands in messages of one line
+        and len(name) <= NAME
         and isinstance(value, Tensor)
         and value.layout == torch.strided
         and value.device.type == "cpu"

@@ -23,6 +23,7 @@ from deepvit_train.classes import TIMM
 from deepvit_train.error import CheckpointError
 from deepvit_train.models.importer import timm_vit
 from deepvit_train.models.importer.layout import Layout, Prepared, Tensors
+from deepvit_train.run.tensor import listed
 
 KERNEL = "embedding/kernel"
 PLACES = re.compile(r"(?:opt/target/|params/)")
@@ -104,6 +105,8 @@ def _prepared(tensors: Tensors) -> Prepared:
     for (block, what), parts in queries.items():
         name = f"blocks.{block}.attn.qkv.{'weight' if what == 'kernel' else 'bias'}"
         given[name] = _joined(name, [part for part in parts if part is not None])
+    if both := sorted(given.keys() & unread.keys()):
+        raise CheckpointError(listed("holds under two names", both))
     return Prepared(given | unread, left_out, _heads(queries))
 
 
@@ -131,8 +134,9 @@ def _turned(name: str, value: Tensor) -> Tensor:
 
 def _joined(name: str, parts: list[Tensor]) -> Tensor:
     """Return the three projections of (D, H, K) or biases (H, K) as one, (3 x H x K, D) or (3 x H x K)."""
-    if len(parts) != 3 or len({part.shape for part in parts}) > 1 or parts[0].ndim not in (2, 3):
-        raise CheckpointError(f"{name}: query, key and value are not three of one shape")
+    kinds = {(part.shape, part.dtype) for part in parts}
+    if len(parts) != 3 or len(kinds) > 1 or parts[0].ndim not in (2, 3):
+        raise CheckpointError(f"{name}: query, key and value are not three of one shape and type")
     flat = [part.flatten(1).T if part.ndim == 3 else part.flatten() for part in parts]
     return torch.cat(flat)
 

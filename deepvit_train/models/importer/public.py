@@ -15,6 +15,7 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
 from deepvit_train.error import CheckpointError
+from deepvit_train.run.tensor import listed
 
 # A file with one of these names is read as timm's.
 MARK = (
@@ -27,7 +28,7 @@ UNUSED = (
     r"|decoder_(embed|pos_embed|blocks|norm|pred)(\..+)?"  # MAE
     r"|(head|dino_head|ibot_head)\.(mlp|last_layer)\..+"  # DINO, DINOv2
     r"|head_dist\.(weight|bias)"  # DeiT's second head
-    r"|pre_logits\..+"  # timm's models before 2022
+    r"|.*pre_logits.*"  # timm's models before 2022
 )
 TEXT = (
     r"|(transformer|text|text_model)\..+|token_embedding\.weight|positional_embedding|ln_final\..+"
@@ -61,13 +62,29 @@ def in_timms_form(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[s
     left_out = [name for name in tensors if re.fullmatch(unused, name)]
     rest = {name for name in tensors if not re.fullmatch(f"{unused}|{read}", name)}
     given = {name: value for name, value in tensors.items() if name not in rest}
+    if whole := [
+        name for name, value in given.items() if not (name in left_out or value.is_floating_point())
+    ]:
+        raise CheckpointError(listed("of another number type than floats", whole))  # a sum would hide it
     try:
-        found = checkpoint_filter_fn(given, _stand_in(given), adapt_layer_scale=True)  # pyright: ignore
+        found = checkpoint_filter_fn(dict(given), _stand_in(given), adapt_layer_scale=True)  # pyright: ignore
     except Exception as error:  # of names without their counterpart, or of shapes that do not fit
-        raise CheckpointError(f"can't be converted by timm ({type(error).__name__}: {error})") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"can't be converted by timm ({reason})") from None
+    _check_none_is_lost({name: given[name] for name in given if name not in left_out}, found, rest)
     form = {name: value for name, value in found.items() if not re.fullmatch(UNUSED, name)}
     left_out += [name for name in found if name not in form and name not in left_out]
     return form | {name: tensors[name] for name in rest}, left_out
+
+
+def _check_none_is_lost(given: dict[str, Tensor], found: dict[str, Tensor], rest: set[str]) -> None:
+    """Raise CheckpointError where two names of a file become one, of which timm would keep the last."""
+    kept = {id(value) for value in found.values()}
+    lost = [name for name, value in given.items() if "blocks." in name and id(value) not in kept]
+    lost += sorted(rest & found.keys())
+    lost += ["reg_token"] * ({"reg_token", "register_tokens"} <= given.keys())
+    if lost:
+        raise CheckpointError(listed("holds under two names", lost))
 
 
 def _stand_in(tensors: dict[str, Tensor]) -> SimpleNamespace:
