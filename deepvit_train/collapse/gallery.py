@@ -50,7 +50,7 @@ def take_pictures(model: nn.Module, images: Tensor) -> Pictures:
     for record in record_maps(model, images):
         mean = record.before.mean(dim=1)
         height, width = grid_of(model, record)
-        query = mean[:, 0] if record.prefix else mean.mean(dim=1)
+        query = mean.mean(dim=1) if getattr(model, "cls_token", None) is None else mean[:, 0]
         patches = query[:, -height * width :]
         attention.append(rearrange(patches, "b (height width) -> b height width", height=height))
         maps.append(mean[0])

@@ -50,9 +50,11 @@ def summary(run: Run, train: ImageIndex, val: ImageIndex) -> list[str]:
 def _images(model: ModelConfig) -> str:
     """What an image is to the model: its size and its tokens."""
     side = model.image_size // model.patch_size
-    more = f" and {amount(model.registers, 'register')}" if model.registers else ""
+    others = ["a class token"] * model.class_token
+    if model.registers:
+        others.append(amount(model.registers, "register"))
+    more = f", and {' and '.join(others)}" if others else ""
     return (
         f"images: {model.image_size} x {model.image_size} pixels in patches of {model.patch_size}: "
-        f"{side**2 + 1 + model.registers} tokens, of which {side} x {side} are patches, and a class "
-        f"token{more}"
+        f"{side**2 + model.class_token + model.registers} tokens, of which {side} x {side} are patches{more}"
     )

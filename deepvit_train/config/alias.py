@@ -35,7 +35,12 @@ BEFORE = {
     "trainer.report": True,
     "tracker": ["tensorboard"],
     "optim.mixing_rate": 1.0,
+    "model.act": "gelu",
+    "model.class_token": True,
+    "model.final_norm": True,
 }
+# Keys of `model` that a description in a weights file of an earlier version does not have.
+NEWER = {"act": "gelu", "class_token": True, "final_norm": True, "pre_norm": False, "qk_norm": False}
 
 # Keys that may be typed without their section.
 SHORT = {"class_map": "data.class_map"}

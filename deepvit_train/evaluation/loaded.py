@@ -22,7 +22,7 @@ from deepvit_train.error import CheckpointError, ConfigError, DataError
 from deepvit_train.evaluation.beside import read_beside
 from deepvit_train.evaluation.calibration import Statistics, calibrate, reattention_norms
 from deepvit_train.models import DeepViT
-from deepvit_train.models.importer import Imported, import_model
+from deepvit_train.models.importer import Imported, import_model, left_out_note
 from deepvit_train.run.checkpoint import Found, find
 from deepvit_train.run.description import ModelDescription, is_described
 
@@ -42,6 +42,7 @@ class LoadedModel:
         statistics: the calibrated statistics of its BatchNorms, or None if there are none.
         described: whether the file says what its model is, as those of this project do.
         assumed: the parts of its preprocessing that neither its file nor the caller says.
+        left_out: names of the file's tensors that the model has no use for.
     """
 
     found: Found
@@ -51,6 +52,7 @@ class LoadedModel:
     statistics: Statistics | None
     described: bool
     assumed: list[str]
+    left_out: list[str]
 
     @property
     def architecture(self) -> Architecture:
@@ -70,8 +72,9 @@ class LoadedModel:
         shape = self.architecture.model
         assumed = f"; assumed, as nobody said it: {', '.join(self.assumed)}" if self.assumed else ""
         return [
+            *([left_out_note(self.left_out)] if self.left_out else []),
             f"preprocessing: {shape.image_size} pixels, mean={shape.mean} std={shape.std} "
-            f"crop_pct={shape.crop_pct:g} interpolation={shape.interpolation}{assumed}"
+            f"crop_pct={shape.crop_pct:g} interpolation={shape.interpolation}{assumed}",
         ]
 
     def data_for(self, given: DataConfig) -> DataConfig:
@@ -207,6 +210,7 @@ def load(
         statistics=found.calibrated(model),
         described=imported.described,
         assumed=[name for name in unsaid if said.get(name) is None],
+        left_out=imported.left_out,
     )
 
 
