@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from deepvit_train.config.option import Choice, Section, option
 from deepvit_train.error import ConfigError, DataError
 
 # Keys that say which images of its folder a data set consists of, besides those that hold paths.
-OF_DATA_SET = ("val_share", "group_by")
+OF_DATA_SET = ("val_share", "group_by", "classes", "empty_classes")
 LONGEST_NAME = 40  # letters of a folder's name that the default name of a run takes over
 
 
@@ -44,6 +46,11 @@ class DataConfig(Section):
         "null: each folder is named as its class",
         path=DataError,
     )
+    classes: str | None = option(
+        "classes to use, in the order of a new model's outputs: [ant,bee], or a text file with one a line; "
+        "images of others are left out; null: all, in the order of their names"
+    )
+    empty_classes: bool = option("whether a class may have no image: an empty folder, or a name in classes")
     allow_subset: bool = option(
         "whether a data set may lack classes of the model; an evaluation then leaves out their outputs"
     )
@@ -83,6 +90,18 @@ class DataConfig(Section):
             raise ConfigError(
                 f"data.root is not given: data={self.name} needs data.root=FOLDER with train and val in it"
             )
+
+    def listed_classes(self) -> list[str] | None:
+        """Return the names that `classes` lists, or None where it is a file. Quotes keep a comma."""
+        text = (self.classes or "").strip()
+        if not (text.startswith("[") and text.endswith("]")):
+            return None
+        return [name.strip() for name in next(csv.reader([text[1:-1]], skipinitialspace=True), [])]
+
+    def of_data_set(self) -> dict[str, Any]:
+        """Return the keys of `OF_DATA_SET` as a checkpoint keeps them."""
+        classes = self.classes if self.listed_classes() is not None else absolute(self.classes)
+        return {key: getattr(self, key) for key in OF_DATA_SET} | {"classes": classes}
 
     def _check_val_share(self) -> None:
         if self.val_share is not None and self.split not in ("train", "val"):

@@ -70,7 +70,7 @@ def list_split(root: Path, data: DataConfig, name: str) -> Split:
             split.left_out = index.left_out
         else:
             walk = Walk(root, folder, data.follow_links)
-            images = {class_name: _images(walk, class_name, split.errors) for class_name in walk.classes()}
+            images = {name: _images(walk, name, data.empty_classes, split.errors) for name in walk.classes()}
             index = index_images(root / folder, images)
             split.left_out = dict(walk.left_out)
         split.index = renamed(index if data.val_share is None else part_of(index, data, name), data)
@@ -82,13 +82,13 @@ def list_split(root: Path, data: DataConfig, name: str) -> Split:
     return split
 
 
-def _images(walk: Walk, class_name: str, errors: list[str]) -> list[str]:
+def _images(walk: Walk, class_name: str, may_be_empty: bool, errors: list[str]) -> list[str]:
     try:
         found = walk.images(class_name)
     except DataError as error:
         errors.append(str(error))
         return []
-    if not found:
+    if not found and not may_be_empty:
         errors.append(f"{walk.root / walk.split / class_name}: no image in this class")
     return found
 

@@ -11,6 +11,8 @@ FREE_KEYS = {
     "download",
     "data.root",
     "data.class_map",
+    "data.classes",  # the names of a model's outputs are compared themselves
+    "data.empty_classes",
     "data.allow_subset",
     "data.workers",
     "data.max_bad",
