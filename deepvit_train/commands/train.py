@@ -16,10 +16,12 @@ from deepvit_train.commands.train_report import report, result_of, tell_where
 from deepvit_train.commands.train_resume import go_on
 from deepvit_train.commands.train_summary import summary
 from deepvit_train.config.compose import as_yaml, plain
+from deepvit_train.config.data import Balance
 from deepvit_train.config.preset import Architecture
 from deepvit_train.config.train import TrainConfig
 from deepvit_train.console import console
 from deepvit_train.data.bad_files import BadFiles
+from deepvit_train.data.balance import BalancedOrder
 from deepvit_train.data.dataset import Batch, TrainOrder
 from deepvit_train.data.index import ImageIndex
 from deepvit_train.data.loaders import Loaders
@@ -219,7 +221,7 @@ def _about(job: Job) -> dict[str, Any]:
 
 def _training_batches(job: Job, loaders: Loaders) -> Iterator[Batch]:
     """Return the training batches from the state's step on."""
-    config, plan = job.run.config, job.run.plan
+    config, plan, balance = job.run.config, job.run.plan, job.run.config.data.balance
     order = TrainOrder(
         len(job.train),
         batch_size=config.trainer.batch_size,
@@ -228,6 +230,7 @@ def _training_batches(job: Job, loaders: Loaders) -> Iterator[Batch]:
         steps=range(job.run.state.step, plan.total_steps),
         seed=config.seed,
         repeats=config.augment.repeats,
+        balanced=None if balance == Balance.none else BalancedOrder(job.train.targets, balance),
         world=job.run.world,
         mirrored=bool(config.augment.mixup or config.augment.cutmix),
     )

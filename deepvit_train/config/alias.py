@@ -27,7 +27,7 @@ RENAMED = {
 }
 
 # What a version without such a key did. A key that is not here asked for nothing: false or null.
-BEFORE = {"trainer.ema_warmup": True}
+BEFORE = {"trainer.ema_warmup": True, "data.balance": "none"}
 
 # Keys that may be typed without their section.
 SHORT = {"class_map": "data.class_map"}

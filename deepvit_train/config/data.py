@@ -23,6 +23,12 @@ class DataName(Choice):
     tar = "tar"  # the same in tar files: root/train.tar, root/train/*.tar or webdataset's root/train-*.tar
 
 
+class Balance(Choice):
+    none = "none"  # each image once an epoch
+    sqrt = "sqrt"  # each class in proportion to the square root of its images
+    uniform = "uniform"  # each class equally often
+
+
 @dataclass(kw_only=True, slots=True)
 class DataConfig(Section):
     name: DataName | None = option("kind of data set; null, with a checkpoint: the data it was trained on")
@@ -53,6 +59,10 @@ class DataConfig(Section):
     empty_classes: bool = option("whether a class may have no image: an empty folder, or a name in classes")
     allow_subset: bool = option(
         "whether a data set may lack classes of the model; an evaluation then leaves out their outputs"
+    )
+    balance: Balance = option(
+        "how often training shows the classes: none: each image once an epoch; sqrt: each class in "
+        "proportion to the square root of its images; uniform: each class equally often"
     )
     workers: int | None = option(
         "processes of each rank that load images; null: one for each core, at most 16", low=0, high=1024
@@ -136,7 +146,10 @@ class AugmentConfig(Section):
     rotate_degrees: float = option("largest rotation, degrees", low=0, high=180)
     shift: float = option("largest shift, share of the image", low=0, high=1)
     zoom: float = option("largest change of scale, share of the image", low=0, below=1)
-    auto_augment: str | None = option("name of a policy of timm, such as rand-m9-mstd0.5-inc1; null: none")
+    auto_augment: str | None = option(
+        "name of a policy of timm, such as rand-m9-mstd0.5-inc1; trivial: torchvision's TrivialAugment; "
+        "null: none"
+    )
     color_jitter: float = option("strength of brightness, contrast and saturation jitter", low=0, high=10)
     erase: float = option("probability of erasing a box with noise", low=0, high=1)
     random_interpolation: bool = option(
