@@ -109,6 +109,8 @@ def _open(config: TrainConfig, folder: RunFolder, world: World, say: Callable[[s
     """
     origin = find_origin(config, folder)
     train, val, labels = open_splits(config, origin, folder, say)
+    if config.data.cache:
+        train, val = images.kept_in_memory([train, val], say)
     plan = build_plan(config.trainer, config.schedule, len(train), world.size)
     check_length(config, origin, plan)
     model, initial = _build_model(config, labels.names, origin, world)

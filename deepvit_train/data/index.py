@@ -22,6 +22,7 @@ from deepvit_train.data.decode import read_file
 from deepvit_train.data.digits import digits_root
 from deepvit_train.data.ending import as_names, from_names, summed_up
 from deepvit_train.data.folder import WHOLE, MissingSplitError, Walk
+from deepvit_train.data.kept import KeptBytes
 from deepvit_train.data.split import draw_groups, drawn_for_val, path_in_class, split_hints
 from deepvit_train.data.tar import TarFiles, list_tars
 from deepvit_train.error import DataError, nearest
@@ -45,6 +46,7 @@ class ImageIndex:
     digest: str = ""
     left_out: dict[str, int] = field(default_factory=dict)  # files that are no images, by ending
     part: str = ""  # 'train' or 'val', where data.val_share split one folder
+    kept: KeptBytes | None = None  # what was read before, where data.cache asks for it
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -94,7 +96,17 @@ class ImageIndex:
         return self.path(image) if self.tars is None else self.tars.files[self.tars.places[image, 0]]
 
     def read(self, image: int, max_bytes: int) -> bytes:
-        """The content of an image. Raises BadImageError."""
+        """The content of an image, from memory if it is kept there. Raises BadImageError."""
+        if self.kept is None:
+            return self.read_from_disk(image, max_bytes)
+        data = self.kept.get(image)
+        if data is None:
+            data = self.read_from_disk(image, max_bytes)
+            self.kept.put(image, data)
+        return data
+
+    def read_from_disk(self, image: int, max_bytes: int) -> bytes:
+        """The content of an image, as it is on the disk now. Raises BadImageError."""
         if self.tars is None:
             return read_file(self.path(image), max_bytes)
         return self.tars.read(image, self.path(image), max_bytes)

@@ -15,6 +15,7 @@ FREE_KEYS = {
     "data.empty_classes",
     "data.allow_subset",
     "data.workers",
+    "data.cache",
     "data.max_bad",
     "data.max_bytes",
     "data.max_pixels",
