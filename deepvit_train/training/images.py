@@ -63,20 +63,23 @@ def _size(index: ImageIndex, image: int) -> int:
 def kept_in_memory(splits: Sequence[ImageIndex], say: Callable[[str], None]) -> list[ImageIndex]:
     """Return the splits with memory for the bytes of their files, and say how much they may take.
 
-    That is half of the memory that is free, shared by the ranks of this host. Each split gets as much of it as
-    its files are expected to take.
+    That is half of the memory that is free, shared by the ranks of this host. Each split gets as much of it
+    as its files are expected to take. Where the system does not allow it, nothing is kept.
     """
     sizes = [_expected_size(index) for index in splits]
     limit, wanted = free_memory() // 2 // local_size(), sum(sizes)
     shares = [limit * size // wanted for size in sizes] if wanted else [0] * len(sizes)
+    try:
+        kept = [KeptBytes(len(index), share) for index, share in zip(splits, shares, strict=True)]
+    except OSError as error:
+        say(f"cache: none, because the system does not allow {limit / 2**20:,.0f} MiB ({error.strerror})")
+        return list(splits)
     told = "all" if wanted <= limit else f"{limit / wanted:.0%}"
     say(
         f"cache: up to {limit / 2**20:,.0f} MiB of memory for the files that were read; all will be about "
         f"{wanted / 2**20:,.0f} MiB, so {told} of them fit"
     )
-    return [
-        replace(index, kept=KeptBytes(len(index), share)) for index, share in zip(splits, shares, strict=True)
-    ]
+    return [replace(index, kept=each) for index, each in zip(splits, kept, strict=True)]
 
 
 def _expected_size(index: ImageIndex) -> int:

@@ -78,3 +78,16 @@ def test_a_run_is_the_same_with_it(image_folder: Path, call: Command, workers: i
     assert (done.returncode, "cache: up to" in done.stdout) == (0, True), done.stderr
     plain, kept = (load_file(f"{run}/checkpoints/last/model.safetensors") for run in ("plain", "kept"))
     assert all(plain[name].equal(kept[name]) for name in plain)
+
+
+def test_a_system_that_allows_no_such_memory_goes_without(
+    image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(images: int, limit: int) -> KeptBytes:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr("deepvit_train.training.images.KeptBytes", refuse)
+    said: list[str] = []
+    index = opened(image_folder)
+    assert kept_in_memory([index], said.append) == [index]
+    assert "Cannot allocate memory" in said[0]
