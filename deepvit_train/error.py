@@ -72,7 +72,7 @@ class OutputError(UserError):
 
 
 class Collapsed(UserError):
-    """The attention maps of more blocks do not matter than collapse.stop_above allows."""
+    """In more blocks than collapse.stop_above allows, the attention maps do not matter."""
 
     exit_code = 7
 
@@ -229,5 +229,12 @@ def _too_many_processes(first_line: str) -> UserError:
 
 
 def _lost_a_rank(text: str) -> bool:
-    signs = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "Watchdog caught")
+    signs = (
+        "Connection closed by peer",
+        "Connection reset by peer",
+        "Timed out waiting",
+        "Watchdog caught",
+        "NCCL error",
+        "ncclRemoteError",
+    )
     return any(sign in text for sign in signs)

@@ -83,12 +83,11 @@ def _build(config: TrainConfig, stack: ExitStack) -> Job:
     # All that can be wrong is looked at before the folder is made: a mistake leaves no folder behind.
     folder = RunFolder(config.run_dir, config.data, writes=world.is_main)
     opened = together(world, lambda: _open(config, folder, world, say))
-    splits = {"train": opened.train, config.data.split: opened.val}
     # The files of the embedded digits are written on each machine, by whatever Pillow is there.
     ranks.check_weights(world, opened.origin.weights)
-    ranks.check_data(world, opened.labels.names, splits, sizes=config.data.root is not None)
+    ranks.check_data(world, opened.labels.names, opened.splits, sizes=config.data.root is not None)
 
-    together(world, lambda: _take(folder, config, splits, stack, say))
+    together(world, lambda: _take(folder, config, opened.splits, stack, say))
     state = build_state(opened.model, config, opened.plan, world)
     run = Run(
         config=config,
@@ -97,7 +96,7 @@ def _build(config: TrainConfig, stack: ExitStack) -> Job:
         state=state,
         signals=signals,
         say=say,
-        images=images.summary(splits),
+        images=images.summary(opened.splits),
     )
     return Job(run=run, folder=folder, opened=opened)
 
@@ -114,7 +113,16 @@ def _open(config: TrainConfig, folder: RunFolder, world: World, say: Callable[[s
     plan = build_plan(config.trainer, config.schedule, len(train), world.size)
     check_length(config, origin, plan)
     model, initial = _build_model(config, labels.names, origin, world)
-    return Opened(train=train, val=val, labels=labels, origin=origin, plan=plan, model=model, initial=initial)
+    return Opened(
+        splits={"train": train, config.data.split: val},
+        train=train,
+        val=val,
+        labels=labels,
+        origin=origin,
+        plan=plan,
+        model=model,
+        initial=initial,
+    )
 
 
 def _take(

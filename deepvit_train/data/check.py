@@ -14,8 +14,9 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from deepvit_train.config.data import DataConfig, DataName
+from deepvit_train.console import one_line
 from deepvit_train.data.absence import is_lost
-from deepvit_train.data.decode import BadImageError, Limits, parse_picture, printable
+from deepvit_train.data.decode import BadImageError, Limits, parse_picture
 from deepvit_train.data.folder import WHOLE, MissingSplitError, Walk
 from deepvit_train.data.index import ImageIndex, index_images, part_of, renamed, scan_tars
 from deepvit_train.data.layout import layout_warnings
@@ -125,7 +126,7 @@ def examine_split(split: Split, limits: Limits, workers: int, advance: Callable[
         else:
             split.kinds[found.kind] += 1
         if found.damage and not found.bad:
-            name = printable(split.index.path(image))
+            name = one_line(split.index.path(image))
             split.warnings.append(f"{name}: readable, but damaged ({found.damage})")
         advance(1)
 
@@ -189,7 +190,7 @@ def duplicates(train: Split, other: Split) -> list[str]:
             found.append(str(error))
             continue
         if same:
-            first, second = printable(other.index.path(image)), printable(train.index.path(twin))
+            first, second = one_line(other.index.path(image)), one_line(train.index.path(twin))
             found.append(f"{first}: the same content as {second}")
     return found
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deepvit_train.data.decode import printable
+from deepvit_train.console import one_line
 from deepvit_train.error import DataError
 
 
@@ -36,7 +36,7 @@ def draw_groups(paths: Sequence[str], group_by: str | None, name: str) -> np.nda
         groups = [match and match[1] for match in found]
         if paths and not any(groups):
             raise DataError(
-                f"data.group_by={group_by}: finds a group in no path of {name}, such as {printable(paths[0])}"
+                f"data.group_by={group_by}: finds a group in no path of {name}, such as {one_line(paths[0])}"
             )
         texts = [group or path for group, path in zip(groups, paths, strict=True)]
     digests = b"".join(hashlib.blake2b(os.fsencode(text), digest_size=8).digest() for text in texts)

@@ -21,8 +21,9 @@ from typing import NamedTuple
 import numpy as np
 
 from deepvit_train.classes import TORCHVISION, ordered
+from deepvit_train.console import one_line
 from deepvit_train.data.cache import Listing, Stamp, stamp_of
-from deepvit_train.data.decode import OPENING, BadImageError, UnreadableError, printable
+from deepvit_train.data.decode import OPENING, BadImageError, UnreadableError
 from deepvit_train.data.ending import as_names, ending_of, is_image, split_hint, summed_up
 from deepvit_train.data.folder import WHOLE, MissingSplitError, refuse_splits
 from deepvit_train.error import DataError
@@ -169,7 +170,7 @@ def _images(number: int, file: Path, left_out: Counter[str]) -> Iterator[Member]
                     left_out["links"] += 1
                 elif is_image(path):
                     if member.issparse():
-                        raise DataError(f"{file}: {printable(path)} is stored as a sparse file")
+                        raise DataError(f"{file}: {one_line(path)} is stored as a sparse file")
                     images[path] = member.offset_data, member.size
                 elif path.endswith(".cls") and (content := opened.extractfile(member)):
                     labels[path.removesuffix(".cls")] = content.read(100).decode().strip()
@@ -180,7 +181,7 @@ def _images(number: int, file: Path, left_out: Counter[str]) -> Iterator[Member]
         raise
     except Exception as error:
         # Python's tarfile raises nearly every kind of exception on broken headers.
-        reason = printable(str(error)) or type(error).__name__
+        reason = one_line(str(error)) or type(error).__name__
         raise DataError(f"{file}: can't be read as an uncompressed tar file ({reason})") from None
     for path, (offset, size) in images.items():
         yield Member(number, path, labels.get(path.rpartition(".")[0]), offset, size)
@@ -232,6 +233,6 @@ def _shared_folders(members: list[Member]) -> int:
 def _class_of(member: Member, shared: int, files: list[Path]) -> str:
     file = files[member.number]
     label = next(iter(member.folders[shared:]), member.label or file.stem)
-    if printable(label) != label:
-        raise DataError(f"{file}: the class {printable(label)!r} has a name that can't be shown")
+    if one_line(label) != label:
+        raise DataError(f"{file}: the class {one_line(label)!r} has a name that can't be shown")
     return label

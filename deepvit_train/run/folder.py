@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -90,8 +91,10 @@ class RunFolder:
                 continue
             try:
                 there = path.stat()
-            except OSError:
+            except (FileNotFoundError, NotADirectoryError):
                 there = None
+            except OSError:
+                continue  # a share that does not answer for a moment: the write itself will tell
             if there is None or not os.path.samestat(there, os.fstat(descriptor)):
                 raise OutputError(
                     f"{path}: was removed, moved or replaced since this process locked it; nothing more is "
@@ -102,7 +105,12 @@ class RunFolder:
         # A POSIX lock belongs to this process alone: loader processes that outlive it do not hold it.
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise OutputError(
+                    f"run_dir={self.path}: this file system gives no POSIX locks ({error.strerror}); "
+                    "docs/cluster.md says what does"
+                ) from None
             holder = os.read(descriptor, 64).decode("ascii", errors="replace").strip()
             holder = holder if holder.isdigit() else ""
             raise OutputError(

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from deepvit_train.atomic import RefusedError, inside, make_folder, replacing
-from deepvit_train.data.decode import printable
+from deepvit_train.console import one_line
 from deepvit_train.data.index import ImageIndex
 from deepvit_train.data.kept import KeptBytes, free_memory
 from deepvit_train.distributed.launch import local_size
@@ -102,14 +102,14 @@ def check_others(run: Path, before: dict[str, Any], index: ImageIndex) -> None:
     if known["digest"] == index.digest:
         sizes, then = sampled_sizes(index, SAMPLED).values(), known.get("bytes") or []
         others = bool(then) and all(size != old for size, old in zip(sizes, then, strict=False))
-        what = "has an image of the same path and size"
+        what = "is here with the same path and size"
     else:
         former = _read(_file(run, known["digest"]))
         others = former is not None and former.isdisjoint(_paths(index.paths, index.ends))
-        what = "has an image of the same path"
+        what = "is here under the same path"
     if others:
         raise DataError(
-            f"{index.title}: none of the {known['images']:,} images that {run} was trained on {what} here\n"
+            f"{index.title}: none of the {known['images']:,} images that {run} was trained on {what}\n"
             f"name=NEW begins a run of its own; with resume={run} too, it goes on from that run's weights"
         )
 
@@ -179,5 +179,5 @@ def _paths(paths: np.ndarray, ends: np.ndarray) -> set[bytes]:
 
 
 def _listed(paths: set[bytes]) -> str:
-    first = [printable(os.fsdecode(path)) for path in sorted(paths)[:SHOWN]]
+    first = [one_line(os.fsdecode(path)) for path in sorted(paths)[:SHOWN]]
     return ", ".join([*first, *(["..."] if len(paths) > SHOWN else [])])
