@@ -17,10 +17,12 @@ from deepvit_train.commands.train_report import report, result_of, tell_where
 from deepvit_train.commands.train_resume import go_on
 from deepvit_train.commands.train_summary import summary
 from deepvit_train.config.compose import as_yaml, plain
+from deepvit_train.config.data import Balance
 from deepvit_train.config.preset import Architecture
 from deepvit_train.config.train import TrainConfig
 from deepvit_train.console import console
 from deepvit_train.data.bad_files import BadFiles
+from deepvit_train.data.balance import BalancedOrder
 from deepvit_train.data.dataset import Batch, TrainOrder
 from deepvit_train.data.index import ImageIndex
 from deepvit_train.data.loaders import Loaders
@@ -113,6 +115,8 @@ def _open(config: TrainConfig, folder: RunFolder, world: World, say: Callable[[s
     check_installed(config.tracker)
     origin = find_origin(config, folder)
     train, val, labels = open_splits(config, origin, folder, say)
+    if config.data.cache:
+        train, val = images.kept_in_memory([train, val], say)
     plan = build_plan(config.trainer, config.schedule, len(train), world.size)
     check_length(config, origin, plan)
     model, initial = _build_model(config, labels.names, origin, world)
@@ -244,7 +248,7 @@ def _about(job: Job) -> dict[str, Any]:
 
 def _training_batches(job: Job, loaders: Loaders) -> Iterator[Batch]:
     """Return the training batches from the state's step on."""
-    config, plan = job.run.config, job.run.plan
+    config, plan, balance = job.run.config, job.run.plan, job.run.config.data.balance
     order = TrainOrder(
         len(job.train),
         batch_size=config.trainer.batch_size,
@@ -253,6 +257,7 @@ def _training_batches(job: Job, loaders: Loaders) -> Iterator[Batch]:
         steps=range(job.run.state.step, plan.total_steps),
         seed=config.seed,
         repeats=config.augment.repeats,
+        balanced=None if balance == Balance.none else BalancedOrder(job.train.targets, balance),
         world=job.run.world,
         mirrored=bool(config.augment.mixup or config.augment.cutmix),
     )

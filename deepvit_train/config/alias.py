@@ -34,6 +34,7 @@ BEFORE = {
     "trainer.ema_warmup": True,
     "trainer.report": True,
     "tracker": ["tensorboard"],
+    "data.balance": "none",
     "optim.mixing_rate": 1.0,
     "model.act": "gelu",
     "model.class_token": True,

@@ -111,8 +111,10 @@ class LoadedModel:
             return data
         kept = self.found.data_keys()
         keys = {key: kept[key] for key in OF_DATA_SET if key in kept}
-        for key, before in keys.items():
-            said = getattr(data, key)
+        if data.classes is not None:
+            del keys["classes"]
+        for key in [key for key in ("val_share", "group_by") if key in keys]:
+            said, before = getattr(data, key), keys[key]
             if said not in (None, before):
                 raise ConfigError(
                     f"data.{key}={said}: the run split {data.root} otherwise, so training images would be "

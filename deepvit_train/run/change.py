@@ -12,8 +12,11 @@ FREE_KEYS = {
     "tracker",
     "data.root",
     "data.class_map",
+    "data.classes",  # the names of a model's outputs are compared themselves
+    "data.empty_classes",
     "data.allow_subset",
     "data.workers",
+    "data.cache",
     "data.max_bad",
     "data.max_bytes",
     "data.max_pixels",
