@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deepvit_train.atomic import write_text
 from deepvit_train.config.model import Pool, Stem
@@ -52,6 +52,7 @@ def check_timm(architecture: Architecture) -> None:
         f"model.pool={model.pool}": model.pool not in POOLS,
         f"model.residual_scale={model.residual_scale:g}": model.residual_scale != 1.0,
         f"model.norm_eps={model.norm_eps:g}": model.norm_eps != EPS,
+        "model.pre_norm=true": model.pre_norm,
         f"model.head_dim={model.head_dim}": model.width_of_head * model.heads != model.dim,
     }
     if found := [name for name, lacking in lacks.items() if lacking]:
@@ -80,9 +81,9 @@ def timm_tensors(model: DeepViT) -> dict[str, Tensor]:
     """
     tensors = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
     if model.reg_token is not None:
-        cls, patches = tensors["pos_embed"].split([1, tensors["pos_embed"].shape[1] - 1], dim=1)
+        cls, patches = tensors["pos_embed"].tensor_split([model.num_class_tokens], dim=1)
         tensors["pos_embed"] = torch.cat([cls, torch.zeros_like(tensors["reg_token"]), patches], dim=1)
-    if model.pool == Pool.mean_patches:
+    if model.pool == Pool.mean_patches and isinstance(model.norm, nn.LayerNorm):
         for part in ("weight", "bias"):
             tensors[f"fc_norm.{part}"] = tensors.pop(f"norm.{part}")
     return tensors
@@ -98,7 +99,11 @@ def _config(model: DeepViT, architecture: Architecture, description: dict[str, A
         "depth": shape.depth,
         "num_heads": shape.heads,
         "mlp_ratio": shape.mlp_ratio,
+        "act_layer": shape.act.value,
         "qkv_bias": shape.qkv_bias,
+        "qk_norm": shape.qk_norm,
+        "class_token": shape.class_token,
+        "final_norm": shape.final_norm,
         "init_values": shape.layer_scale,
         "reg_tokens": shape.registers,
         "global_pool": global_pool,

@@ -33,6 +33,9 @@ class EvalConfig(ForeignKeys):
         "training images that BatchNorm's statistics are measured on anew; null: only if there are none",
         low=1,
     )
+    report: bool = option(
+        "whether to write RUN/evaluation/NAME/ as well: report.html, its figures, and a row for each image"
+    )
     batch_size: int = option("images in a batch of each rank", low=1)
     precision: Precision = option(
         "number format of matrix products (autocast); softmax, norms and weights stay fp32"

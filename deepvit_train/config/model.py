@@ -41,6 +41,12 @@ class Pool(Choice):
     mean_normed_patches = "mean_normed_patches"  # the mean of the normalised patches (timm's without)
 
 
+class Act(Choice):
+    gelu = "gelu"
+    gelu_tanh = "gelu_tanh"  # its approximation by tanh (SigLIP 2)
+    quick_gelu = "quick_gelu"  # x sigmoid(1.702 x) (OpenAI's CLIP)
+
+
 class Init(Choice):
     vit = "vit"  # trunc_normal(0.02) weights and tokens, zero biases
     vit_pytorch = "vit_pytorch"  # torch's defaults, N(0, 1) position and class token
@@ -56,7 +62,12 @@ class ModelConfig(Section):
     heads: int = option("attention heads", low=1, high=4096)
     head_dim: int | None = option("width of a head; null: dim / heads", low=1, high=65536)
     mlp_ratio: float = option("hidden width of the MLP, in units of dim", above=0, high=64)
+    act: Act = option("activation inside the MLP")
     qkv_bias: bool = option("whether the query-key-value projection has a bias")
+    qk_norm: bool = option("whether queries and keys pass a LayerNorm over the width of a head")
+    class_token: bool = option("whether a learned class token comes before the patches")
+    pre_norm: bool = option("whether a LayerNorm comes before the first block (CLIP)")
+    final_norm: bool = option("whether a LayerNorm comes after the last block")
     pool: Pool = option(
         "what the head reads: the class token; the mean of it and the patches; or the mean of the patches "
         "alone, normalised after or before it"
@@ -112,6 +123,11 @@ class ModelConfig(Section):
         if self.weights == "":
             raise ConfigError(
                 "model.weights is not given, but this run starts from weights; add model.weights=FILE"
+            )
+        if self.pool == Pool.cls and not self.class_token:
+            raise ConfigError(
+                "model.pool=cls: with model.class_token=false there is no class token to read; nearest: "
+                "model.pool=mean_patches"
             )
         for name in ("mean", "std"):
             if len(getattr(self, name)) != 3:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from timm.data import ImageNetInfo
 
 from deepvit_train.classes import ORDERS, TORCHVISION, ordered, shortened
-from deepvit_train.config.data import DataConfig
+from deepvit_train.config.data import OF_DATA_SET, DataConfig, absolute
 from deepvit_train.config.foreign import Weights
 from deepvit_train.config.preset import Architecture
 from deepvit_train.config.recipe import Precision
@@ -22,7 +22,7 @@ from deepvit_train.error import CheckpointError, ConfigError, DataError
 from deepvit_train.evaluation.beside import read_beside
 from deepvit_train.evaluation.calibration import Statistics, calibrate, reattention_norms
 from deepvit_train.models import DeepViT
-from deepvit_train.models.importer import Imported, import_model
+from deepvit_train.models.importer import Imported, import_model, left_out_note
 from deepvit_train.run.checkpoint import Found, find
 from deepvit_train.run.description import ModelDescription, is_described
 
@@ -42,6 +42,7 @@ class LoadedModel:
         statistics: the calibrated statistics of its BatchNorms, or None if there are none.
         described: whether the file says what its model is, as those of this project do.
         assumed: the parts of its preprocessing that neither its file nor the caller says.
+        left_out: names of the file's tensors that the model has no use for.
     """
 
     found: Found
@@ -51,6 +52,7 @@ class LoadedModel:
     statistics: Statistics | None
     described: bool
     assumed: list[str]
+    left_out: list[str]
 
     @property
     def architecture(self) -> Architecture:
@@ -70,8 +72,9 @@ class LoadedModel:
         shape = self.architecture.model
         assumed = f"; assumed, as nobody said it: {', '.join(self.assumed)}" if self.assumed else ""
         return [
+            *([left_out_note(self.left_out)] if self.left_out else []),
             f"preprocessing: {shape.image_size} pixels, mean={shape.mean} std={shape.std} "
-            f"crop_pct={shape.crop_pct:g} interpolation={shape.interpolation}{assumed}"
+            f"crop_pct={shape.crop_pct:g} interpolation={shape.interpolation}{assumed}",
         ]
 
     def data_for(self, given: DataConfig) -> DataConfig:
@@ -83,19 +86,41 @@ class LoadedModel:
         """
         given = replace(given, value_range=given.value_range or self.description.value_range)
         if given.name is not None:
-            return given
+            return self._split_alike(given)
         if self.description.data is None:
             raise ConfigError(
                 f"data is not given, and {self.found.file} does not say: add data=imagefolder data.root="
             )
         if given.root is not None:
-            return replace(given, name=self.description.data)
-        return replace(
+            return self._split_alike(replace(given, name=self.description.data))
+        data = replace(
             given,
             name=self.description.data,
             root=self.found.data_path("data_root"),
             class_map=given.class_map or self.found.data_path("class_map"),
         )
+        return self._split_alike(data)
+
+    def _split_alike(self, data: DataConfig) -> DataConfig:
+        """Return the data with what the run said of which images its folder's splits consist of.
+
+        Raises ConfigError where something else is said of the run's own folder: its training images would be
+        among those of val.
+        """
+        if absolute(data.root) != self.found.data_path("data_root"):
+            return data
+        kept = self.found.data_keys()
+        keys = {key: kept[key] for key in OF_DATA_SET if key in kept}
+        if data.classes is not None:
+            del keys["classes"]
+        for key in [key for key in ("val_share", "group_by") if key in keys]:
+            said, before = getattr(data, key), keys[key]
+            if said not in (None, before):
+                raise ConfigError(
+                    f"data.{key}={said}: the run split {data.root} otherwise, so training images would be "
+                    f"among those of val; nearest: data.{key}={'null' if before is None else before}"
+                )
+        return replace(data, **keys)
 
     def calibrating_on(self, images: int) -> LoadedModel:
         """Return the model without its statistics, to be calibrated on this number of training images."""
@@ -187,6 +212,7 @@ def load(
         statistics=found.calibrated(model),
         described=imported.described,
         assumed=[name for name in unsaid if said.get(name) is None],
+        left_out=imported.left_out,
     )
 
 

@@ -22,7 +22,7 @@ from deepvit_train.config.preset import (
 from deepvit_train.config.timm_command import KEYWORDS
 from deepvit_train.error import ConfigError, nearest
 from deepvit_train.models.deepvit import DeepViT
-from deepvit_train.models.timm_interface import pool_named, pretrained_cfg_of
+from deepvit_train.models.timm_interface import pretrained_cfg_of
 
 # All but the small model of the embedded data set, which has the name of its data.
 PRESETS = [name for name in choices("model") if name not in choices("data")]
@@ -71,7 +71,7 @@ def _build(
     model = DeepViT(changed, num_classes, in_chans)
     model.head_drop.p = drop_rate
     if global_pool is not None:
-        model.pool = pool_named(global_pool)
+        model.set_pool(global_pool)
     return model
 
 

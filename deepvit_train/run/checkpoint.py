@@ -76,6 +76,10 @@ class Found:
         path = None if self.folder is None else read_state(self.folder).get(key)
         return None if path is None else str(path)
 
+    def data_keys(self) -> dict[str, Any]:
+        """Return what else the run said of which images its data set consists of: {'val_share': 0.1}."""
+        return {} if self.folder is None else read_state(self.folder).get("data_keys", {})
+
     @property
     def home(self) -> Path:
         """The folder to make for results about a weights file on its own, beside it."""

@@ -10,6 +10,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from deepvit_train.classes import ORDERS
+from deepvit_train.config.alias import NEWER
 from deepvit_train.config.data import DataName
 from deepvit_train.config.model import AttentionConfig, ModelConfig
 from deepvit_train.config.preset import Architecture, plain_from, section_from
@@ -100,7 +101,7 @@ def _parsed(content: Any) -> ModelDescription:
         raise ValueError(f"format {content['format']!r}; this version reads {FORMAT}")
     if (problem := misfit(content, schema.DESCRIPTION)) is not None:
         raise ValueError(problem)
-    model = section_from(ModelConfig, content["model"])
+    model = section_from(ModelConfig, NEWER | content["model"])
     attn = section_from(AttentionConfig, content["attn"])
     return ModelDescription(
         architecture=Architecture(model, attn),

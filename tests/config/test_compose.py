@@ -17,7 +17,8 @@ from deepvit_train.commands.sweep import expand
 from deepvit_train.config.command import COMMANDS, groups_of, keys_of
 from deepvit_train.config.compose import compose_command, compose_tree, flat_values, plain
 from deepvit_train.config.help import command_help
-from deepvit_train.config.preset import Architecture, choices, config_dir, model_preset
+from deepvit_train.config.preset import Architecture, choices, model_preset
+from deepvit_train.config.shipped import config_dir
 from deepvit_train.error import ConfigError
 from deepvit_train.models import DeepViT
 
