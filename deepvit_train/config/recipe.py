@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
-from deepvit_train.config.option import Choice, Section, option
+from deepvit_train.config.option import LARGEST, Choice, Section, option
 from deepvit_train.error import ConfigError
 
 SCHEDULE_FREE = "schedulefree_"  # begins the names of optimizers of the package schedulefree
@@ -83,6 +84,12 @@ class OptimConfig(Section):
     def check(self) -> None:
         if self.betas is not None and len(self.betas) not in (2, 3):
             raise ConfigError(f"optim.betas={self.betas}: needs two numbers, or three of some optimizers")
+        for name, value in self.options.items():
+            for each in value if isinstance(value, list) else [value]:
+                if isinstance(each, (int, float)) and not (math.isfinite(each) and abs(each) <= LARGEST):
+                    raise ConfigError(
+                        f"optim.options={{{name}: {each}}}: must be finite, and at most {LARGEST:g}"
+                    )
 
 
 @dataclass(kw_only=True, slots=True)

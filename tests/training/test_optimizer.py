@@ -103,6 +103,7 @@ def test_arguments_reach_the_optimizer() -> None:
         (["optim=sgd", "optim.options={nesterow: true}"], "no such argument; did you mean 'nesterov'"),
         (["optim=sgd", "optim.options={nesterov: 3}"], "must be like False, its default"),
         (["optim=sgd", "optim.options={momentum: much}"], "must be like 0, its default"),
+        (["optim=sgd", "optim.options={momentum: nan}"], "must be finite"),
         (["optim=sgd", "optim.options={lr: 1}"], "is a key of its own; nearest: optim.lr=1"),
         (["optim=sgd", "optim.options={momentum: 0}"], "optim.name=sgd .*Nesterov momentum requires"),
         (["optim=sgd", "optim.eps=1e-8"], "optim.eps=1e-08: sgd has none; nearest: optim.eps=null"),
