@@ -2,6 +2,7 @@
 
 deepvit-train KEY=VALUE ...          python -m deepvit_train.cli train KEY=VALUE ...
 deepvit-eval checkpoint=PATH ...     python -m deepvit_train.cli eval checkpoint=PATH ...
+deepvit-compare RUN RUN ...          python -m deepvit_train.cli compare RUN RUN ...
 deepvit-predict checkpoint=PATH images=PATH   python -m deepvit_train.cli predict checkpoint=PATH images=PATH
 deepvit-convert source=FILE out=FOLDER   python -m deepvit_train.cli convert source=FILE out=FOLDER
 deepvit-export checkpoint=PATH out=FOLDER    python -m deepvit_train.cli export checkpoint=PATH out=FOLDER
@@ -34,6 +35,7 @@ from deepvit_train.error import ConfigError, OutputError, UserError, explained, 
 MODULES = {
     "train": "deepvit_train.commands.train",
     "eval": "deepvit_train.commands.evaluate",
+    "compare": "deepvit_train.commands.compare",
     "predict": "deepvit_train.commands.predict",
     "convert": "deepvit_train.commands.convert",
     "export": "deepvit_train.commands.export",
@@ -57,6 +59,11 @@ def train() -> NoReturn:
 def evaluate() -> NoReturn:
     """Entry point of deepvit-eval."""
     main(["eval", *sys.argv[1:]])
+
+
+def compare() -> NoReturn:
+    """Entry point of deepvit-compare."""
+    main(["compare", *sys.argv[1:]])
 
 
 def predict() -> NoReturn:

@@ -77,7 +77,9 @@ def test_every_way_to_name_a_checkpoint(call: Command, trained: Path, form: str,
     path = {"run": trained, "checkpoint": folder, "last": trained / "checkpoints" / "last", "file": lone}[
         form
     ]
-    result = call("eval", f"checkpoint={path}", "threads=1", "limit_batches=1", "batch_size=50")
+    result = call(
+        "eval", f"checkpoint={path}", "threads=1", "limit_batches=1", "batch_size=50", "report=false"
+    )
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout.splitlines()[-1])
     assert report["images"] == 50

@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from deepvit_train.collapse.answer import fitting
-from deepvit_train.collapse.figure import Heat, Line, Panel, draw_bars, draw_heat, draw_lines, draw_overlays
 from deepvit_train.collapse.measurement import grid_of, similarity_name
 from deepvit_train.config.collapse import CollapseConfig, Maps, Metric
 from deepvit_train.models.record import record_maps
+from deepvit_train.report.figure import Heat, Line, Panel, draw_bars, draw_heat, draw_lines, draw_overlays
 
 STYLES = {"trained": "-", "untrained": "--"}
 # Ends of an axis of cosines: on a scale of its own, the noise of values near 1 would look like a signal.
@@ -50,7 +50,7 @@ def take_pictures(model: nn.Module, images: Tensor) -> Pictures:
     for record in record_maps(model, images):
         mean = record.before.mean(dim=1)
         height, width = grid_of(model, record)
-        query = mean[:, 0] if record.prefix else mean.mean(dim=1)
+        query = mean.mean(dim=1) if getattr(model, "cls_token", None) is None else mean[:, 0]
         patches = query[:, -height * width :]
         attention.append(rearrange(patches, "b (height width) -> b height width", height=height))
         maps.append(mean[0])

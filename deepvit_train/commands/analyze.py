@@ -16,7 +16,6 @@ from torch import nn
 from deepvit_train.atomic import make_folder, remove, write_text
 from deepvit_train.collapse.answer import answers
 from deepvit_train.collapse.contribution import contributions
-from deepvit_train.collapse.figure import save, share_axes
 from deepvit_train.collapse.gallery import draw_all, take_pictures
 from deepvit_train.collapse.measurement import as_data, measure_model, theta_of
 from deepvit_train.collapse.report import SECTIONS, write_html
@@ -35,6 +34,7 @@ from deepvit_train.evaluation.accuracy import evaluate
 from deepvit_train.evaluation.calibration import calibrate, reattention_norms, using
 from deepvit_train.evaluation.loaded import LoadedModel, measure_statistics
 from deepvit_train.models import DeepViT
+from deepvit_train.report.figure import save, share_axes
 
 IMAGES_SEED = 0  # the choice of images is the same for every model
 PREFIXES = ("", "compare_")  # of the figures of the first model and the second
@@ -90,10 +90,10 @@ def run(config: AnalyzeConfig) -> dict[str, Any]:
 
 def _subjects(config: AnalyzeConfig) -> list[Subject]:
     def ours(path: str, key: str) -> Subject:
-        return from_checkpoint(path, config.weights.value, config.preset, config.said(), key)
+        return from_checkpoint(path, config.weights.value, config.preset, config.said(), key, config.download)
 
     if config.model is not None:
-        found = [from_timm(config.model, config.checkpoint)]
+        found = [from_timm(config.model, config.checkpoint, config.download)]
     else:
         assert config.checkpoint is not None
         found = [ours(config.checkpoint, "checkpoint")]

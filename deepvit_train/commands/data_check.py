@@ -20,6 +20,7 @@ from deepvit_train.config.data_check import DataCheckConfig
 from deepvit_train.config.preset import Architecture
 from deepvit_train.console import amount, console, print_report, progress_bar
 from deepvit_train.data import check
+from deepvit_train.data.channel import channel_statistics
 from deepvit_train.data.decode import BadImageError, Picture, parse_picture
 from deepvit_train.data.index import ImageIndex, data_root
 from deepvit_train.data.loaders import limits, worker_count
@@ -31,6 +32,7 @@ from deepvit_train.models import DeepViT
 from deepvit_train.precision import autocast
 
 SHOWN = 20  # errors and warnings in the tables; the JSON has all
+CHANNEL_IMAGES = 1000  # of which mean and standard deviation are measured
 WARM_UP_IMAGES = 16
 TIMED_IMAGES = 128
 TIMED_STEPS = 2
@@ -80,6 +82,9 @@ def run(config: DataCheckConfig) -> dict[str, Any]:
         ],
         "splits": {split.name: check.statistics_of(split) for split in splits},
         "value_range": fitting,
+        "channels": channel_statistics(
+            splits[0].index, config.model.preprocessing, limits(config.data), CHANNEL_IMAGES
+        ),
         "timing": _timing(config, splits[0].index, world.device) if config.timing else None,
     }
     _tell(report)
@@ -201,6 +206,12 @@ def _tell(report: dict[str, Any]) -> None:
     for row in ROWS:
         table.add_row(row.replace("_", " "), *(_phrase(statistics[row]) for statistics in splits.values()))
     console.print(table)
+    if channels := report["channels"]:
+        mean, std = (",".join(f"{value:.4f}" for value in channels[name]) for name in ("mean", "std"))
+        console.print(
+            f"channels: model.mean=[{mean}] model.std=[{std}] are those of "
+            f"{amount(channels['images'], 'training image')}"
+        )
     if timing := report["timing"]:
         timed = amount(timing["images"], "image")
         table = Table("part of a step", "ms an image", "", title=f"{timed}, one process")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,14 +12,15 @@ import torch
 from deepvit_train.commands.evaluate_result import Evaluated
 from deepvit_train.config.evaluate import EvalConfig
 from deepvit_train.console import amount, console
-from deepvit_train.data.index import open_split
+from deepvit_train.data.index import ImageIndex, open_split
 from deepvit_train.data.layout import layout_warnings
 from deepvit_train.data.loaders import Loaders
 from deepvit_train.distributed import world as distributed
 from deepvit_train.error import ConfigError
 from deepvit_train.evaluation.accuracy import evaluate
 from deepvit_train.evaluation.calibration import reattention_norms, using
-from deepvit_train.evaluation.loaded import LoadedModel, load, measure_statistics
+from deepvit_train.evaluation.loaded import LoadedModel, load_named, measure_statistics
+from deepvit_train.evaluation.prediction import Predictions, Recorder
 
 LARGE = 8  # times as many patches as in training; more than that is seldom meant
 
@@ -25,7 +28,8 @@ LARGE = 8  # times as many patches as in training; more than that is seldom mean
 def run(config: EvalConfig) -> dict[str, Any]:
     """Evaluate a checkpoint.
 
-    Prints a table, writes a JSON file beside the checkpoint, and prints a JSON object as the last line.
+    Prints a table, writes a JSON file beside the checkpoint, and on request a report; prints a JSON object as
+    the last line.
     """
     world = distributed.start(config.device.value, config.timeout_s)
     if config.threads:
@@ -33,7 +37,7 @@ def run(config: EvalConfig) -> dict[str, Any]:
     say = console.print if world.is_main else lambda line: None
 
     # The checkpoint says what the model is and how its images are prepared; of a foreign file the user does.
-    loaded = load(config.checkpoint, config.weights.value, config.preset, **config.said())
+    loaded = load_named(config)
     own_size = loaded.architecture.model.image_size
     if config.calibrate_images is not None:
         loaded = loaded.calibrating_on(config.calibrate_images)
@@ -66,15 +70,26 @@ def run(config: EvalConfig) -> dict[str, Any]:
         )
         statistics = measure_statistics(loaded, loaders, config.batch_size, config.precision, say)
     batches = loaders.evaluation(index, config.batch_size, config.limit_batches)
+    order = loaders.evaluation_order(index, config.batch_size, config.limit_batches)
+    recorder = Recorder(order, len(labels.names), world) if config.report else None
     with using(model, statistics):
-        result = evaluate(model, batches, world, config.precision, len(labels.names), labels.absent)
+        result = evaluate(model, batches, world, config.precision, len(labels.names), labels.absent, recorder)
+    predictions = None if recorder is None else recorder.gather()
 
     evaluated = Evaluated(loaded, own_size, config, data, labels, len(index), result)
     report = evaluated.report()
     if world.is_main:
-        evaluated.tell(report)
+        page = None if predictions is None else partial(_write_page, evaluated, index, predictions)
+        evaluated.tell(report, page)
     distributed.stop()
     return report
+
+
+def _write_page(evaluated: Evaluated, index: ImageIndex, predictions: Predictions) -> Path:
+    # Imported where it is needed: matplotlib, scikit-learn and scipy take a second.
+    from deepvit_train.commands.evaluate_report import EvaluationReport
+
+    return EvaluationReport(evaluated, index, predictions).write()
 
 
 def _at_size(loaded: LoadedModel, image_size: int, say: Callable[[str], None]) -> LoadedModel:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -97,6 +98,7 @@ class Evaluated:
             "preprocessing": preprocessing_of(loaded),
             "precision": str(self.config.precision),
             "top1": result.top1,
+            "mean_class": result.mean_class,
             "top5": result.top5,
             "loss": result.loss if math.isfinite(result.loss) else None,
             "images": result.images,
@@ -113,11 +115,14 @@ class Evaluated:
             return {}
         return {"val_share": self.data.val_share, "group_by": self.data.group_by}
 
-    def tell(self, report: dict[str, Any]) -> None:
-        """Write the file, then print the table, and the report as the last line.
+    def tell(self, report: dict[str, Any], write_page: Callable[[], Path] | None = None) -> None:
+        """Write the file and the page, print the table, and the report as the last line.
 
-        A folder that can't be written costs the file alone. Raises RefusedError at the end where a link or
-        another thing lies in the file's place.
+        A folder that can't be written costs what lies in it alone. Raises RefusedError at the end where a
+        link or another thing lies in the place of a file.
+
+        Args:
+            write_page: writes the page with figures, and returns it.
         """
         result, absent = self.result, set(self.labels.absent)
         every = zip(result.class_accuracy, self.labels.names, result.class_images, strict=True)
@@ -127,14 +132,20 @@ class Evaluated:
             name: {"name": readable(name), "top1": accuracy, "images": images}
             for accuracy, name, images in known
         }
-        file, refused = self.file(), None
-        try:
-            write_text(file, json.dumps({**report, "classes": by_class}, indent=1) + "\n")
-            written = f"written: {file}"
-        except RefusedError as error:
-            refused, written = error, f"not written: {error}"
-        except OutputError as error:
-            written = f"not written: {error}"
+        refused: list[RefusedError] = []
+
+        def write(kind: str, make: Callable[[], Path]) -> str:
+            try:
+                return f"{kind}: {make()}"
+            except OutputError as error:
+                refused.extend([error] if isinstance(error, RefusedError) else [])
+                return f"not written: {error}"
+
+        def write_file() -> Path:
+            write_text(self.file(), json.dumps({**report, "classes": by_class}, indent=1) + "\n")
+            return self.file()
+
+        written = [write("written", write_file), *([write("read", write_page)] if write_page else [])]
         console.print(_table(self, seen))
         if unseen := len(known) - len(seen):
             console.print(f"classes without an image: {unseen}; nothing is known of them")
@@ -143,10 +154,11 @@ class Evaluated:
                 f"warning: outputs for {amount(result.not_finite, 'image')} are NaN or infinite; they count "
                 "as wrong"
             )
-        console.print(written)
+        for line in written:
+            console.print(line)
         print_report(report)
-        if refused is not None:
-            raise refused
+        if refused:
+            raise refused[0]
 
 
 def preprocessing_of(loaded: LoadedModel) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from deepvit_train.atomic import inside, make_folder, write_text
-from deepvit_train.collapse.figure import save
 from deepvit_train.commands.study_cell import STOPS, CellProcesses
 from deepvit_train.commands.study_store import read_cell, read_losses, read_settings
 from deepvit_train.commands.study_table import figures, table
@@ -28,6 +27,7 @@ from deepvit_train.console import amount, console
 from deepvit_train.data.subset import copy_images
 from deepvit_train.error import ConfigError, Interrupted, OutputError, UserError
 from deepvit_train.reading import read_json
+from deepvit_train.report.figure import save
 from deepvit_train.run.change import differences
 
 

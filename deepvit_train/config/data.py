@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from deepvit_train.config.option import Choice, Section, option
 from deepvit_train.error import ConfigError, DataError
 
 # Keys that say which images of its folder a data set consists of, besides those that hold paths.
-OF_DATA_SET = ("val_share", "group_by")
+OF_DATA_SET = ("val_share", "group_by", "classes", "empty_classes")
 LONGEST_NAME = 40  # letters of a folder's name that the default name of a run takes over
 
 
@@ -19,6 +21,12 @@ class DataName(Choice):
     digits = "digits"  # scikit-learn's handwritten digits, written as an ImageFolder into the cache folder
     imagefolder = "imagefolder"  # root/train/CLASS/*.jpg and root/val/CLASS/*.jpg
     tar = "tar"  # the same in tar files: root/train.tar, root/train/*.tar or webdataset's root/train-*.tar
+
+
+class Balance(Choice):
+    none = "none"  # each image once an epoch
+    sqrt = "sqrt"  # each class in proportion to the square root of its images
+    uniform = "uniform"  # each class equally often
 
 
 @dataclass(kw_only=True, slots=True)
@@ -44,11 +52,24 @@ class DataConfig(Section):
         "null: each folder is named as its class",
         path=DataError,
     )
+    classes: str | None = option(
+        "classes to use, in the order of a new model's outputs: [ant,bee], or a text file with one a line; "
+        "images of others are left out; null: all, in the order of their names"
+    )
+    empty_classes: bool = option("whether a class may have no image: an empty folder, or a name in classes")
     allow_subset: bool = option(
         "whether a data set may lack classes of the model; an evaluation then leaves out their outputs"
     )
+    balance: Balance = option(
+        "how often training shows the classes: none: each image once an epoch; sqrt: each class in "
+        "proportion to the square root of its images; uniform: each class equally often"
+    )
     workers: int | None = option(
         "processes of each rank that load images; null: one for each core, at most 16", low=0, high=1024
+    )
+    cache: bool = option(
+        "whether training keeps the bytes of the files that it has read in memory: at most half of the "
+        "memory that is free"
     )
     follow_links: bool = option(
         "whether to follow links that lead out of the data set; train and val themselves may always be links"
@@ -84,6 +105,18 @@ class DataConfig(Section):
                 f"data.root is not given: data={self.name} needs data.root=FOLDER with train and val in it"
             )
 
+    def listed_classes(self) -> list[str] | None:
+        """Return the names that `classes` lists, or None where it is a file. Quotes keep a comma."""
+        text = (self.classes or "").strip()
+        if not (text.startswith("[") and text.endswith("]")):
+            return None
+        return [name.strip() for name in next(csv.reader([text[1:-1]], skipinitialspace=True), [])]
+
+    def of_data_set(self) -> dict[str, Any]:
+        """Return the keys of `OF_DATA_SET` as a checkpoint keeps them."""
+        classes = self.classes if self.listed_classes() is not None else absolute(self.classes)
+        return {key: getattr(self, key) for key in OF_DATA_SET} | {"classes": classes}
+
     def _check_val_share(self) -> None:
         if self.val_share is not None and self.split not in ("train", "val"):
             raise ConfigError(
@@ -117,7 +150,10 @@ class AugmentConfig(Section):
     rotate_degrees: float = option("largest rotation, degrees", low=0, high=180)
     shift: float = option("largest shift, share of the image", low=0, high=1)
     zoom: float = option("largest change of scale, share of the image", low=0, below=1)
-    auto_augment: str | None = option("name of a policy of timm, such as rand-m9-mstd0.5-inc1; null: none")
+    auto_augment: str | None = option(
+        "name of a policy of timm, such as rand-m9-mstd0.5-inc1; trivial: torchvision's TrivialAugment; "
+        "null: none"
+    )
     color_jitter: float = option("strength of brightness, contrast and saturation jitter", low=0, high=10)
     erase: float = option("probability of erasing a box with noise", low=0, high=1)
     random_interpolation: bool = option(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections.abc import Sequence
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Sweep
 from hydra.errors import HydraException
 
-from deepvit_train.config.command import COMMANDS, console_name, groups_of, keys_of
+from deepvit_train.config.command import COMMANDS, NAMED, console_name, groups_of, keys_of
 from deepvit_train.config.shipped import config_dir
 from deepvit_train.error import ConfigError, nearest, slips
 
@@ -25,21 +27,32 @@ SUBJECTS = {
     "export": "checkpoint",
     "data-check": "root",
     "study": "root",
+    "compare": "runs",
 }
+# Of these, which take several.
+SEVERAL = {"compare"}
 
 
 def with_subject(command: str, overrides: Sequence[str]) -> list[str]:
     """Put the name of its key before a path that was typed alone: `runs/demo` is `checkpoint=runs/demo`.
 
-    No key holds a slash or a space, so `runs/lr=0.1` is a path too. Raises ConfigError for a second one.
+    Several paths of a command that takes them are a list, as JSON. No key holds a slash or a space, so
+    `runs/lr=0.1` is a path too. Raises ConfigError for a second one where one is taken.
     """
     subject = SUBJECTS.get(command)
     bare = [each for each in overrides if _is_bare(each)]
     if subject is None or not bare:
         return list(overrides)
-    if len(bare) > 1 or any(each.lstrip("+").startswith(f"{subject}=") for each in overrides):
+    if command in SEVERAL and len(bare) > 0 and not any(_is_of(each, subject) for each in overrides):
+        rest = [each for each in overrides if not _is_bare(each)]
+        return [f"{subject}={json.dumps(bare, ensure_ascii=False)}", *rest]
+    if len(bare) > 1 or any(_is_of(each, subject) for each in overrides):
         raise ConfigError(f"{bare[-1]}: {subject} is given already")
     return [f"{subject}={each}" if _is_bare(each) else each for each in overrides]
+
+
+def _is_of(override: str, key: str) -> bool:
+    return override.lstrip("+").startswith(f"{key}=")
 
 
 def _is_bare(override: str) -> bool:
@@ -81,14 +94,15 @@ def _nearest_key(name: str, keys: Sequence[str]) -> str:
 
 def take_texts(
     command: str, overrides: Sequence[str], *, sweeps: bool = False
-) -> tuple[list[str], dict[str, str | None]]:
+) -> tuple[list[str], dict[str, Any]]:
     """Part the overrides that Hydra reads from texts that it would read as something else, or not at all.
 
     Hydra's grammar makes a number of name=1e3, a list of data.root=/a,b and an error of data.root=/photos(2),
     and strips spaces; here they are the text that was typed. Text that Hydra reads as text stays with Hydra:
     quotes, escapes and ${key} mean what they mean there. A key that has the name of a folder of configs/,
     such as deepvit-analyze's model, is taken as well: Hydra would look for a file of that folder.
-    Of a key that is given twice the last value counts, as with Hydra.
+    Of a key that is given twice the last value counts, as with Hydra. Values under names are added to those
+    of the files.
 
     Args:
         sweeps: whether several values, as of name=a,b, are left to Hydra; else they are text, or an error.
@@ -99,10 +113,13 @@ def take_texts(
     types = {key.name: key.type for key in keys_of(COMMANDS[command])}
     folders = {folder.name for folder in config_dir().iterdir() if folder.is_dir()} - set(groups_of(command))
     for_hydra: list[str] = []
-    taken: dict[str, str | None] = {}
+    taken: dict[str, Any] = {}
     for override in overrides:
         name, _, typed = override.partition("=")
         name = name.lstrip("+")
+        if types.get(name) == "list[str]" and (texts := _json_texts(typed)) is not None:
+            taken[name] = texts
+            continue
         value = _as_hydra_reads(override)
         several = isinstance(value, Sweep)
         if types.get(name) in TEXT and not (several and sweeps):
@@ -115,11 +132,23 @@ def take_texts(
                 taken[name] = value
             else:
                 for_hydra.append(f"{name}={typed}")
+        elif types.get(name) == NAMED and isinstance(value, dict):
+            taken[name] = taken.get(name, {}) | value  # Hydra takes no name that the files of configs/ lack
         elif isinstance(value, HydraException) or (several and not sweeps):
             raise _wrong_value(override, types)
         else:
             for_hydra.append(override)
     return for_hydra, taken
+
+
+def _json_texts(typed: str) -> list[str] | None:
+    """Return a list of texts that was written as JSON, or None for anything else."""
+    try:
+        found = json.loads(typed)
+    except ValueError:
+        return None
+    is_texts = isinstance(found, list) and all(isinstance(each, str) for each in found)
+    return found if is_texts else None
 
 
 def typed_text(override: str) -> str:

@@ -31,9 +31,7 @@ def draw_groups(paths: Sequence[str], group_by: str | None, name: str) -> np.nda
     """
     texts = paths
     if group_by is not None:
-        pattern = re.compile(group_by)
-        found = [pattern.search(path) for path in paths]
-        groups = [match and match[1] for match in found]
+        groups = find_groups(paths, group_by)
         if paths and not any(groups):
             raise DataError(
                 f"data.group_by={group_by}: finds a group in no path of {name}, such as {one_line(paths[0])}"
@@ -41,6 +39,12 @@ def draw_groups(paths: Sequence[str], group_by: str | None, name: str) -> np.nda
         texts = [group or path for group, path in zip(groups, paths, strict=True)]
     digests = b"".join(hashlib.blake2b(os.fsencode(text), digest_size=8).digest() for text in texts)
     return np.frombuffer(digests, "<u8").astype(np.uint64)
+
+
+def find_groups(paths: Sequence[str], group_by: str) -> list[str | None]:
+    """Return what the first group of a regular expression finds in each path; None where it finds none."""
+    found = map(re.compile(group_by).search, paths)
+    return [(match and match[1]) or None for match in found]
 
 
 def drawn_for_val(draws: np.ndarray, targets: np.ndarray, classes: int, share: float) -> np.ndarray:

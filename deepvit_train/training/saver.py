@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deepvit_train.config.data import OF_DATA_SET, DataConfig, absolute
+from deepvit_train.config.data import DataConfig, absolute
 from deepvit_train.distributed.parallel import whole
 from deepvit_train.run.saving import CheckpointWriter
 from deepvit_train.training.state import TrainState
@@ -65,6 +65,6 @@ class Saver:
         return self.state.plain() | {
             "data_root": absolute(self.data.root),
             "class_map": absolute(self.data.class_map),
-            "data_keys": {key: getattr(self.data, key) for key in OF_DATA_SET},
+            "data_keys": self.data.of_data_set(),
             **self.about,
         }

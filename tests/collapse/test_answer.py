@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from deepvit_train.collapse.answer import LONGEST, answers, fitting
-from deepvit_train.collapse.figure import draw_overlays
+from deepvit_train.report.figure import draw_overlays
 
 
 class Known(nn.Module):

@@ -16,7 +16,6 @@ import torch
 from safetensors.torch import save_file
 
 from deepvit_train.collapse import measure
-from deepvit_train.collapse.figure import Line, Panel, draw_lines, share_axes
 from deepvit_train.collapse.report import SECTIONS, find
 from deepvit_train.commands import analyze, train
 from deepvit_train.commands.analyze_subject import from_timm
@@ -26,6 +25,7 @@ from deepvit_train.data.dataset import Batch
 from deepvit_train.data.loaders import Loaders
 from deepvit_train.distributed.world import World
 from deepvit_train.error import CheckpointError, ConfigError
+from deepvit_train.report.figure import Line, Panel, draw_lines, share_axes
 from tests.conftest import QUICK
 
 pytestmark = pytest.mark.xdist_group("analyze")  # its report takes seconds, and serves several tests

@@ -17,7 +17,7 @@ from deepvit_train.models import DeepViT
 from deepvit_train.training.validation import _is_best
 from tests.conftest import QUICK, Command
 
-FILES = "threads=1", "data.workers=0"
+FILES = "threads=1", "data.workers=0", "report=false"
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ def foreign(run: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("command", ["eval", pytest.param("analyze", marks=pytest.mark.runs)])
 def test_what_is_assumed_of_a_foreign_file_is_told(call: Command, foreign: Path, command: str) -> None:
-    more = ["report=false", "collapse.images=4", "batch_size=4"] if command == "analyze" else []
+    more = ["collapse.images=4", "batch_size=4"] if command == "analyze" else []
     typed = [command, f"checkpoint={foreign}", *FILES, "data=digits", "crop_pct=0.8", *more]
     result = call(*typed)
     assert result.returncode == 0, result.stderr

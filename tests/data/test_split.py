@@ -185,6 +185,20 @@ def test_the_key_is_named_where_a_folder_needs_it(flat: Path, call: Command) -> 
     assert f"data.root={flat}/train data.val_share=0.1 splits the images of train" in said.stderr
 
 
+def test_the_check_counts_images_without_a_group(flat: Path, call: Command) -> None:
+    given = [str(flat), "data.val_share=0.25", "timing=false", "data.workers=0", "model=digits"]
+    warned = json.loads(call("data-check", *given, "data.group_by=ant/(p)").stdout.splitlines()[-1])[
+        "warnings"
+    ]
+    assert warned == [
+        "data.group_by=ant/(p): finds a group in all but 15 of 27 paths, which are alone, "
+        "such as bee/p0_0.png"
+    ]
+    assert not json.loads(call("data-check", *given, "data.group_by=/(p)").stdout.splitlines()[-1])[
+        "warnings"
+    ]
+
+
 @pytest.mark.runs
 def test_every_command_sees_the_same_split(flat: Path, call: Command) -> None:
     given = ["data=imagefolder", f"data.root={flat}", "data.val_share=0.25", r"data.group_by=/(p\d+)_"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.axisbelow": True,
     "grid.alpha": 0.3,
 }
 
@@ -34,7 +36,7 @@ class Line:
     """A line of a panel.
 
     Args:
-        label: its name in the legend.
+        label: its name in the legend; '' for none, where the panel's title says enough.
         x, y: its points.
         colour: index in COLOURS; after the last colour the first comes again.
         style: as matplotlib writes it; '--' for an untrained model.
@@ -72,7 +74,8 @@ def draw_lines(panels: Sequence[Panel], caption: str) -> Figure:
                 (handle,) = axis.plot(
                     line.x, line.y, line.style, color=colour, marker="o", markersize=3, linewidth=1.4
                 )
-                handles[line.label] = handle
+                if line.label:
+                    handles[line.label] = handle
                 if line.spread is not None:
                     low = [y - spread for y, spread in zip(line.y, line.spread, strict=True)]
                     high = [y + spread for y, spread in zip(line.y, line.spread, strict=True)]
@@ -81,7 +84,9 @@ def draw_lines(panels: Sequence[Panel], caption: str) -> Figure:
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             if panel.y_range is not None:
                 axis.set_ylim(*panel.y_range)
-        figure.legend(handles.values(), handles.keys(), loc="outside right upper", frameon=False, fontsize=8)
+        if handles:
+            names, where = handles.keys(), "outside right upper"
+            figure.legend(handles.values(), names, loc=where, frameon=False, fontsize=8)
         _write_caption(figure, caption)
         return figure
 
@@ -192,16 +197,20 @@ def _write_caption(figure: Figure, caption: str, above: str = "") -> None:
     figure.supxlabel(above + "\n".join(lines), fontsize=8, color="#555555")
 
 
-def save(figure: Figure, folder: Path, name: str) -> Path:
+def save(figure: Figure, folder: Path, name: str, kind: str | None = None) -> Path:
     """Write the figure to folder/NAME.svg, or to NAME.png if it shows photographs. Returns the file.
 
-    Raises OutputError if it can't be written.
+    Letters that matplotlib's font lacks become boxes. Raises OutputError if it can't be written.
+
+    Args:
+        kind: 'svg' or 'png' whatever it shows.
     """
     shown: list[Any] = [image.get_array() for axis in figure.axes for image in axis.images]
-    kind = "png" if any(pixels.ndim == 3 for pixels in shown) else "svg"
+    kind = kind or ("png" if any(pixels.ndim == 3 for pixels in shown) else "svg")
     options: dict[str, Any] = {"metadata": {"Date": None}} if kind == "svg" else {"dpi": 150}
     file = folder / f"{name}.{kind}"
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
         figure.savefig(drawn := io.BytesIO(), format=kind, **options)
     with replacing(file, flush=False) as opened:
         opened.write(drawn.getvalue())
