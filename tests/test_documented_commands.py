@@ -71,6 +71,8 @@ ELSEWHERE = {
     r"^tensorboard ": "serves until it is stopped",
     r"--nproc-per-node|--nnodes": "needs several GPUs or hosts",
     r"device=cuda|scripts\.bench_gpu": "needs a GPU",
+    r"\$COMMON": "needs words that its page keeps in a variable of the shell, and minutes",
+    r"=hf:": "needs the network",
     r"=timm:|vit_s\.safetensors": "needs weights of timm: a file of its cache, or the network",
     r"python train\.py": "is timm's own script",
     r"study=imagenet": "trains each cell for 300 epochs, which no key of a study shortens",
@@ -175,7 +177,7 @@ def compose(command: Documented) -> None:
     """Compose the configuration of a command that does not run here, if it is one of this project."""
     words = command.words
     if "deepvit_train.cli" in command.text or command.text.startswith("deepvit-"):
-        name, rest = words[0], words[1:]
+        name, rest = words[0], [word for word in words[1:] if not word.startswith("$")]
         if name == "data":
             name, rest = f"data-{rest[0]}", rest[1:]
         if "attn=gated_reattention" in rest:
@@ -215,7 +217,7 @@ def test_two_commands_never_write_one_run() -> None:
     runs: dict[str, str] = {}
     for command in all_commands():
         words = command.words
-        if words[0] != "train" or {"-m", "--from-timm"} & set(words):
+        if words[0] != "train" or {"-m", "--from-timm", "$COMMON"} & set(words):
             continue
         rest = [word.replace("gated_reattention", "reattention") for word in words[1:]]
         run_dir = str(compose_tree("train", rest).run_dir)
@@ -227,7 +229,7 @@ def test_commands_of_pages_name_their_run() -> None:
         words = command.words
         # What --from-timm prints is the answer to a question, and names no run.
         answer = "model=deit_tiny augment=basic" in command.text
-        if words[0] != "train" or answer or {"-m", "--from-timm"} & set(words):
+        if words[0] != "train" or answer or {"-m", "--from-timm", "$COMMON"} & set(words):
             continue
         if command.page.endswith(".md"):  # an experiment's own name is in its file
             assert any(word.startswith("name=") for word in words), command.text
