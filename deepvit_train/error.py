@@ -24,6 +24,7 @@ MEMORY_KEYS = {
     "evaluation": "a lower trainer.eval_batch_size, with which the run goes on",
     "probe": "a lower collapse.images, or trainer.probe_every_steps=null",
     "eval": "a lower batch_size, or precision=bf16",
+    "compare": "a lower batch_size",
     "predict": "a lower batch_size, or precision=bf16",
     "export": "a lower batch_size or check_images",
     "analyze": "a lower batch_size or collapse.images; with accuracy=true a lower eval_batch_size",

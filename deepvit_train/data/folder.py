@@ -9,8 +9,14 @@ from pathlib import Path
 
 from deepvit_train.console import amount, one_line
 from deepvit_train.data.cache import Stamp, stamp_of
-from deepvit_train.data.ending import OUTSIDE, ending_of, is_image, split_hint
+from deepvit_train.data.ending import EVALUATED, OUTSIDE, ending_of, is_image, split_hint
 from deepvit_train.error import DataError
+
+WHOLE = "."  # in the place of a split's name: the class folders lie in the root itself
+
+
+class MissingSplitError(DataError):
+    """A split that has neither a folder nor tar files."""
 
 
 @dataclass
@@ -43,6 +49,8 @@ class Walk:
                 classes.append(entry.name)
             else:
                 self.left_out[ending_of(entry.name) + OUTSIDE * is_image(entry.name)] += 1
+        if self.split == WHOLE:
+            refuse_splits(self.root, classes)
         if not classes:
             loose = sum(count for ending, count in self.left_out.items() if ending.endswith(OUTSIDE))
             hint = "sort them into class folders; scripts/sort_imagenet_val.py does so for ImageNet"
@@ -99,7 +107,7 @@ class Walk:
         present = [entry.name for entry in self._entries(str(self.root)) if _is_folder(entry)]
         if self.split in present:
             return DataError(f"{folder}: can't be listed (Permission denied)")
-        return DataError(
+        return MissingSplitError(
             f"{folder}: no such folder; {self.root} holds {one_line(', '.join(present[:5])) or 'no folders'}"
             f"{split_hint(self.split, present)}"
         )
@@ -137,6 +145,16 @@ class Walk:
                 "data.follow_links=true allows it"
             )
         return real
+
+
+def refuse_splits(root: Path, names: list[str]) -> None:
+    """Raise DataError where a data set that is to be split is split already, by the names of its parts."""
+    found = [name for name in names if name.casefold() in ("train", *EVALUATED)]
+    if "train" in found and (len(found) > 1 or names == ["train"]):
+        raise DataError(
+            f"{root}: holds {' and '.join(found)} already, so data.val_share has nothing to split\n"
+            f"data.val_share=null takes them as they are; data.root={root / 'train'} splits train alone"
+        )
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -21,7 +21,7 @@ def layout_warnings(index: ImageIndex) -> list[str]:
     )
     if len(index.classes) == 1:
         return [
-            f"{index.folder}: holds one class alone, {index.classes[0]}; with it every prediction is right: "
+            f"{index.title}: holds one class alone, {index.classes[0]}; with it every prediction is right: "
             f"loss 0, accuracy 1{hint if inner else ''}"
         ]
     # One folder in each class is a usual layout (CLASS/images/1.jpg).

@@ -25,6 +25,7 @@ from deepvit_train.console import one_line
 from deepvit_train.data.cache import Listing, Stamp, stamp_of
 from deepvit_train.data.decode import OPENING, BadImageError, UnreadableError
 from deepvit_train.data.ending import as_names, ending_of, is_image, split_hint, summed_up
+from deepvit_train.data.folder import WHOLE, MissingSplitError, refuse_splits
 from deepvit_train.error import DataError
 
 LONGEST_HEADER = 2**20  # bytes; real ones have a few hundred
@@ -87,6 +88,8 @@ class Member(NamedTuple):
 def list_tars(root: Path, split: str) -> Listing:
     """Find the images of a split in root/SPLIT.tar, root/SPLIT/*.tar or root/*SPLIT-*.tar, by class and name.
 
+    Those of `WHOLE` are in root/*.tar.
+
     The class of an image is its first folder below those that all images share; else what a member NAME.cls
     says, as webdataset writes it; else the name of the tar file. Returns the arrays and names of an index,
     and what tells later changes. Raises DataError.
@@ -126,11 +129,15 @@ def _tar_files(root: Path, split: str) -> tuple[list[Path], list[Stamp]]:
         stamps = [stamp_of(str(folder)) for folder in (root, root / split) if folder.is_dir()]
         files = [root / f"{split}.tar"] if (root / f"{split}.tar").is_file() else []
         files = files or sorted((root / split).glob("*.tar")) or sorted(root.glob(f"*{name}-*.tar"))
+        if split == WHOLE and len(parts := _splits_in(root)) > 1:
+            refuse_splits(root, parts)
         stamps += [stamp_of(str(file)) for file in files]
     except OSError as error:
         raise DataError(f"{root}: can't be listed ({error.strerror})") from None
     if not files:
-        raise DataError(
+        if split == WHOLE:
+            raise DataError(f"{root}: holds no tar files: {root}/*.tar")
+        raise MissingSplitError(
             f"{root}: holds no tar files of {split}: {split}.tar, {split}/*.tar or *{split}-*.tar"
             f"{split_hint(split, _splits_in(root))}"
         )

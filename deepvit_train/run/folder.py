@@ -200,11 +200,12 @@ class RunFolder:
         """Store the configuration, once. To be called when the run is about to save something with it.
 
         A start that fails before leaves config.yaml as it was, so that the former command still goes on. From
-        now on result.json would be about an older checkpoint, so it is removed.
+        now on result.json and report.html would be about an older checkpoint, so they are removed.
         """
         self.check_held()
         if self._config is not None:
-            remove(self.path / "result.json")
+            for outdated in ("result.json", "report.html"):
+                remove(self.path / outdated)
             write_text(self.path / "config.yaml", yaml.safe_dump(self._config, sort_keys=False))
             self._config = None
 

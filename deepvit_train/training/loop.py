@@ -18,7 +18,7 @@ from deepvit_train.data.patience import DataLost, LoaderLost, WaitInterrupted
 from deepvit_train.data.transform import denormalise
 from deepvit_train.distributed.parallel import gathered, is_sharded, replicate
 from deepvit_train.distributed.world import World
-from deepvit_train.error import DataError, Interrupted, NotFiniteError, UserError, explained
+from deepvit_train.error import DataError, Interrupted, NotFiniteError, OutputError, UserError, explained
 from deepvit_train.models import DeepViT
 from deepvit_train.run.tracking import Tracker
 from deepvit_train.training.finite import FiniteGuard, first_non_finite
@@ -54,6 +54,7 @@ class _Due:
     saves: bool
     stops: bool
     alarms: bool
+    fails: bool
     rests: bool
 
 
@@ -209,6 +210,9 @@ class Trainer:
             raise self._interrupted()
         if due.alarms:
             raise self.watch.error(self.run.state.step, self.saver.newest())
+        if due.fails:
+            failure = self.tracker.failure or "the first rank can't write its curves"
+            raise OutputError(f"{failure}; saved {self.saver.newest()}; the same command goes on")
 
     def _step_options(self) -> StepOptions:
         config = self.run.config
@@ -229,18 +233,20 @@ class Trainer:
         )
 
     def _agree(self, alarm: bool) -> _Due:
-        """Find out what is due after this step. The ranks agree on what signals and the alarm ask for."""
+        """Find out what is due after this step. The ranks agree on what signals, alarm and curves ask for."""
         plan, step, signals = self.run.plan, self.run.state.step, self.run.signals
+        lost = self.tracker.failure is not None
         limit = self.run.config.trainer.max_hours
         late = limit is not None and self.run.hours >= limit
-        agreed = self.run.world.largest(signals.stop, signals.take_save(), alarm, late)
-        stops, asked, alarms, rests = map(bool, agreed)
+        agreed = self.run.world.largest(signals.stop, signals.take_save(), alarm, lost, late)
+        stops, asked, alarms, fails, rests = map(bool, agreed)
         return _Due(
             logs=plan.logs(step),
             evaluates=plan.evaluates(step) and not stops,
-            saves=stops or asked or alarms or rests or plan.saves(step),
+            saves=stops or asked or alarms or fails or rests or plan.saves(step),
             stops=stops,
             alarms=alarms,
+            fails=fails,
             rests=rests,
         )
 

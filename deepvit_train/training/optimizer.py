@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from typing import Any
 
 import torch
@@ -36,6 +37,8 @@ SCHEDULE_FREE_CLASSES = {
     f"{SCHEDULE_FREE}sgd": "SGDScheduleFree",
     f"{SCHEDULE_FREE}radam": "RAdamScheduleFree",
 }
+# What mixes the heads of a block: Theta, talking heads' second matrix, their biases, and the norm.
+MIXING = re.compile(r"\.attn\.(theta|logit_|norm\.)")
 
 
 def build_optimizer(model: DeepViT, optim: OptimConfig) -> torch.optim.Optimizer:
@@ -70,7 +73,26 @@ def _groups(model: DeepViT, optim: OptimConfig) -> list[dict[str, Any]]:
         groups = param_groups_weight_decay(model, optim.weight_decay, no_weight_decay_list=exempt)
     else:
         groups = param_groups_layer_decay(model, optim.weight_decay, exempt, layer_decay=optim.layer_decay)
-    return _parted(groups, _matrices(model)) if _is_muon(optim.name) else groups
+    if optim.mixing_rate != 1.0:
+        groups = with_mixing_rate(groups, model, optim.mixing_rate)
+    if _is_muon(optim.name):
+        matrices = _matrices(model)
+        groups = [
+            {**part, "use_muon": of_matrices}
+            for group in groups
+            for part, of_matrices in _parted(group, matrices)
+        ]
+    return groups
+
+
+def with_mixing_rate(groups: list[dict[str, Any]], model: DeepViT, rate: float) -> list[dict[str, Any]]:
+    """Part each group of parameters in two: what mixes heads learns at so many times the group's rate."""
+    mixing = {id(parameter) for name, parameter in model.named_parameters() if MIXING.search(name)}
+    return [
+        part | {"lr_scale": group.get("lr_scale", 1.0) * rate} if mixes else part
+        for group in groups
+        for part, mixes in _parted(group, mixing)
+    ]
 
 
 def _is_muon(name: str) -> bool:
@@ -89,15 +111,14 @@ def _matrices(model: DeepViT) -> set[int]:
     }
 
 
-def _parted(groups: list[dict[str, Any]], matrices: set[int]) -> list[dict[str, Any]]:
-    """Part each group by whether Muon or its AdamW treats a parameter."""
-    parted = []
-    for group in groups:
-        for of_muon in (True, False):
-            parameters = [each for each in group["params"] if (id(each) in matrices) == of_muon]
-            if parameters:
-                parted.append({**group, "params": parameters, "use_muon": of_muon})
-    return parted
+def _parted(group: dict[str, Any], chosen: set[int]) -> list[tuple[dict[str, Any], bool]]:
+    """Part a group of parameters in those that are not chosen and those that are; none is empty."""
+    parts = []
+    for is_chosen in (False, True):
+        parameters = [each for each in group["params"] if (id(each) in chosen) == is_chosen]
+        if parameters:
+            parts.append((group | {"params": parameters}, is_chosen))
+    return parts
 
 
 def _arguments(optim: OptimConfig) -> dict[str, Any]:
@@ -188,13 +209,13 @@ def _schedule_free_class(optim: OptimConfig) -> Any:
 
 
 def learning_rate(optimizer: torch.optim.Optimizer) -> float:
-    """Return the highest learning rate of all groups, which is the schedule's: the classifier has it."""
-    return max(group["lr"] for group in optimizer.param_groups)
+    """Return the schedule's learning rate, which the classifier has."""
+    return max(group["lr"] for group in optimizer.param_groups if group.get("lr_scale", 1.0) == 1.0)
 
 
 def is_partial(optim: OptimConfig) -> bool:
-    """Return whether some parameters learn slower than others, or not at all."""
-    return optim.layer_decay != 1.0 or optim.freeze_blocks > 0 or optim.head_only
+    """Return whether some parameters learn at another rate than others, or not at all."""
+    return optim.layer_decay != 1.0 or optim.mixing_rate != 1.0 or optim.freeze_blocks > 0 or optim.head_only
 
 
 def describe_groups(optimizer: torch.optim.Optimizer) -> str:
