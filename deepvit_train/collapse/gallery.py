@@ -12,6 +12,7 @@ from einops import rearrange
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from deepvit_train.collapse import depth
 from deepvit_train.collapse.figure import Heat, Line, Panel, draw_bars, draw_heat, draw_lines, draw_overlays
 from deepvit_train.collapse.measurement import grid_of, similarity_name
 from deepvit_train.config.collapse import CollapseConfig, Maps, Metric
@@ -71,6 +72,8 @@ def draw_all(
     found |= {"class_attention": _overlays(images, pictures), "attention_maps": _map_heats(pictures)}
     if mixes(model):
         found["theta"] = _theta(model["theta"])
+    if model["depth"] is not None:
+        found["depth"] = depth.draw(model["depth"])
     return found
 
 
@@ -201,8 +204,7 @@ def _bars(model: dict[str, Any], config: CollapseConfig) -> Figure:
 
 
 def _overlays(images: Tensor, pictures: dict[str, Pictures]) -> Figure:
-    depth = len(pictures["trained"].maps)
-    blocks = _spread(depth)
+    blocks = _spread(len(pictures["trained"].maps))
     rows = [
         (
             f"image {number}\n{state}",
