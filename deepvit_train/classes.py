@@ -61,6 +61,21 @@ def read_map(file: str) -> dict[str, str]:
     return found
 
 
+def read_chosen(chosen: str, listed: list[str] | None) -> list[str]:
+    """Return the classes that data.classes names. Raises DataError.
+
+    Args:
+        chosen: the key's value.
+        listed: the names in it, or None where it is a file with one a line.
+    """
+    names = _lines(f"data.classes={chosen}", chosen) if listed is None else listed
+    if not all(names) or not names:
+        raise DataError(f"data.classes={chosen}: names no class; nearest: data.classes=null")
+    if twice := next((name for place, name in enumerate(names) if name in names[:place]), None):
+        raise DataError(f"data.classes={chosen}: names {twice!r} twice")
+    return names
+
+
 def _lines(key: str, file: str) -> list[str]:
     """Read the lines of a text file, without those that are empty."""
     try:

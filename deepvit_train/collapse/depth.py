@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from deepvit_train.collapse.figure import Line, Panel, draw_lines
+from deepvit_train.report.figure import Line, Panel, draw_lines
 
 TOKEN_LABELS = {"class_token": "class token", "mean_patch": "mean of the patch tokens"}
 CLASSIFIERS = {

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from deepvit_train.atomic import inside, make_folder, write_text
-from deepvit_train.collapse.figure import save
 from deepvit_train.commands.study_cell import STOPS, CellProcesses
 from deepvit_train.commands.study_store import read_cell, read_losses, read_settings
 from deepvit_train.commands.study_table import figures, table
@@ -28,6 +27,7 @@ from deepvit_train.console import amount, console
 from deepvit_train.data.subset import copy_images
 from deepvit_train.error import ConfigError, Interrupted, OutputError, UserError
 from deepvit_train.reading import read_json
+from deepvit_train.report.figure import save
 from deepvit_train.run.change import differences
 
 
@@ -60,11 +60,12 @@ def run(config: StudyConfig) -> dict[str, Any]:
     for cell in cells:
         commands_of(cell, config)  # raises an error about the configuration before hours of training
     try:
-        for name in ("cells", "runs", "data"):
-            make_folder(out, name)
-        _adopt(config, out / "settings.json")
+        settings = _settings(config, out / "settings.json")
         counts = {"train": config.train_images, "val": config.val_images}
         copy_images(Path(config.root).expanduser(), out / "data", counts)
+        for name in ("cells", "runs"):
+            make_folder(out, name)
+        write_text(out / "settings.json", json.dumps(settings, indent=1) + "\n")
     except OSError as error:
         raise OutputError(f"out={out}: can't be written ({error.strerror})") from None
 
@@ -85,15 +86,15 @@ def run(config: StudyConfig) -> dict[str, Any]:
     return result
 
 
-def _adopt(config: StudyConfig, file: Path) -> None:
-    """Store the settings that all cells share. Raises ConfigError if the study there has other settings."""
+def _settings(config: StudyConfig, file: Path) -> dict[str, Any]:
+    """Return the settings that all cells share. Raises ConfigError if the study in the file has others."""
     common = ("train", "root", "train_images", "val_images", "collapse")
     settings = {key: value for key, value in plain(config).items() if key in common}
     before = read_settings(file)
     if before is not None and (changes := differences(before, settings)):
         told = "; ".join(changes.values())
         raise ConfigError(f"{file.parent} holds a study with {told}; choose another out=")
-    write_text(file, json.dumps(settings, indent=1) + "\n")
+    return settings
 
 
 def cells_of(grid: GridConfig) -> Iterator[Cell]:

@@ -19,6 +19,7 @@ from deepvit_train.training.plan import Plan
 class Opened:
     """What a run begins with: its data, its plan, its model, and where its weights come from."""
 
+    splits: dict[str, ImageIndex]  # by their names
     train: ImageIndex
     val: ImageIndex
     labels: Labels  # of val
@@ -50,11 +51,6 @@ class Job:
     def labels(self) -> Labels:
         """How the images that are evaluated were labelled."""
         return self.opened.labels
-
-    @property
-    def splits(self) -> dict[str, ImageIndex]:
-        """The images by the names of their splits."""
-        return {"train": self.train, self.run.config.data.split: self.val}
 
     @property
     def calibrate_images(self) -> int:

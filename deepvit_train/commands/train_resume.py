@@ -38,7 +38,7 @@ def _settle(job: Job, checkpoint: Path | None) -> None:
     if job.run.world.is_main:
         if checkpoint is not None and job.is_here(checkpoint):
             finish_save(checkpoint, job.run.state.best)
-        images.keep(job.folder.path, job.splits)
+        images.keep(job.folder.path, job.opened.splits)
 
 
 def _check(job: Job, checkpoint: Path) -> None:
@@ -57,7 +57,9 @@ def _tell_changes(job: Job, checkpoint: Path) -> None:
     state, plan, say, world = job.run.state, job.run.plan, job.run.say, job.run.world
     if world.is_main:
         said = read_state(checkpoint)
-        for line in images.changes(checkpoint.resolve().parent.parent, said.get("images", {}), job.splits):
+        for line in images.changes(
+            checkpoint.resolve().parent.parent, said.get("images", {}), job.opened.splits
+        ):
             say(line)
         if line := told_of_rounding(said.get("rounding", {}), describe_rounding(world.device, world.size)):
             say(f"since step {state.step}: {line}")

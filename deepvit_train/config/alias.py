@@ -26,11 +26,27 @@ RENAMED = {
     "compile": COMPILE,
 }
 
+# Words that are typed for null, because they say what it means.
+WORDS = {"attn.from_block": "auto"}
+
 # What a version without such a key did. A key that is not here asked for nothing: false or null.
-BEFORE = {"trainer.ema_warmup": True}
+BEFORE = {
+    "trainer.ema_warmup": True,
+    "trainer.report": True,
+    "tracker": ["tensorboard"],
+    "data.balance": "none",
+    "optim.mixing_rate": 1.0,
+    "model.act": "gelu",
+    "model.class_token": True,
+    "model.final_norm": True,
+}
+# Keys of `model` that a description in a weights file of an earlier version does not have.
+NEWER = {"act": "gelu", "class_token": True, "final_norm": True, "pre_norm": False, "qk_norm": False}
 
 # Keys that may be typed without their section.
 SHORT = {"class_map": "data.class_map"}
+# Keys of lists whose single value may be typed without brackets.
+LISTS = {"tracker"}
 
 
 def current(key: str, value: Any) -> Any:
@@ -47,8 +63,11 @@ def current_override(override: str) -> str:
     key, equals, value = override.partition("=")
     key = SHORT.get(key, key)
     override = f"{key}{equals}{value}"
+    if key in LISTS and value and not value.startswith(("[", "$")) and "," not in value:
+        return f"{key}=[{value}]"
     text = value.strip("'\"")  # Hydra takes a text in quotes too
-    renamed = current(key.lstrip("+"), text)
+    name = key.lstrip("+")
+    renamed = "null" if text == WORDS.get(name) else current(name, text)
     return override if renamed == text else f"{key}{equals}{renamed}"
 
 

@@ -7,10 +7,9 @@ from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from typing import Any, cast, get_args, get_type_hints
 
-import yaml
-
 from deepvit_train.config.analyze import AnalyzeConfig
 from deepvit_train.config.bench import BenchConfig
+from deepvit_train.config.compare import CompareConfig
 from deepvit_train.config.convert import ConvertConfig
 from deepvit_train.config.data_check import DataCheckConfig
 from deepvit_train.config.data_folder import DataDemoConfig, DataFashionMnistConfig
@@ -18,7 +17,7 @@ from deepvit_train.config.evaluate import EvalConfig
 from deepvit_train.config.export import ExportConfig
 from deepvit_train.config.option import Section
 from deepvit_train.config.predict import PredictConfig
-from deepvit_train.config.preset import choices, config_dir
+from deepvit_train.config.shipped import choices, read_yaml
 from deepvit_train.config.study import StudyConfig
 from deepvit_train.config.train import TrainConfig
 
@@ -26,6 +25,7 @@ from deepvit_train.config.train import TrainConfig
 COMMANDS: dict[str, type[Section]] = {
     "train": TrainConfig,
     "eval": EvalConfig,
+    "compare": CompareConfig,
     "predict": PredictConfig,
     "convert": ConvertConfig,
     "export": ExportConfig,
@@ -65,7 +65,7 @@ def keys_of(section: type[Any], prefix: str = "") -> Iterator[Key]:
 
 def default_choices(command: str) -> dict[str, str | None]:
     """The configuration groups of a command, and the choice of each that its file makes."""
-    content = yaml.safe_load((config_dir() / f"{command}.yaml").read_text())
+    content = read_yaml(command)
     groups = [entry for entry in content["defaults"] if isinstance(entry, dict)]
     return {group: choice for entry in groups for group, choice in entry.items()}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 from deepvit_train.config.compose import compose_command, compose_tree, flat_values
 from deepvit_train.config.preset import choices
@@ -76,6 +77,8 @@ def _place(command: Command) -> None:
         command.missing(f"--dataset {kind}", "data=imagefolder, or data=tar for webdataset's tar files")
     command.keys["data"] = "tar" if "tar" in kind or kind.startswith("wds") else "imagefolder"
     command.keys["data.root"] = root or "DIR"
+    if root and (Path(root) / "validation").is_dir() and not (Path(root) / "val").is_dir():
+        command.keys.setdefault("data.split", "validation")  # which timm takes first
     if name := command.text("--experiment"):
         command.keys["name"] = name
     if out := command.text("--output_dir") or command.text("--output"):

@@ -54,6 +54,11 @@ class OptimConfig(Section):
     layer_decay: float = option(
         "learning rate of each block, as a share of that of the block after it; 1: all equal", above=0, high=1
     )
+    mixing_rate: float = option(
+        "learning rate of what mixes heads (Theta, its bias, its norm), as a multiple of the others'",
+        above=0,
+        high=1000,
+    )
     freeze_blocks: int = option(
         "number of first blocks that are not trained, nor are stem and tokens then; 0: all are trained", low=0
     )
@@ -161,6 +166,7 @@ class TrainerConfig(Section):
         low=1,
     )
     timeout_s: float = option("seconds that a rank waits for the others before the run fails", above=0)
+    report: bool = option("whether to write report.html and curves.png into the run's folder at its end")
     requeue: bool = option("whether to have SLURM queue the job again after a stop signal (scontrol requeue)")
     max_scaler_skips: int = option(
         "steps in a row that fp16's loss scaler may skip because of overflows; one more ends the run", low=0

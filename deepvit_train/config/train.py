@@ -8,10 +8,18 @@ from deepvit_train.config.collapse import WatchConfig
 from deepvit_train.config.data import AugmentConfig, DataConfig
 from deepvit_train.config.foreign import CLASSES
 from deepvit_train.config.model import AttentionConfig, ModelConfig, check_architecture
-from deepvit_train.config.option import Section, option
+from deepvit_train.config.option import Choice, Section, option
 from deepvit_train.config.preset import choices
 from deepvit_train.config.recipe import LossConfig, OptimConfig, ScheduleConfig, TrainerConfig
 from deepvit_train.error import CheckpointError, ConfigError, DataError, OutputError
+
+
+class TrackerName(Choice):
+    tensorboard = "tensorboard"
+    csv = "csv"
+    trackio = "trackio"
+    wandb = "wandb"
+    mlflow = "mlflow"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -32,8 +40,13 @@ class TrainConfig(Section):
     )
     name: str = option("name of the run; a part of run_dir unless that is given")
     run_dir: str = option("folder that the run is written to", path=OutputError)
+    tracker: list[TrackerName] = option(
+        "where curves go: TensorBoard always, and to each other one that is named: tracker=[csv,wandb]"
+    )
     classes: str | None = option(f"of model.weights: {CLASSES}", path=DataError)
-    download: bool = option("whether model.weights=timm:NAME is fetched where it is not in timm's cache")
+    download: bool = option(
+        "whether model.weights=timm:NAME or hf:ORG/NAME is fetched where it is not in its cache"
+    )
     resume: str = option(
         "auto: continue the run in run_dir, or begin one if there is none; never: begin one, and fail if "
         "there is one; or a path to continue from: a checkpoint, or a run, whose newest checkpoint is taken. "

@@ -25,16 +25,17 @@ def copy_images(root: Path, folder: Path, counts: dict[str, int | None]) -> None
     Raises:
         DataError: the number can't be shared evenly by the classes, or a class has too few images.
     """
-    for split, count in counts.items():
-        if (folder / split).exists():
-            continue
-        index = scan_split(root, split, follow_links=False)
+    due = {split: count for split, count in counts.items() if not (folder / split).exists()}
+    # Every split is looked at before the first folder is made, so that a wrong root leaves none behind.
+    splits = {split: scan_split(root, split, follow_links=False) for split in due}
+    chosen = {split: _evenly(splits[split], count) for split, count in due.items() if count is not None}
+    for split, index in splits.items():
         make_folder(folder)
-        if count is None:
+        if split not in chosen:
             place_link(folder / split, str(index.folder.resolve()))
             continue
         with new_folder(folder / split) as copied:
-            for place in _evenly(index, count):
+            for place in chosen[split]:
                 file = Path(index.path(place))
                 target = copied / file.relative_to(index.folder)
                 make_folder(target.parent)

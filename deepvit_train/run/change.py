@@ -9,10 +9,14 @@ from deepvit_train.config.alias import BEFORE
 # These may change when a run goes on. They say where it runs and what it tells, not what it computes.
 FREE_KEYS = {
     "download",
+    "tracker",
     "data.root",
     "data.class_map",
+    "data.classes",  # the names of a model's outputs are compared themselves
+    "data.empty_classes",
     "data.allow_subset",
     "data.workers",
+    "data.cache",
     "data.max_bad",
     "data.max_bytes",
     "data.max_pixels",
@@ -25,6 +29,7 @@ FREE_KEYS = {
     "trainer.deterministic",
     "trainer.device",
     "trainer.threads",
+    "trainer.report",
     "trainer.shard",
     "trainer.grad_checkpointing",
     "trainer.log_every_steps",

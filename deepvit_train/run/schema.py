@@ -44,6 +44,7 @@ NUMBER = Kind("a number", _is_number)  # the loss of an evaluation may be NaN or
 FINITE = Kind("a finite number", lambda value: _is_number(value) and math.isfinite(value))
 POSITIVE = Kind("a positive number", lambda value: FINITE.fits(value) and value > 0)
 TEXT = Kind("text", lambda value: isinstance(value, str))
+BOOL = Kind("true or false", lambda value: isinstance(value, bool))
 PATH = Kind("a path", lambda value: isinstance(value, str) and 0 < len(value.encode(errors="replace")) < 4096)
 DIGEST = Kind("a digest", lambda value: isinstance(value, str) and bool(re.fullmatch("[0-9a-f]+", value)))
 SCALAR = Kind("one value", lambda value: value is None or isinstance(value, (bool, str)) or _is_number(value))
@@ -76,6 +77,12 @@ STATE = {f"{key}?": kind for key, kind in RESUMED.items()} | {
     "learning_rate?": FINITE | NULL,
     "data_root?": PATH | NULL,
     "class_map?": PATH | NULL,
+    "data_keys?": {
+        "val_share?": NUMBER | NULL,
+        "group_by?": TEXT | NULL,
+        "classes?": TEXT | NULL,
+        "empty_classes?": BOOL,
+    },
     "images?": {ANY: {"images": COUNT, "digest": DIGEST, "bytes?": [NUMBER]}},
     "identity?": {"run": DIGEST, "name": TEXT, "config": SETTING, "classes": DIGEST},
     "rounding?": SETTING,

@@ -14,11 +14,11 @@ from deepvit_train.config.train import TrainConfig
 from deepvit_train.console import progress_bar
 from deepvit_train.data.bad_files import BadFiles, TooManyBadFiles
 from deepvit_train.data.dataset import Batch
-from deepvit_train.data.patience import DataLost, WaitInterrupted
+from deepvit_train.data.patience import DataLost, LoaderLost, WaitInterrupted
 from deepvit_train.data.transform import denormalise
 from deepvit_train.distributed.parallel import gathered, is_sharded, replicate
 from deepvit_train.distributed.world import World
-from deepvit_train.error import DataError, Interrupted, NotFiniteError, UserError, explained
+from deepvit_train.error import DataError, Interrupted, NotFiniteError, OutputError, UserError, explained
 from deepvit_train.models import DeepViT
 from deepvit_train.run.tracking import Tracker
 from deepvit_train.training.finite import FiniteGuard, first_non_finite
@@ -52,6 +52,7 @@ class _Due:
     saves: bool
     stops: bool
     alarms: bool
+    fails: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,21 +125,26 @@ class Trainer:
                 self._act(due)
 
     def _receive(self, batches: Iterator[Batch], guard: FiniteGuard) -> list[Batch]:
-        """Wait for the batches of a step. Raises Interrupted and DataError, both once the state is saved."""
+        """Wait for the batches of a step.
+
+        Raises Interrupted, DataError and LoaderLost, each once the state is saved.
+        """
         run = self.run
 
         def save() -> None:
-            guard.check()
             self._settle_bad_files(guard)
-            if 0 < run.state.step != self.saver.saved_step:
-                self._save()
+            self._save_if_new(guard)
 
         try:
             return receive(batches, run.config.trainer.accumulate, run.signals, run.world, save)
+        except NotFiniteError as error:
+            raise NotFiniteError(f"{error}; last good checkpoint: {self.saver.newest()}") from None
         except WaitInterrupted:
             raise self._interrupted() from None
         except DataLost as error:
             raise DataError(f"{error}\nsaved {self.saver.newest()}; the same command goes on") from None
+        except LoaderLost as error:
+            raise LoaderLost(f"{error}; saved {self.saver.newest()}") from None
 
     def _advance(
         self,
@@ -155,8 +161,10 @@ class Trainer:
         try:
             logs = plan.logs(state.step + 1)
             result = train_step(state, forward, batches, world, options, guard, look_at_gradients=logs)
-            with self.meter.paused():
-                alarm = plan.probes(state.step) and self.watch.look(state)
+            alarm = False
+            if plan.probes(state.step):  # only then: a pause waits for the GPU
+                with self.meter.paused():
+                    alarm = self.watch.look(state)
             due = self._agree(alarm)
             if due.logs or due.saves:
                 guard.check()
@@ -182,6 +190,9 @@ class Trainer:
             raise self._interrupted()
         if due.alarms:
             raise self.watch.error(self.run.state.step, self.saver.newest())
+        if due.fails:
+            failure = self.tracker.failure or "the first rank can't write its curves"
+            raise OutputError(f"{failure}; saved {self.saver.newest()}; the same command goes on")
 
     def _step_options(self) -> StepOptions:
         config = self.run.config
@@ -201,16 +212,18 @@ class Trainer:
         )
 
     def _agree(self, alarm: bool) -> _Due:
-        """Find out what is due after this step. The ranks agree on what signals and the alarm ask for."""
+        """Find out what is due after this step. The ranks agree on what signals, alarm and curves ask for."""
         plan, step, signals = self.run.plan, self.run.state.step, self.run.signals
-        agreed = self.run.world.largest(signals.stop, signals.take_save(), alarm)
-        stops, asked, alarms = map(bool, agreed)
+        lost = self.tracker.failure is not None
+        agreed = self.run.world.largest(signals.stop, signals.take_save(), alarm, lost)
+        stops, asked, alarms, fails = map(bool, agreed)
         return _Due(
             logs=plan.logs(step),
             evaluates=plan.evaluates(step) and not stops,
-            saves=stops or asked or alarms or plan.saves(step),
+            saves=stops or asked or alarms or fails or plan.saves(step),
             stops=stops,
             alarms=alarms,
+            fails=fails,
         )
 
     def _look_at(self, batches: list[Batch]) -> None:
@@ -227,9 +240,7 @@ class Trainer:
         try:
             found = self.bad.settle()
         except TooManyBadFiles as error:
-            guard.check()
-            if 0 < state.step != self.saver.saved_step:
-                self._save()
+            self._save_if_new(guard)
             raise DataError(f"{error}\nsaved {self.saver.newest()}; a higher data.max_bad goes on") from None
         if found:
             self.tracker.scalars(state.step, {"train/bad_files": len(state.bad_files)})
@@ -291,6 +302,12 @@ class Trainer:
         state = self.run.state
         state.losses, state.loss_steps, state.plain_losses = self.meter.losses()
         self.saver.save()
+
+    def _save_if_new(self, guard: FiniteGuard) -> None:
+        """Save a state that no checkpoint holds. Raises NotFiniteError for one that is not worth it."""
+        guard.check()
+        if 0 < self.run.state.step != self.saver.saved_step:
+            self._save()
 
     def _interrupted(self) -> Interrupted:
         saved = self.saver.newest() if self.run.state.step else "nothing, because no step was done"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -15,6 +16,9 @@ from deepvit_train.config.recipe import OptimConfig, ScheduleConfig
 from deepvit_train.console import amount
 from deepvit_train.error import ConfigError
 from deepvit_train.models import DeepViT
+
+# What mixes the heads of a block: Theta, talking heads' second matrix, their biases, and the norm.
+MIXING = re.compile(r"\.attn\.(theta|logit_|norm\.)")
 
 
 def build_optimizer(model: DeepViT, optim: OptimConfig) -> torch.optim.Optimizer:
@@ -31,19 +35,33 @@ def build_optimizer(model: DeepViT, optim: OptimConfig) -> torch.optim.Optimizer
         groups = param_groups_weight_decay(model, optim.weight_decay, no_weight_decay_list=exempt)
     else:
         groups = param_groups_layer_decay(model, optim.weight_decay, exempt, layer_decay=optim.layer_decay)
+    if optim.mixing_rate != 1.0:
+        groups = with_mixing_rate(groups, model, optim.mixing_rate)
     return create_optimizer_v2(
         groups, opt=optim.name.value, lr=optim.lr, betas=tuple(optim.betas), eps=optim.eps, fused=True
     )
 
 
+def with_mixing_rate(groups: list[dict[str, Any]], model: DeepViT, rate: float) -> list[dict[str, Any]]:
+    """Part each group of parameters in two: what mixes heads learns at so many times the group's rate."""
+    mixing = {id(parameter) for name, parameter in model.named_parameters() if MIXING.search(name)}
+    parted = []
+    for group in groups:
+        rest = [each for each in group["params"] if id(each) not in mixing]
+        found = [each for each in group["params"] if id(each) in mixing]
+        parted += [group | {"params": rest}] if rest else []
+        parted += [group | {"params": found, "lr_scale": group.get("lr_scale", 1.0) * rate}] if found else []
+    return parted
+
+
 def learning_rate(optimizer: torch.optim.Optimizer) -> float:
-    """Return the highest learning rate of all groups, which is the schedule's: the classifier has it."""
-    return max(group["lr"] for group in optimizer.param_groups)
+    """Return the schedule's learning rate, which the classifier has."""
+    return max(group["lr"] for group in optimizer.param_groups if group.get("lr_scale", 1.0) == 1.0)
 
 
 def is_partial(optim: OptimConfig) -> bool:
-    """Return whether some parameters learn slower than others, or not at all."""
-    return optim.layer_decay != 1.0 or optim.freeze_blocks > 0 or optim.head_only
+    """Return whether some parameters learn at another rate than others, or not at all."""
+    return optim.layer_decay != 1.0 or optim.mixing_rate != 1.0 or optim.freeze_blocks > 0 or optim.head_only
 
 
 def describe_groups(optimizer: torch.optim.Optimizer) -> str:

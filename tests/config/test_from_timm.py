@@ -9,7 +9,7 @@ import pytest
 
 from deepvit_train.config.compose import compose_command
 from deepvit_train.config.from_timm import from_timm
-from deepvit_train.config.preset import config_dir
+from deepvit_train.config.shipped import config_dir
 from deepvit_train.config.timm_command import read_command, table
 from deepvit_train.config.train import TrainConfig
 from deepvit_train.error import ConfigError
@@ -216,3 +216,12 @@ def test_the_page_has_every_flag() -> None:
             default = f"`{flag.default}`" if flag.default else ""
             here = {"-": "not needed", "!": "missing"}.get(flag.here) or f"`{flag.here.removeprefix('~ ')}`"
             assert f"| `{' '.join(flag.names)}` | {default} | {here} | {flag.note} |" in page, flag
+
+
+def test_the_validation_folder_that_timm_would_take_is_named(tmp_path: Path) -> None:
+    (tmp_path / "validation").mkdir()
+    command = f"train.py {tmp_path} --model vit_small_patch16_224"
+    assert "data.split=validation" in from_timm([command]).split()
+    assert "data.split=test" in from_timm([f"{command} --val-split test"]).split()
+    (tmp_path / "val").mkdir()
+    assert "data.split" not in from_timm([command])

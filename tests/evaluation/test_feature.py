@@ -46,11 +46,12 @@ def test_the_last_block_is_what_the_classifier_reads(registers: int) -> None:
         torch.testing.assert_close(found[1, 0], model.forward_features(images)[:, 0])
 
 
-def test_a_model_of_timm() -> None:
+@pytest.mark.parametrize(("name", "size"), [("vit_tiny_patch16_224", 32), ("eva02_tiny_patch14_224", 28)])
+def test_a_model_of_timm(name: str, size: int) -> None:
     torch.manual_seed(0)
-    options: Any = {"img_size": 32, "depth": 3, "num_classes": 4}
-    model: Any = timm.create_model("vit_tiny_patch16_224", **options).eval()
-    images = torch.randn(2, 3, 32, 32)
+    options: Any = {"img_size": size, "depth": 3, "num_classes": 4}
+    model: Any = timm.create_model(name, **options).eval()
+    images = torch.randn(2, 3, size, size)
     with torch.no_grad():
         expected = model.forward_intermediates(
             images, norm=True, return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True
