@@ -7,6 +7,7 @@ part of a model, and a data set is matched to them by name.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -74,6 +75,23 @@ def read_chosen(chosen: str, listed: list[str] | None) -> list[str]:
     if twice := next((name for place, name in enumerate(names) if name in names[:place]), None):
         raise DataError(f"data.classes={chosen}: names {twice!r} twice")
     return names
+
+
+def read_numbers(key: str, file: str) -> dict[str, float]:
+    """Read a number for each class: lines `class: number`. Raises DataError, naming the key."""
+    found: dict[str, float] = {}
+    for line in _lines(key, file):
+        name, colon, number = line.rpartition(":")
+        try:
+            value = float(number)
+        except ValueError:
+            value = math.nan
+        if not (colon and name.strip() and math.isfinite(value)):
+            raise DataError(f"{key}: {line!r} is not of the form 'class: number'")
+        if name.strip() in found:
+            raise DataError(f"{key}: names the class {name.strip()!r} twice")
+        found[name.strip()] = value
+    return found
 
 
 def _lines(key: str, file: str) -> list[str]:

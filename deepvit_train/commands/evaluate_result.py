@@ -98,6 +98,7 @@ class Evaluated:
             "preprocessing": preprocessing_of(loaded),
             "precision": str(self.config.precision),
             "top1": result.top1,
+            "mean_class": result.mean_class,
             "top5": result.top5,
             "loss": result.loss if math.isfinite(result.loss) else None,
             "images": result.images,

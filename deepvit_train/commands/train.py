@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -13,7 +14,7 @@ import torch
 from deepvit_train.collapse.probe import Probe
 from deepvit_train.commands.train_graft import settle_graft
 from deepvit_train.commands.train_job import Job, Opened
-from deepvit_train.commands.train_report import report, result_of, tell_where
+from deepvit_train.commands.train_report import report, rest, result_of, tell_where
 from deepvit_train.commands.train_resume import go_on
 from deepvit_train.commands.train_summary import summary
 from deepvit_train.config.compose import as_yaml, plain
@@ -41,8 +42,10 @@ from deepvit_train.run.identity import build_identity
 from deepvit_train.run.saving import CheckpointWriter
 from deepvit_train.run.tracking import Tracker
 from deepvit_train.training import images, ranks
+from deepvit_train.training.class_weight import class_weights
 from deepvit_train.training.interruption import StopSignals
 from deepvit_train.training.loop import Run, Trainer
+from deepvit_train.training.optimizer import build_optimizer
 from deepvit_train.training.origin import Origin, check_length, find_origin, open_splits
 from deepvit_train.training.plan import build_plan
 from deepvit_train.training.saver import Saver
@@ -66,11 +69,14 @@ def run(config: TrainConfig) -> dict[str, Any]:
             return result_of(job)
         lines = summary(job.run, job.train, job.val)
         trainer = _fit(job, resumed, lines, stack)
+        if not job.run.finished:
+            return rest(job)
         return report(job, trainer.watch, trainer.tracker, lines)
 
 
 def _build(config: TrainConfig, stack: ExitStack) -> Job:
     """Join the ranks, open the data, build the model and its state, and lock the run's folder."""
+    since = time.monotonic()
     world = distributed.start(config.trainer.device.value, config.trainer.timeout_s)
     stack.callback(distributed.stop)
     ranks.check_config(world, flatten(plain(config)))
@@ -95,6 +101,7 @@ def _build(config: TrainConfig, stack: ExitStack) -> Job:
 
     together(world, lambda: _take(folder, config, opened.splits, stack, say))
     state = build_state(opened.model, config, opened.plan, world)
+    state.class_weights = opened.class_weights
     run = Run(
         config=config,
         world=world,
@@ -103,6 +110,7 @@ def _build(config: TrainConfig, stack: ExitStack) -> Job:
         signals=signals,
         say=say,
         images=images.summary(opened.splits),
+        since=since,
     )
     return Job(run=run, folder=folder, opened=opened)
 
@@ -120,6 +128,7 @@ def _open(config: TrainConfig, folder: RunFolder, world: World, say: Callable[[s
     plan = build_plan(config.trainer, config.schedule, len(train), world.size)
     check_length(config, origin, plan)
     model, initial = _build_model(config, labels.names, origin, world)
+    build_optimizer(model, config.optim)  # a wrong name or argument of it leaves no folder behind
     return Opened(
         splits={"train": train, config.data.split: val},
         train=train,
@@ -129,6 +138,7 @@ def _open(config: TrainConfig, folder: RunFolder, world: World, say: Callable[[s
         plan=plan,
         model=model,
         initial=initial,
+        class_weights=class_weights(config.loss, train),
     )
 
 
@@ -283,6 +293,7 @@ def _validation(job: Job, loaders: Loaders, bad: BadFiles) -> Validation:
         total=len(job.val),
         world=world,
         absent=job.labels.absent,
+        select_by=config.trainer.select_by,
     )
 
 

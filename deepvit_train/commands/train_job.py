@@ -27,6 +27,7 @@ class Opened:
     plan: Plan
     model: DeepViT
     initial: str | None  # a line on the initial weights that were loaded
+    class_weights: list[float] | None  # of the loss; None: equal ones
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -84,7 +84,7 @@ def write_page(job: Job, said: Sequence[str], notable: dict[str, Any]) -> Path:
         "train_page.html.j2",
         name=job.run.config.name,
         outcome=f"{amount(state.step, 'step')} done; at the end {phrase(state.metrics)}",
-        best=phrase_best(state.best) if state.best else None,
+        best=phrase_best(state.best, job.run.config.trainer.select_by) if state.best else None,
         said=said,
         images=images,
         table=_table(job, curves, starts),

@@ -27,6 +27,9 @@ def report(job: Job, watch: CollapseWatch, tracker: Tracker, lines: list[str]) -
     config = flatten(plain(job.run.config))
     tracker.outcome(config, _notable(config), state.metrics, state.step)
     tracker.raise_failure()
+    if state.step < job.run.plan.total_steps:
+        waited = amount(state.worse, "evaluation")
+        say(f"ended by trainer.patience: none of the last {waited} was better than the best one")
     if job.run.config.trainer.report:
         _write_page(job, lines, {key: config[key] for key in _notable(config)})
     say(f"done at step {state.step}: {phrase(state.metrics)}")
@@ -46,6 +49,17 @@ def _write_page(job: Job, lines: list[str], notable: dict[str, Any]) -> None:
         job.run.say(f"warning: the report was not written: {error}")
 
 
+def rest(job: Job) -> dict[str, Any]:
+    """Say that the hours of this start are over, and how the run goes on."""
+    state, limit = job.run.state, job.run.config.trainer.max_hours
+    job.run.say(
+        f"stopped by trainer.max_hours={limit:g} at step {state.step} of {job.run.plan.total_steps}, after "
+        f"{state.hours:.2f} hours in all; saved {job.folder.checkpoints / 'last'}; the same command goes on"
+    )
+    tell_where(job)
+    return result_of(job)
+
+
 def _notable(config: dict[str, Any]) -> set[str]:
     """Return the keys that tell a run from others: they affect its result and have not their default."""
     usual = flatten(plain(compose_command("train", [])))
@@ -57,7 +71,9 @@ def tell_where(job: Job) -> None:
     """Say which checkpoint is the best and where it lies, how to see the curves, and where all is."""
     folder, best = job.folder.path, job.run.state.best
     if best:
-        job.run.say(f"best: {phrase_best(best)}: {job.folder.checkpoints / 'best'}")
+        job.run.say(
+            f"best: {phrase_best(best, job.run.config.trainer.select_by)}: {job.folder.checkpoints / 'best'}"
+        )
     if job.run.world.is_main:
         console.print(f"watch: tensorboard --logdir {folder.parent}", soft_wrap=True)
     job.run.say(f"run folder: {folder}")

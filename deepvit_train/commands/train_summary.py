@@ -7,14 +7,16 @@ import torch
 
 from deepvit_train.config.data import Balance
 from deepvit_train.config.model import ModelConfig
+from deepvit_train.config.schedule import ScheduleName
 from deepvit_train.console import amount
 from deepvit_train.data.balance import samples_a_class
 from deepvit_train.data.index import ImageIndex
 from deepvit_train.data.layout import layout_warnings
 from deepvit_train.distributed.parallel import gathered
 from deepvit_train.models.summary import count_flops, count_parameters
+from deepvit_train.training.class_weight import describe_weights
 from deepvit_train.training.loop import Run
-from deepvit_train.training.recipe import describe_groups, is_partial
+from deepvit_train.training.optimizer import describe_groups, describe_muon, is_partial
 
 
 def summary(run: Run, train: ImageIndex, val: ImageIndex) -> list[str]:
@@ -38,8 +40,14 @@ def summary(run: Run, train: ImageIndex, val: ImageIndex) -> list[str]:
         del lines[2]
     if config.data.balance != Balance.none:
         lines.append(_balance(train, config.data.balance))
+    if (line := describe_muon(run.state.optimizer)) is not None:
+        lines.append(line)
+    if (weights := run.state.class_weights) is not None:
+        lines.append(describe_weights(weights, train.classes, config.loss.class_weight))
+    if config.optim.is_schedule_free and config.schedule.name != ScheduleName.constant:
+        lines.append(f"warning: {config.optim.name} is made for schedule=constant")
     warmup, wanted = config.schedule.warmup_within(config.trainer.epochs), config.schedule.warmup_epochs
-    if warmup != wanted:
+    if config.schedule.warmup_share is None and warmup != wanted:
         lines.append(
             f"warm-up: {amount(warmup, 'epoch')}, half of the run, because {wanted:g} leave nothing of it"
         )

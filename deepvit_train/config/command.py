@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
-from typing import Any, cast, get_args, get_type_hints
+from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from deepvit_train.config.analyze import AnalyzeConfig
 from deepvit_train.config.bench import BenchConfig
@@ -36,6 +36,9 @@ COMMANDS: dict[str, type[Section]] = {
     "data-demo": DataDemoConfig,
     "data-fashion-mnist": DataFashionMnistConfig,
 }
+
+# The type, in the help, of keys that take values under names that no file of configs/ need have.
+NAMED = "{name: value, ...}"
 
 
 def console_name(command: str) -> str:
@@ -80,4 +83,6 @@ def _type_name(hint: Any) -> str:
         return f"{_type_name(next(part for part in get_args(hint) if part is not type(None)))} or null"
     if isinstance(hint, type) and issubclass(hint, Enum):
         return "|".join(hint.__members__)
+    if get_origin(hint) is dict:
+        return NAMED
     return str(hint) if get_args(hint) else hint.__name__

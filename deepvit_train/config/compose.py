@@ -57,8 +57,8 @@ def compose_tree(command: str, overrides: Sequence[str]) -> DictConfig:
     try:
         with _without_caller(), initialize_config_dir(config_dir=str(config_dir()), version_base="1.3"):
             tree = compose(command, overrides=for_hydra)
-        for name, text in texts.items():
-            OmegaConf.update(tree, name, text)
+        for name, value in texts.items():
+            OmegaConf.update(tree, name, value, force_add=True)
         OmegaConf.resolve(tree)
         return tree
     except (HydraException, OmegaConfBaseException) as error:

@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Sweep
 from hydra.errors import HydraException
 
-from deepvit_train.config.command import COMMANDS, console_name, groups_of, keys_of
+from deepvit_train.config.command import COMMANDS, NAMED, console_name, groups_of, keys_of
 from deepvit_train.config.shipped import config_dir
 from deepvit_train.error import ConfigError, nearest, slips
 
@@ -101,7 +101,8 @@ def take_texts(
     and strips spaces; here they are the text that was typed. Text that Hydra reads as text stays with Hydra:
     quotes, escapes and ${key} mean what they mean there. A key that has the name of a folder of configs/,
     such as deepvit-analyze's model, is taken as well: Hydra would look for a file of that folder.
-    Of a key that is given twice the last value counts, as with Hydra.
+    Of a key that is given twice the last value counts, as with Hydra. Values under names are added to those
+    of the files.
 
     Args:
         sweeps: whether several values, as of name=a,b, are left to Hydra; else they are text, or an error.
@@ -131,6 +132,8 @@ def take_texts(
                 taken[name] = value
             else:
                 for_hydra.append(f"{name}={typed}")
+        elif types.get(name) == NAMED and isinstance(value, dict):
+            taken[name] = taken.get(name, {}) | value  # Hydra takes no name that the files of configs/ lack
         elif isinstance(value, HydraException) or (several and not sweeps):
             raise _wrong_value(override, types)
         else:

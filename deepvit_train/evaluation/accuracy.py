@@ -40,9 +40,20 @@ class EvalResult:
     class_images: list[int]
     not_finite: int = 0
 
+    @property
+    def mean_class(self) -> float:
+        """The mean over classes of the accuracy in each. Classes without images are left out."""
+        found = [share for share in self.class_accuracy if share is not None]
+        return sum(found) / len(found)
+
     def scalars(self) -> dict[str, float]:
         """Return the figures that are logged during training."""
-        figures = {"top1": self.top1, "top5": self.top5, "loss": self.loss}
+        figures = {
+            "top1": self.top1,
+            "top5": self.top5,
+            "mean_class": self.mean_class,
+            "loss": self.loss,
+        }
         return figures | ({"not_finite": self.not_finite} if self.not_finite else {})
 
 

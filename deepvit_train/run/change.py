@@ -23,6 +23,9 @@ FREE_KEYS = {
     "data.follow_links",
     "trainer.eval_batch_size",
     "trainer.eval_every_epochs",
+    "trainer.select_by",
+    "trainer.patience",
+    "trainer.max_hours",
     "trainer.calibrate_images",
     "trainer.accumulate",
     "trainer.compile",
@@ -60,6 +63,7 @@ EFFECTS = {
     "trainer.deterministic": "on a GPU results round differently",
     "trainer.eval_batch_size": "training does not change; statistics are calibrated on batches of this size",
     "trainer.calibrate_images": "training does not change; evaluations do",
+    "trainer.select_by": "training does not change; coming evaluations are compared with the best one so far",
     "data.max_bytes": "training changes only if images become readable or unreadable",
     "data.max_pixels": "training changes only if images become readable or unreadable",
 }

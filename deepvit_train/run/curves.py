@@ -43,16 +43,17 @@ LAYOUT = {
 }
 # Shown beside the curves, because their names alone do not say what may be compared.
 READING = """\
-**train/loss** is what the training minimises: the cross-entropy with smoothed labels
-(`loss.label_smoothing`), plus the penalty on attention maps (`loss.cosine_weight`). It is a mean over
-the steps since the line before.
+**train/loss** is what the training minimises: the cross-entropy, or what else `loss=` says, with smoothed
+labels (`loss.label_smoothing`), plus the penalty on attention maps (`loss.cosine_weight`). It is a mean
+over the steps since the line before.
 
-**train/cross_entropy** is the same without smoothing and penalty. It is logged where they make a
-difference. Compare **val/loss** with it, and remember that training images are varied. With mixup or
+**train/cross_entropy** is plain: without smoothing, weights of classes and penalty. It is logged where the
+loss is another. Compare **val/loss** with it, and remember that training images are varied. With mixup or
 cutmix the targets are mixtures of two classes, so that even a perfect model stays above 0.
 
 **val/** is measured with the weights as they are, **val_ema/** with the averaged ones.
-`checkpoints/best` is the evaluation with the highest top-1, of the averaged weights if there are any.
+`checkpoints/best` is the evaluation with the highest top-1, or what else `trainer.select_by` says, of the
+averaged weights if there are any. **mean_class** is the mean over classes of the accuracy in each.
 """
 
 

@@ -59,6 +59,11 @@ SCALER = {
     "growth_interval": COUNT,
     "_growth_tracker": COUNT,
 }
+SCHEDULE = {  # its length in steps; the step at which it was extended and the rate there
+    "steps": COUNT,
+    "rise": NULL
+    | Kind("a step and a rate", lambda value: misfit(value, [FINITE]) is None and len(value) == 2),
+}
 BEST = {"step": COUNT, "val/top1": NUMBER, ANY: NUMBER}
 RESUMED = {  # what training goes on with
     "scaler": Kind("a loss scaler", lambda value: value == {} or misfit(value, SCALER) is None),
@@ -71,10 +76,14 @@ RESUMED = {  # what training goes on with
 STATE = {f"{key}?": kind for key, kind in RESUMED.items()} | {
     "format": COUNT,
     "step": COUNT,
+    "class_weights?": NULL | Kind("numbers", lambda value: misfit(value, [POSITIVE]) is None),
+    "worse?": COUNT,
+    "hours?": Kind("hours", lambda value: FINITE.fits(value) and value >= 0),
     "losses?": [NUMBER],
     "loss_steps?": COUNT,
     "plain_losses?": [NUMBER],
     "learning_rate?": FINITE | NULL,
+    "schedule?": NULL | Kind("a schedule", lambda value: misfit(value, SCHEDULE) is None),
     "data_root?": PATH | NULL,
     "class_map?": PATH | NULL,
     "data_keys?": {

@@ -19,7 +19,7 @@ from deepvit_train.config.preset import Architecture, attention_preset
 from deepvit_train.error import ConfigError
 from deepvit_train.evaluation.loaded import load
 from deepvit_train.models import DeepViT, load_model, record_maps, start_from
-from deepvit_train.training.recipe import build_optimizer, learning_rate
+from deepvit_train.training.optimizer import build_optimizer, learning_rate
 from tests.conftest import QUICK, Command
 
 DEEP = ["model.depth=4"]

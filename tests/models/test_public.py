@@ -254,7 +254,10 @@ def test_deit_iii_and_old_timm(tmp_path: Path) -> None:
     theirs = built(init_values=0.1, no_embed_class=True)
     state = {re.sub(r"ls([12])\.gamma", r"gamma_\1", name): v for name, v in theirs.state_dict().items()}
     state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"].flatten(1)
-    found = imported(saved(tmp_path, state | {"pre_logits.fc.weight": torch.ones(2)}), heads=4)
+    file = saved(tmp_path, state | {"pre_logits.fc.weight": torch.ones(2)})
+    with pytest.raises(CheckpointError, match="rotary positions have the same names; give preset=timm:NAME"):
+        load_model(file, heads=4)
+    found = imported(file, "timm:deit3_small_patch16_224", heads=4)
     same(found.model, theirs)
     assert found.left_out == ["pre_logits.fc.weight"]
 

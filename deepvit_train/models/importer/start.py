@@ -16,7 +16,7 @@ from deepvit_train.config.model import Pool
 from deepvit_train.console import amount
 from deepvit_train.error import CheckpointError
 from deepvit_train.models.deepvit import DeepViT
-from deepvit_train.models.importer import class_names, left_out_note, own_tensors, timm_cache
+from deepvit_train.models.importer import class_names, left_out_note, own_tensors, timm_cache, timm_vit
 from deepvit_train.models.importer.file import read_source
 from deepvit_train.models.importer.form import preset_of_shape
 from deepvit_train.models.importer.layout import Tensors, Translated
@@ -86,6 +86,11 @@ def start_from(
         name = name or _architecture_beside(found.file)
         _check_heads(model, source.description, name, translated)
         _check_pool(model, translated)
+        asks = translated.shown.get(timm_vit.ASKS)
+        if asks is not None and not (name or "").startswith("deit3"):
+            raise CheckpointError(
+                f"{asks}; nearest: model.weights=DIR after deepvit-convert preset=timm:NAME"
+            )
         expected = model.state_dict()
         for adapt in (_head, _positions, _patches, _attention):
             tensors = adapt(expected, tensors, notes)

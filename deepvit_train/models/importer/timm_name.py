@@ -33,10 +33,10 @@ def timm_architecture(name: str) -> Architecture:
             model = timm.create_model(name)
     except RuntimeError:
         raise ConfigError(
-            f"{PREFIX}{name}: timm has no such model{nearest(name, timm.list_models())}"
+            f"preset={PREFIX}{name}: timm has no such model{nearest(name, timm.list_models())}"
         ) from None
     if problems := list(differences(model)):
-        raise ConfigError(f"{PREFIX}{name}: can't be built here: {'; '.join(problems)}")
+        raise ConfigError(f"preset={PREFIX}{name}: can't be built here: {'; '.join(problems)}")
     assert isinstance(model, VisionTransformer)
     return Architecture(section_from(ModelConfig, _values(model)), attention_preset("self"))
 

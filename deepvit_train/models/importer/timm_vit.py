@@ -22,6 +22,7 @@ from deepvit_train.models.importer import public
 from deepvit_train.models.importer.layout import Layout, Prepared, Tensors, Translated
 
 NORM_AFTER_MEAN = "fc_norm.weight"
+ASKS = "asks"  # in Prepared.shown: why the tensors alone do not show what is computed
 CLIP_EPS = 1e-5  # of the LayerNorms of timm's models with a norm before the blocks
 RULES = (
     (r"(cls_token|reg_token|pos_embed)", r"\1"),
@@ -37,6 +38,8 @@ RULES = (
 def _prepared(tensors: Tensors) -> Prepared:
     given, left_out = public.in_timms_form(tensors)
     shown: dict[str, Any] = {}
+    if any(name.endswith(".gamma_1") for name in tensors):
+        shown[ASKS] = "DeiT III's files and those of models with rotary positions have the same names"
     if "cls_token" not in given:
         shown["pool"] = Pool.mean_normed_patches
     if NORM_AFTER_MEAN in given:
@@ -100,7 +103,8 @@ def checked_choices_of_timm(
 
     Raises CheckpointError where several models of timm have such tensors, and compute different things.
     """
-    tensors, shown = translated.tensors, translated.shown
+    tensors, shown = translated.tensors, dict(translated.shown)
+    asks = shown.pop(ASKS, None)
     if choices.get("pool") == Pool.mean:
         choices = choices | {"pool": shown.get("pool", Pool.mean_normed_patches)}
     if named is not None:
@@ -110,6 +114,8 @@ def checked_choices_of_timm(
                 f"its last norm comes {'after' if after[0] else 'before'} the pooling, unlike the preset's"
             )
         return {"heads": named.model.heads} | choices
+    if asks is not None:
+        raise CheckpointError(f"{asks}; give preset=timm:NAME")
     lacks_token = "cls_token" not in tensors
     if lacks_token and not tensors.keys() & {"reg_token", "blocks.0.ls1.gamma", "blocks.0.attn.qkv.bias"}:
         raise CheckpointError(
