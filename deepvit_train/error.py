@@ -27,7 +27,10 @@ MEMORY_KEYS = {
     "compare": "a lower batch_size",
     "predict": "a lower batch_size, or precision=bf16",
     "export": "a lower batch_size or check_images",
-    "analyze": "a lower batch_size or collapse.images; with accuracy=true a lower eval_batch_size",
+    "analyze": (
+        "a lower batch_size or collapse.images; with accuracy=true a lower eval_batch_size; with "
+        "features=true also a lower features_images"
+    ),
     "bench": "a lower batch_size, or precision=bf16",
     "data-check": "a lower batch_size, precision=bf16, or timing=false",
 }

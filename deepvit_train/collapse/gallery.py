@@ -13,6 +13,7 @@ from einops import rearrange
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from deepvit_train.collapse import depth
 from deepvit_train.collapse.answer import fitting
 from deepvit_train.collapse.measurement import grid_of, similarity_name
 from deepvit_train.config.collapse import CollapseConfig, Maps, Metric
@@ -80,6 +81,8 @@ def draw_all(
     found |= {"class_attention": _overlays(images, classes, pictures), "attention_maps": _map_heats(pictures)}
     if mixes(model):
         found["theta"] = _theta(model["theta"])
+    if model["depth"] is not None:
+        found["depth"] = depth.draw(model["depth"])
     return found
 
 
@@ -210,8 +213,7 @@ def _bars(model: dict[str, Any], config: CollapseConfig) -> Figure:
 
 
 def _overlays(images: Tensor, classes: Sequence[str], pictures: dict[str, Pictures]) -> Figure:
-    depth = len(pictures["trained"].maps)
-    blocks = _spread(depth)
+    blocks = _spread(len(pictures["trained"].maps))
     rows = [
         (
             "\n".join([f"is: {fitting(classes[number])}", f"{state}: {taken.answers[number]}"]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from deepvit_train.collapse import depth
 from deepvit_train.collapse.gallery import by_block, mixes
 from deepvit_train.config.collapse import CollapseConfig, Maps, Metric
 from deepvit_train.report.page import inline, render
@@ -42,6 +43,13 @@ SECTIONS = [
         "Do features stop changing?",
         "Where the cosine to the last block's features nears 1, later blocks change little. Where the cosine "
         "between tokens nears 1, the tokens of an image have become alike (over-smoothing).",
+    ),
+    (
+        "depth",
+        "Where do features stop getting better?",
+        "Images are classified by the features that leave each block: by their nearest neighbours among "
+        "training images, and by a linear classifier that is fitted to those. Where a curve stays flat, the "
+        "blocks after add nothing that tells classes apart.",
     ),
     (
         "maps",
@@ -125,14 +133,14 @@ def _accuracy(model: dict[str, Any], data: dict[str, Any]) -> str:
 
 def find(model: dict[str, Any], config: CollapseConfig) -> list[str]:
     """Say in sentences what an analysis found about one model, compared with the same model untrained."""
-    depth = len(model["trained"]["averages"]["features"])
+    blocks = len(model["trained"]["averages"]["features"])
     name = f"{config.maps}/{config.metric}/{config.axis}"
     trained, untrained = (model[state]["similar_blocks"][name] for state in ("trained", "untrained"))
     lines = [
         *_contribution(model, config),
-        f"{trained['count']} of {depth} blocks are similar to those before them ({config.legend}); in the "
+        f"{trained['count']} of {blocks} blocks are similar to those before them ({config.legend}); in the "
         f"same model untrained it is {untrained['count']}.",
-        _from_which(trained["blocks"], depth),
+        _from_which(trained["blocks"], blocks),
     ]
     for maps in Maps if mixes(model) else [Maps.pre_mix]:
         for metric in Metric:
@@ -149,6 +157,7 @@ def find(model: dict[str, Any], config: CollapseConfig) -> list[str]:
             "caused by training; see the centred cosine."
         )
     lines.append(_features(model))
+    lines += depth.describe(model["depth"]) if model.get("depth") else []
     if model["accuracy"]:
         calibrated, running = (model["accuracy"][key]["top1"] for key in ("calibrated", "running"))
         lines.append(f"Top-1 is {calibrated:.4f} with calibrated and {running:.4f} with running statistics.")

@@ -19,6 +19,7 @@ from deepvit_train.collapse.contribution import contributions
 from deepvit_train.collapse.gallery import draw_all, take_pictures
 from deepvit_train.collapse.measurement import as_data, measure_model, theta_of
 from deepvit_train.collapse.report import SECTIONS, write_html
+from deepvit_train.commands.analyze_features import measure_features
 from deepvit_train.commands.analyze_subject import TIMM, Subject, data_of, from_checkpoint, from_timm
 from deepvit_train.config.analyze import AnalyzeConfig
 from deepvit_train.config.recipe import Precision
@@ -155,6 +156,7 @@ def _analyse(
 ) -> dict[str, Any]:
     """Measure a model. Returns its entry of `models` in analysis.json."""
     world = loaders.world
+    depth = measure_features(subject, config, loaders) if config.features else None
     found: dict[str, Any] = {"label": subject.label, **subject.description, "theta": {}}
     for state, model in subject.states(world.device).items():
         with _statistics_of_images(model, batches, world):
@@ -164,6 +166,7 @@ def _analyse(
         found[state] = as_data(measured, config.collapse)
         found["theta"][state] = theta_of(model)
     found["accuracy"] = _accuracy(subject, config, loaders) if config.accuracy else None
+    found["depth"] = depth
     return found
 
 

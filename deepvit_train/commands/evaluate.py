@@ -18,7 +18,7 @@ from deepvit_train.data.loaders import Loaders
 from deepvit_train.distributed import world as distributed
 from deepvit_train.error import ConfigError
 from deepvit_train.evaluation.accuracy import evaluate
-from deepvit_train.evaluation.calibration import reattention_norms, using
+from deepvit_train.evaluation.calibration import Statistics, reattention_norms, using
 from deepvit_train.evaluation.loaded import LoadedModel, load_named, measure_statistics
 from deepvit_train.evaluation.prediction import Predictions, Recorder
 
@@ -31,22 +31,18 @@ def run(config: EvalConfig) -> dict[str, Any]:
     Prints a table, writes a JSON file beside the checkpoint, and on request a report; prints a JSON object as
     the last line.
     """
+    if config.suite.name is not None:
+        # Imported here, because it needs what is below.
+        from deepvit_train.commands.evaluate_suite import run_suite
+
+        return run_suite(config)
     world = distributed.start(config.device.value, config.timeout_s)
     if config.threads:
         torch.set_num_threads(config.threads)
     say = console.print if world.is_main else lambda line: None
 
-    # The checkpoint says what the model is and how its images are prepared; of a foreign file the user does.
-    loaded = load_named(config)
-    own_size = loaded.architecture.model.image_size
-    if config.calibrate_images is not None:
-        loaded = loaded.calibrating_on(config.calibrate_images)
-    if config.image_size is not None:
-        loaded = _at_size(loaded, config.image_size, say)
+    loaded, own_size = load_for(config, say)
     model, preprocessing = loaded.model.to(world.device), loaded.architecture.model.preprocessing
-    say(f"{loaded.found.file}: {loaded.weights} weights")
-    for line in loaded.told_preprocessing():
-        say(line)
 
     # The data of the run, unless other data was given.
     data = loaded.data_for(config.data)
@@ -62,13 +58,8 @@ def run(config: EvalConfig) -> dict[str, Any]:
         say(line)
 
     # Calibrate if there are no statistics for these weights at this size, then evaluate.
-    loaders, statistics = Loaders(preprocessing, data, world), loaded.statistics
-    if loaded.needs_calibration:
-        say(
-            f"no calibrated statistics for these weights at {preprocessing.image_size} pixels: "
-            f"calibrating on {amount(loaded.description.calibrate_images, 'training image')}"
-        )
-        statistics = measure_statistics(loaded, loaders, config.batch_size, config.precision, say)
+    loaders = Loaders(preprocessing, data, world)
+    statistics = statistics_for(loaded, loaders, config, say)
     batches = loaders.evaluation(index, config.batch_size, config.limit_batches)
     order = loaders.evaluation_order(index, config.batch_size, config.limit_batches)
     recorder = Recorder(order, len(labels.names), world) if config.report else None
@@ -90,6 +81,36 @@ def _write_page(evaluated: Evaluated, index: ImageIndex, predictions: Prediction
     from deepvit_train.commands.evaluate_report import EvaluationReport
 
     return EvaluationReport(evaluated, index, predictions).write()
+
+
+def load_for(config: EvalConfig, say: Callable[[str], None]) -> tuple[LoadedModel, int]:
+    """Load the model as it is to be evaluated. Returns it, and the image size that its file says, in pixels.
+
+    The checkpoint says what the model is and how its images are prepared; of a foreign file the user does.
+    """
+    loaded = load_named(config)
+    own_size = loaded.architecture.model.image_size
+    if config.calibrate_images is not None:
+        loaded = loaded.calibrating_on(config.calibrate_images)
+    if config.image_size is not None:
+        loaded = _at_size(loaded, config.image_size, say)
+    say(f"{loaded.found.file}: {loaded.weights} weights")
+    for line in loaded.told_preprocessing():
+        say(line)
+    return loaded, own_size
+
+
+def statistics_for(
+    loaded: LoadedModel, loaders: Loaders, config: EvalConfig, say: Callable[[str], None]
+) -> Statistics | None:
+    """Return the statistics of the model's BatchNorms, measured now if there are none at this size."""
+    if not loaded.needs_calibration:
+        return loaded.statistics
+    say(
+        f"no calibrated statistics for these weights at {loaders.preprocessing.image_size} pixels: "
+        f"calibrating on {amount(loaded.description.calibrate_images, 'training image')}"
+    )
+    return measure_statistics(loaded, loaders, config.batch_size, config.precision, say)
 
 
 def _at_size(loaded: LoadedModel, image_size: int, say: Callable[[str], None]) -> LoadedModel:

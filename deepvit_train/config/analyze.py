@@ -40,9 +40,20 @@ class AnalyzeConfig(ForeignKeys):
     accuracy: bool = option(
         "whether to measure accuracy too, once with calibrated and once with running statistics"
     )
+    features: bool = option(
+        "whether to classify by the features of each block, with nearest neighbours and a linear probe"
+    )
+    features_images: int | None = option(
+        "training images for that, chosen at random; memory holds their features; null: all", low=10
+    )
+    features_eval_images: int | None = option(
+        "images of the split that are classified, in whole batches spread over the classes; null: all",
+        low=1,
+    )
+    features_probe: bool = option("whether features=true fits linear probes, which take most of its time")
     report: bool = option("whether to draw figures and write report.html")
     batch_size: int = option("images whose attention maps are in memory at a time", low=1)
-    eval_batch_size: int = option("images in a batch while accuracy is measured", low=1)
+    eval_batch_size: int = option("images in a batch while accuracy or features are measured", low=1)
     device: Device = option("where to run; auto: on CUDA if there is any")
     threads: int | None = option("CPU threads; null: as torch chooses", low=1, high=4096)
 

@@ -8,6 +8,7 @@ from deepvit_train.config.data import DataConfig
 from deepvit_train.config.foreign import ForeignKeys, Weights
 from deepvit_train.config.option import option
 from deepvit_train.config.recipe import Device, Precision
+from deepvit_train.config.suite import SuiteConfig
 from deepvit_train.error import CheckpointError
 
 
@@ -21,6 +22,7 @@ class EvalConfig(ForeignKeys):
         path=CheckpointError,
     )
     data: DataConfig
+    suite: SuiteConfig
     weights: Weights = option(
         "which weights to evaluate; ema: the averaged ones; auto: ema if there are any, else live"
     )

@@ -10,6 +10,7 @@ import numpy as np
 from deepvit_train.config.data import AugmentConfig, DataConfig
 from deepvit_train.config.preprocessing import Preprocessing
 from deepvit_train.data.choice import spread_over_classes
+from deepvit_train.data.corruption import CorruptedTransform, corruption_seed
 from deepvit_train.data.dataset import EvalOrder, ImageDataset, TrainOrder
 from deepvit_train.data.decode import Limits
 from deepvit_train.data.index import ImageIndex
@@ -61,11 +62,29 @@ class Loaders:
             chosen = spread_over_classes(index.targets, limit_batches * batch_size * self.world.size)
         return EvalOrder(chosen, batch_size, self.world)
 
-    def prediction(self, index: ImageIndex, batch_size: int) -> Loader:
-        """Load every image of a list once, in order. Targets are the images' numbers, or unlabelled.BAD."""
+    def prediction(self, index: ImageIndex, batch_size: int, limit_batches: int | None = None) -> Loader:
+        """Load the images that `evaluation` loads. Targets are the images' numbers, or unlabelled.BAD."""
         transform = eval_transform(self.preprocessing)
         dataset = UnlabelledDataset(index, transform, seed=0, limits=limits(self.data), replacements=0)
-        return self._load(dataset, EvalOrder(np.arange(len(index)), batch_size, self.world))
+        return self._load(dataset, self.evaluation_order(index, batch_size, limit_batches))
+
+    def corrupted(
+        self,
+        index: ImageIndex,
+        corruption: str,
+        severity: int,
+        seed: int,
+        batch_size: int,
+        limit_batches: int | None = None,
+    ) -> Loader:
+        """Load the images that `evaluation` loads, corrupted (data/corruption.py) by draws from the seed."""
+        plain = eval_transform(self.preprocessing)
+        transform = CorruptedTransform(
+            plain.size, plain.resized, plain.interpolation, corruption=corruption, severity=severity
+        )
+        seed = corruption_seed(corruption, severity, seed)
+        dataset = ImageDataset(index, transform, seed, limits(self.data), replacements=0)
+        return self._load(dataset, self.evaluation_order(index, batch_size, limit_batches))
 
     def calibration(self, index: ImageIndex, images: int, batch_size: int, seed: int) -> Loader:
         """Load a fixed choice of images, drawn over all classes, as they are seen in evaluation."""

@@ -49,6 +49,7 @@ class Walk(ABC):
 
     def __init__(self, model: DeepViT | VisionTransformer | Eva) -> None:
         self.prefix: int = model.num_prefix_tokens  # class token and registers, the first tokens
+        self.has_class_token: bool = getattr(model, "cls_token", None) is not None
         self.blocks: Any = model.blocks
 
     @abstractmethod
@@ -58,6 +59,14 @@ class Walk(ABC):
     @abstractmethod
     def through(self, block: int, x: Tensor, given: Tensor | None = None) -> Passage:
         """Send tokens (B, N, D) through one block. Softmax maps that are `given` replace its own."""
+
+    def advance(self, block: int, x: Tensor) -> Tensor:
+        """Send tokens (B, N, D) through one block as the model does, without a look at its maps."""
+        return self.blocks[block](x)
+
+    @abstractmethod
+    def normalise(self, x: Tensor) -> Tensor:
+        """Apply the final norm to tokens (B, N, D), except where the head does so itself."""
 
     @abstractmethod
     def classify(self, x: Tensor) -> Tensor:
@@ -69,9 +78,16 @@ class Walk(ABC):
 
     def finish(self, first: int, x: Tensor) -> Tensor:
         """Send tokens (B, N, D) through the blocks from `first` on, and return the logits (B, C)."""
-        for block in self.blocks[first:]:
-            x = block(x)
+        for block in range(first, len(self.blocks)):
+            x = self.advance(block, x)
         return self.classify(x)
+
+    def outcomes(self, images: Tensor) -> Iterator[Tensor]:
+        """Give the tokens (B, N, D) that leave each block, as a model that ended there would return them."""
+        x = self.embed(images)
+        for block in range(len(self.blocks)):
+            x = self.advance(block, x)
+            yield self.normalise(x)
 
 
 class _OwnWalk(Walk):
@@ -86,8 +102,11 @@ class _OwnWalk(Walk):
         attended, before, after = self.blocks[block].attend_with_maps(x, given)
         return Passage(self.blocks[block].transform(attended), attended - x, before, after)
 
+    def normalise(self, x: Tensor) -> Tensor:
+        return self.model.normalise(x)
+
     def classify(self, x: Tensor) -> Tensor:
-        return self.model.forward_head(self.model.normalise(x))
+        return self.model.forward_head(self.normalise(x))
 
     def mixes(self, block: int) -> bool:
         return self.model.attn.mixes(block)
@@ -117,8 +136,11 @@ class _TimmWalk(Walk):
             attended + part.drop_path2(part.ls2(part.mlp(part.norm2(attended)))), branch, maps, maps
         )
 
+    def normalise(self, x: Tensor) -> Tensor:
+        return self.model.norm(x)
+
     def classify(self, x: Tensor) -> Tensor:
-        return self.model.forward_head(self.model.norm(x))
+        return self.model.forward_head(self.normalise(x))
 
     def mixes(self, block: int) -> bool:
         return False

@@ -49,16 +49,17 @@ class EvaWalk(Walk):
         out = part.drop_path2(_scaled(part.gamma_2, part.mlp(part.norm2(attended))))
         return Passage(attended + out, branch, maps, maps)
 
+    def advance(self, block: int, x: Tensor) -> Tensor:
+        return self.blocks[block](x, rope=self._rope_of(block))
+
+    def normalise(self, x: Tensor) -> Tensor:
+        return self.model.norm(x)
+
     def classify(self, x: Tensor) -> Tensor:
-        return self.model.forward_head(self.model.norm(x))
+        return self.model.forward_head(self.normalise(x))
 
     def mixes(self, block: int) -> bool:
         return False
-
-    def finish(self, first: int, x: Tensor) -> Tensor:
-        for index in range(first, len(self.blocks)):
-            x = self.blocks[index](x, rope=self._rope_of(index))
-        return self.classify(x)
 
     def _rope_of(self, block: int) -> Tensor | None:
         """Return a block's rotary positions: (N, 2 K), or its own of (L, H, N, 2 K)."""

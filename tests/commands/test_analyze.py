@@ -49,7 +49,8 @@ def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def report(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of the run beside that of a plain timm model that was never trained."""
     out = tmp_path_factory.mktemp("report")
-    analysed(f"checkpoint={trained}", f"compare=timm:{TIMM}", f"out={out}")
+    features = ["features=true", "features_images=12", "features_eval_images=4"]
+    analysed(f"checkpoint={trained}", f"compare=timm:{TIMM}", f"out={out}", *features)
     return out
 
 
@@ -169,6 +170,9 @@ def test_every_figure_is_drawn_and_in_the_report(report: Path) -> None:
     assert len(re.findall("<figure>", html)) == 2 * len(SECTIONS) - 1
     assert len(re.findall("<svg |<img ", html)) == 2 * len(SECTIONS) - 1
     assert TIMM in html
+    (_, plain) = json.loads((report / "analysis.json").read_text())["models"]
+    assert plain["depth"]["trained"] == plain["depth"]["untrained"]  # no weights were given
+    assert len(plain["depth"]["trained"]["class_token"]["knn_10"]) == 12
 
 
 def test_the_report_begins_with_the_run_and_its_accuracy(trained: Path, report: Path) -> None:
@@ -191,9 +195,8 @@ def test_a_report_of_one_model_leaves_no_figure_of_an_earlier_second_one(
     (figures / "compare_mine.svg").write_text("somebody's own")
     analysed(f"checkpoint={trained}", f"out={tmp_path / 'again'}")
     assert [file.name for file in figures.glob("compare_*")] == ["compare_mine.svg"]
-    assert {file.name for file in figures.glob("[!c]*")} == {
-        file.name for file in (report / "figures").glob("[!c]*")
-    }
+    drawn = {file.name for file in (report / "figures").glob("[!c]*")}
+    assert {file.name for file in figures.glob("[!c]*")} == drawn - {"depth.svg"}  # which was not asked for
 
 
 def test_runs_of_one_name_are_told_apart_by_their_folders(trained: Path, tmp_path: Path) -> None:
