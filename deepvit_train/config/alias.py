@@ -27,7 +27,7 @@ RENAMED = {
 }
 
 # What a version without such a key did. A key that is not here asked for nothing: false or null.
-BEFORE = {"trainer.ema_warmup": True}
+BEFORE = {"trainer.ema_warmup": True, "attn.theta_frozen": False, "attn.qk_gain": 1.0}
 
 # Keys that may be typed without their section.
 SHORT = {"class_map": "data.class_map"}
@@ -40,6 +40,12 @@ def current(key: str, value: Any) -> Any:
     """
     text = str(value).lower() if isinstance(value, bool) else value
     return RENAMED.get(key, {}).get(text, value) if isinstance(text, str) else value
+
+
+def completed(section: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a section, with the keys that an earlier version did not write."""
+    sections = ((*key.split(".", 1), value) for key, value in BEFORE.items())
+    return {name: value for own, name, value in sections if own == section} | values
 
 
 def current_override(override: str) -> str:
