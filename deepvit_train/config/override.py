@@ -11,6 +11,7 @@ from hydra.core.override_parser.types import Sweep
 from hydra.errors import HydraException
 
 from deepvit_train.config.command import COMMANDS, console_name, groups_of, keys_of
+from deepvit_train.config.listing import typed_list
 from deepvit_train.config.preset import config_dir
 from deepvit_train.error import ConfigError, nearest, slips
 
@@ -75,13 +76,14 @@ def _nearest_key(name: str, keys: Sequence[str]) -> str:
 
 def take_texts(
     command: str, overrides: Sequence[str], *, sweeps: bool = False
-) -> tuple[list[str], dict[str, str | None]]:
+) -> tuple[list[str], dict[str, str | list[str] | None]]:
     """Part the overrides that Hydra reads from texts that it would read as something else, or not at all.
 
     Hydra's grammar makes a number of name=1e3, a list of data.root=/a,b and an error of data.root=/photos(2),
     and strips spaces; here they are the text that was typed. Text that Hydra reads as text stays with Hydra:
     quotes, escapes and ${key} mean what they mean there. A key that has the name of a folder of configs/,
     such as deepvit-analyze's model, is taken as well: Hydra would look for a file of that folder.
+    So are lists of texts, which need no quotes inside: train=[model.depth=2,augment=none].
     Of a key that is given twice the last value counts, as with Hydra.
 
     Args:
@@ -93,13 +95,16 @@ def take_texts(
     types = {key.name: key.type for key in keys_of(COMMANDS[command])}
     folders = {folder.name for folder in config_dir().iterdir() if folder.is_dir()} - set(groups_of(command))
     for_hydra: list[str] = []
-    taken: dict[str, str | None] = {}
+    taken: dict[str, str | list[str] | None] = {}
     for override in overrides:
         name, _, typed = override.partition("=")
         name = name.lstrip("+")
         value = _as_hydra_reads(override)
         several = isinstance(value, Sweep)
-        if types.get(name) in TEXT and not (several and sweeps):
+        if types.get(name) == "list[str]" and (texts := typed_list(typed.strip())) is not None:
+            taken.pop(name, None)
+            taken[name] = texts
+        elif types.get(name) in TEXT and not (several and sweeps):
             taken.pop(name, None)
             if "\\${" in typed:
                 raise ConfigError(f"{override}: a text can't hold '${{'; ${{KEY}} is another key's value")

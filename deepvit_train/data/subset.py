@@ -33,18 +33,44 @@ def copy_images(root: Path, folder: Path, counts: dict[str, int | None]) -> None
         if count is None:
             place_link(folder / split, str(index.folder.resolve()))
             continue
-        with new_folder(folder / split) as copied:
-            for place in _evenly(index, count):
-                file = Path(index.path(place))
-                target = copied / file.relative_to(index.folder)
-                make_folder(target.parent)
-                with file.open("rb") as original, create(target) as copy:
-                    shutil.copyfileobj(original, copy)
+        _copy(index, folder / split, count, after=0)
 
 
-def _evenly(index: ImageIndex, count: int) -> list[int]:
-    """Choose the places of `count` images, as many of each class. Every study gets the same choice."""
+def hold_out(root: Path, folder: Path, train: Path, after: int, count: int) -> None:
+    """Make a data set for a search: `val` holds training images that are not among the first `after`.
+
+    Args:
+        root: folder of the data set.
+        folder: where to make it. A split that is there already stays as it is.
+        train: the folder that `copy_images` made of the first `after` training images. A link leads to it.
+        count: images to hold out, as many of each class.
+
+    Raises DataError where there are not enough images.
+    """
+    if not (folder / "val").exists():
+        make_folder(folder)
+        _copy(scan_split(root, "train", follow_links=False), folder / "val", count, after)
+    if not (folder / "train").exists():
+        place_link(folder / "train", str(train.resolve()))
+
+
+def _copy(index: ImageIndex, folder: Path, count: int, after: int) -> None:
+    with new_folder(folder) as copied:
+        for place in _evenly(index, count, after):
+            file = Path(index.path(place))
+            target = copied / file.relative_to(index.folder)
+            make_folder(target.parent)
+            with file.open("rb") as original, create(target) as copy:
+                shutil.copyfileobj(original, copy)
+
+
+def _evenly(index: ImageIndex, count: int, after: int) -> list[int]:
+    """Choose the places of `count` images behind the first `after`, as many of each class.
+
+    Every study gets the same choice.
+    """
     each, rest = divmod(count, len(index.classes))
+    before = after // len(index.classes)
     if rest:
         raise DataError(
             f"{amount(count, 'image')} can't be shared evenly by "
@@ -53,10 +79,11 @@ def _evenly(index: ImageIndex, count: int) -> list[int]:
     chosen: list[int] = []
     for label in range(len(index.classes)):
         members = (index.targets == label).nonzero()[0]
-        if len(members) < each:
+        if len(members) < before + each:
             raise DataError(
                 f"{index.folder}: class {index.classes[label]} has {amount(len(members), 'image')}, "
-                f"not {each}"
+                f"not {before + each}"
             )
-        chosen += members[permutation(len(members), derive_seed("study", label))[:each]].tolist()
+        order = permutation(len(members), derive_seed("study", label))
+        chosen += members[order[before : before + each]].tolist()
     return chosen
