@@ -156,7 +156,7 @@ def test_a_study_searches_for_its_rate_on_images_of_their_own_and_is_repeated(
     assert sorted(cell["rate"] for cell in found.values()) == [1e-3, 3e-3]
     assert final["rate"] == best_rate(list(found.values()))
     run = tmp_path / "a" / "runs" / final["name"]
-    assert json.loads((run / "result.json").read_text())["val/images"] == 20
+    assert final["accuracy"]["calibrated"]["images"] == 20
     assert f"lr: {final['rate']}" in (run / "config.yaml").read_text()
 
     def images(folder: str, split: str) -> set[str]:
