@@ -7,7 +7,8 @@ OUT/cells/CELL.json     what is compared of the cell, or why it failed; CELL.log
 OUT/times/CELL.json     how long it took
 OUT/settings.json       the settings that all cells share
 OUT/study.json          how many cells are finished, and which failed
-OUT/table.md, figures/  the results
+OUT/table.md, figures/  means over seeds, and the paper's figures
+OUT/findings.md, .json  differences of pairs, tests, and which measure predicts
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from typing import Any
 from deepvit_train.atomic import inside, make_folder, write_text
 from deepvit_train.collapse.figure import save
 from deepvit_train.commands.study_cell import STOPS, CellProcesses
+from deepvit_train.commands.study_figure import draw_findings
+from deepvit_train.commands.study_finding import findings
 from deepvit_train.commands.study_grid import (
     Cell,
     arm_of,
@@ -28,8 +31,9 @@ from deepvit_train.commands.study_grid import (
     commands_of,
     searches_of,
 )
+from deepvit_train.commands.study_page import page
 from deepvit_train.commands.study_result import found_in
-from deepvit_train.commands.study_store import read_cell, read_settings
+from deepvit_train.commands.study_store import read_cell, read_cells, read_settings
 from deepvit_train.commands.study_table import figures, table
 from deepvit_train.config.compose import plain
 from deepvit_train.config.study import StudyConfig
@@ -138,11 +142,25 @@ def _summarise(cells: list[Cell], config: StudyConfig, out: Path) -> dict[str, A
         for name, figure in figures(compared, config.study, config.collapse).items():
             save(figure, out / "figures", name)
         console.print(table(compared))
+    _write_findings(config, out)
     written = f"; written: {out / 'table.md'}, {out / 'figures'}" if compared else ""
     console.print(f"{len(done)} of {len(cells)} cells finished{written}")
     for name, error in failed.items():
         console.print(f"failed: {name}: {error}")
     return result
+
+
+def _write_findings(config: StudyConfig, out: Path) -> None:
+    """Write what all cells in the folder say, of this grid and of others."""
+    cells = read_cells(out / "cells")
+    if not cells:
+        return
+    found = findings(cells, config.study)
+    write_text(out / "findings.json", json.dumps(found, indent=1) + "\n")
+    write_text(out / "findings.md", page(found))
+    make_folder(out, "figures")
+    for name, figure in draw_findings(found, cells).items():
+        save(figure, out / "figures", name)
 
 
 def _failure(failed: dict[str, str], stored: list[dict[str, Any]]) -> UserError:

@@ -11,6 +11,7 @@ from deepvit_train.config.compose import compose_command, plain
 from deepvit_train.config.study import Arm, GridConfig, StudyConfig, arms_of
 
 NOT_FINITE = 5  # the exit code of a training whose loss is not finite
+SEARCH = "search-"  # what the names of a search's cells begin with
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,9 @@ class Cell:
     def name(self) -> str:
         """Return the name of the cell's run."""
         place = f"{self.attn}-d{self.depth:02}-w{self.dim}"
-        return f"{place}-s{self.seed}" if self.rate is None else f"search-{place}-r{self.rate:g}-s{self.seed}"
+        return (
+            f"{place}-s{self.seed}" if self.rate is None else f"{SEARCH}{place}-r{self.rate:g}-s{self.seed}"
+        )
 
     @property
     def place(self) -> tuple[str, int]:

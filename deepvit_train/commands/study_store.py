@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from deepvit_train.commands.study_grid import NOT_FINITE, SEARCH
 from deepvit_train.error import CheckpointError
 from deepvit_train.reading import read_json, read_json_lines
 from deepvit_train.run import schema
@@ -41,6 +42,24 @@ def read_cell(folder: Path, expected: dict[str, Any]) -> dict[str, Any]:
     if lengths - {expected["depth"]}:
         raise CheckpointError(f"{file}: damaged (not a value for each of {expected['depth']} blocks)")
     return found
+
+
+def read_cells(folder: Path) -> list[dict[str, Any]]:
+    """Return all cells of a folder, of any grid, that are finished or were not finite, by name.
+
+    Raises CheckpointError for one that can't be used.
+    """
+    cells = []
+    for file in sorted(folder.glob("*.json")):
+        found = _read(file, {"name": schema.TEXT, "status": schema.TEXT}) or {}
+        done, searched = found["status"] == "done", found["name"].startswith(SEARCH)
+        if done:
+            fitting(found, schema.SEARCH_CELL if searched else schema.DONE_CELL, file)
+        elif found.get("exit_code") == NOT_FINITE:
+            fitting(found, schema.PLACE | ({"rate": schema.POSITIVE} if searched else {}), file)
+        if done or found.get("exit_code") == NOT_FINITE:
+            cells.append(found)
+    return cells
 
 
 def read_lines(run: Path) -> list[dict[str, Any]]:

@@ -206,7 +206,8 @@ def test_a_study_goes_on_where_it_stopped_and_past_a_broken_cell(digits: Path, t
     assert "holds stranger but no run" in second["failed"]["reattention-d02-w16-s0"]
     drawn = {file.name for file in (out / "figures").iterdir()}
     figures = ("accuracy", "similar_blocks", "similarity", "head_similarity", "feature_cosine", "width")
-    assert drawn == {f"{name}.svg" for name in figures}
+
+    assert drawn == {f"{name}.svg" for name in (*figures, "depths")}
     (broken / "stranger").unlink()
     third = study.run(configure(digits, out, "study.seeds=[0]"))
     assert (third["finished"], third["failed"]) == (3, {})
