@@ -11,7 +11,7 @@ from dataclasses import asdict
 from statistics import mean
 from typing import Any
 
-from deepvit_train.commands.study_grid import NOT_FINITE, SEARCH
+from deepvit_train.commands.study_grid import NOT_FINITE, SEARCH, searches_of
 from deepvit_train.commands.study_statistics import (
     bootstrap,
     equivalence,
@@ -64,6 +64,8 @@ def findings(cells: Sequence[Cell], grid: GridConfig) -> Row:
         "arms": names,
         "finished": sum((name, depth, seed) in accuracy for name, depth, seed in _planned(grid)),
         "cells": len(_planned(grid)),
+        "searched": len({cell["name"] for cell in searched} & {cell.name for cell in searches_of(grid)}),
+        "searches": len(searches_of(grid)),
         "search": [_search_row(searched, name, at) for name in names for at in _depths_of(searched, name)],
         "accuracy": [
             row for depth in depths for name in names if (row := _accuracy_row(proper, name, depth))

@@ -11,10 +11,16 @@ Row = dict[str, Any]
 
 
 def page(found: Row) -> str:
-    """Return the page. A study that is not finished says so in its first line, and reads no test."""
+    """Return the page. A study that is not finished says so in its first line."""
     finished, cells = found["finished"], found["cells"]
     state = "All" if finished == cells else "**This study is not finished.**"
-    lines = [f"{state} {finished} of {cells} cells are in. Accuracies are in points of top-1.", ""]
+    lines = ["# What the cells of the study say", ""]
+    lines += [f"{state} {finished} of {cells} cells are in. Accuracies are in points of top-1.", ""]
+    if found["searches"]:
+        lines += [
+            f"Of the search for learning rates {found['searched']} of {found['searches']} cells are in.",
+            "",
+        ]
     if finished < cells:
         lines += ["Its intervals and p-values are no results: the plan reads them at the end.", ""]
     for title, rows in (

@@ -40,6 +40,10 @@ class AnalyzeConfig(ForeignKeys):
     accuracy: bool = option(
         "whether to measure accuracy too, once with calibrated and once with running statistics"
     )
+    prune: bool = option(
+        "whether to leave blocks out, one more each time, and measure accuracy: those first that are missed "
+        "least"
+    )
     report: bool = option("whether to draw figures and write report.html")
     batch_size: int = option("images whose attention maps are in memory at a time", low=1)
     eval_batch_size: int = option("images in a batch while accuracy is measured", low=1)

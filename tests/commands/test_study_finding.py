@@ -96,7 +96,8 @@ def test_an_unfinished_study_says_so_and_how_much_is_there(seeds: int) -> None:
     cells = made(seeds)
     found = findings(cells, GRID)
     text = page(found)
-    assert text.startswith(f"**This study is not finished.** {14 * seeds} of 112 cells are in.")
+    assert f"\n**This study is not finished.** {14 * seeds} of 112 cells are in." in text
+    assert "\nOf the search for learning rates 56 of 56 cells are in." in text
     assert json.loads(json.dumps(found)) is not None
     assert "rates" in draw_findings(found, cells)
     assert ("| 24 | paper - plain |" in text) == (seeds > 0)
@@ -133,7 +134,7 @@ def test_page_and_figures_show_every_seed() -> None:
     cells = made(8)
     found = findings(cells, GRID)
     text = page(found)
-    assert text.startswith("All 112 of 112 cells are in.")
+    assert "\nAll 112 of 112 cells are in." in text
     row = next(line for line in text.splitlines() if line.startswith("| 24 | paper - plain |"))
     assert row.split("|")[-2].split() == [
         f"{points(Cell('paper', 24, 64, seed)) - points(Cell('plain', 24, 64, seed)):+.2f}"
