@@ -7,6 +7,7 @@ part of a model, and a data set is matched to them by name.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -58,6 +59,38 @@ def read_map(file: str) -> dict[str, str]:
         if folder.strip() in found:
             raise DataError(f"data.class_map={file}: names the folder {folder.strip()!r} twice")
         found[folder.strip()] = name.strip()
+    return found
+
+
+def read_chosen(chosen: str, listed: list[str] | None) -> list[str]:
+    """Return the classes that data.classes names. Raises DataError.
+
+    Args:
+        chosen: the key's value.
+        listed: the names in it, or None where it is a file with one a line.
+    """
+    names = _lines(f"data.classes={chosen}", chosen) if listed is None else listed
+    if not all(names) or not names:
+        raise DataError(f"data.classes={chosen}: names no class; nearest: data.classes=null")
+    if twice := next((name for place, name in enumerate(names) if name in names[:place]), None):
+        raise DataError(f"data.classes={chosen}: names {twice!r} twice")
+    return names
+
+
+def read_numbers(key: str, file: str) -> dict[str, float]:
+    """Read a number for each class: lines `class: number`. Raises DataError, naming the key."""
+    found: dict[str, float] = {}
+    for line in _lines(key, file):
+        name, colon, number = line.rpartition(":")
+        try:
+            value = float(number)
+        except ValueError:
+            value = math.nan
+        if not (colon and name.strip() and math.isfinite(value)):
+            raise DataError(f"{key}: {line!r} is not of the form 'class: number'")
+        if name.strip() in found:
+            raise DataError(f"{key}: names the class {name.strip()!r} twice")
+        found[name.strip()] = value
     return found
 
 

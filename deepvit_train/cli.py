@@ -2,6 +2,7 @@
 
 deepvit-train KEY=VALUE ...          python -m deepvit_train.cli train KEY=VALUE ...
 deepvit-eval checkpoint=PATH ...     python -m deepvit_train.cli eval checkpoint=PATH ...
+deepvit-compare RUN RUN ...          python -m deepvit_train.cli compare RUN RUN ...
 deepvit-predict checkpoint=PATH images=PATH   python -m deepvit_train.cli predict checkpoint=PATH images=PATH
 deepvit-convert source=FILE out=FOLDER   python -m deepvit_train.cli convert source=FILE out=FOLDER
 deepvit-export checkpoint=PATH out=FOLDER    python -m deepvit_train.cli export checkpoint=PATH out=FOLDER
@@ -34,6 +35,7 @@ from deepvit_train.error import ConfigError, OutputError, UserError, explained, 
 MODULES = {
     "train": "deepvit_train.commands.train",
     "eval": "deepvit_train.commands.evaluate",
+    "compare": "deepvit_train.commands.compare",
     "predict": "deepvit_train.commands.predict",
     "convert": "deepvit_train.commands.convert",
     "export": "deepvit_train.commands.export",
@@ -46,6 +48,7 @@ MODULES = {
 }
 # Options with which a command only prints.
 PRINTING = ("-h", "--help", "--version", "--cfg")
+SWEEPING = {"-m", "--multirun"}
 
 
 def train() -> NoReturn:
@@ -56,6 +59,11 @@ def train() -> NoReturn:
 def evaluate() -> NoReturn:
     """Entry point of deepvit-eval."""
     main(["eval", *sys.argv[1:]])
+
+
+def compare() -> NoReturn:
+    """Entry point of deepvit-compare."""
+    main(["compare", *sys.argv[1:]])
 
 
 def predict() -> NoReturn:
@@ -175,12 +183,24 @@ def _dispatch(arguments: list[str]) -> int:
     elif "--version" in flags:
         print(f"deepvit-train {__version__} from {Path(__file__).parent}")
     elif "--cfg" in flags:
-        print(told_choices(command, overrides) + as_yaml(compose_tree(command, overrides)), end="")
-    elif {"-m", "--multirun"} & set(flags):
+        print(_told_configuration(command, overrides, bool(SWEEPING & set(flags))), end="")
+    elif SWEEPING & set(flags):
         sweep.run(overrides, partial(run_command, "train"))
     else:
         run_command(command, compose_command(command, overrides))
     return 0
+
+
+def _told_configuration(command: str, overrides: list[str], sweeps: bool) -> str:
+    """The configuration as YAML: that of one run, or of each run of a sweep as a document of its own."""
+    if not sweeps:
+        return told_choices(command, overrides) + as_yaml(compose_tree(command, overrides))
+    jobs = sweep.expand(overrides)
+    told = [
+        f"--- # run {number} of {len(jobs)}: {' '.join(job)}\n{_told_configuration(command, job, False)}"
+        for number, job in enumerate(jobs, start=1)
+    ]
+    return "".join(told)
 
 
 def _data_command(arguments: list[str]) -> list[str]:

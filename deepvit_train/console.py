@@ -45,6 +45,11 @@ def printable(text: str) -> str:
     return STEERING.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
+def one_line(name: str) -> str:
+    r"""Return a name out of a file as `printable` does, with line feeds and tabs escaped too."""
+    return printable(name).replace("\n", r"\n").replace("\t", r"\t")
+
+
 def wrapped(text: str, width: int) -> str:
     """Return text whose lines break between words. A path stays whole, to be copied."""
     lines = [

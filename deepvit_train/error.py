@@ -24,6 +24,7 @@ MEMORY_KEYS = {
     "evaluation": "a lower trainer.eval_batch_size, with which the run goes on",
     "probe": "a lower collapse.images, or trainer.probe_every_steps=null",
     "eval": "a lower batch_size, or precision=bf16",
+    "compare": "a lower batch_size",
     "predict": "a lower batch_size, or precision=bf16",
     "export": "a lower batch_size or check_images",
     "analyze": "a lower batch_size or collapse.images; with accuracy=true a lower eval_batch_size",
@@ -72,7 +73,7 @@ class OutputError(UserError):
 
 
 class Collapsed(UserError):
-    """The attention maps of more blocks do not matter than collapse.stop_above allows."""
+    """In more blocks than collapse.stop_above allows, the attention maps do not matter."""
 
     exit_code = 7
 
@@ -229,5 +230,12 @@ def _too_many_processes(first_line: str) -> UserError:
 
 
 def _lost_a_rank(text: str) -> bool:
-    signs = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "Watchdog caught")
+    signs = (
+        "Connection closed by peer",
+        "Connection reset by peer",
+        "Timed out waiting",
+        "Watchdog caught",
+        "NCCL error",
+        "ncclRemoteError",
+    )
     return any(sign in text for sign in signs)

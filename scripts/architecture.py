@@ -6,6 +6,7 @@ each room answers comes from the tree in docs/architecture.md, and the line of e
 
 from __future__ import annotations
 
+import argparse
 import ast
 import re
 import tomllib
@@ -22,7 +23,7 @@ FILES = ROOT / "docs" / "files.md"
 
 Place = tuple[int, int]  # x and y of a point, from the picture's upper left corner
 
-WIDTH, BOX, HEIGHT, GAP, STEP = 880, 230, 64, 60, 112
+WIDTH, BOX, HEIGHT, GAP, STEP = 1160, 230, 64, 60, 112
 COLOURS = ("#dbe7f5", "#e3f0dd", "#fbeccb", "#f6dcd3", "#e7e0f2", "#d9efee", "#f3e6ee", "#e9e9e2", "#dfe3ea")
 
 
@@ -177,6 +178,7 @@ def _first_sentence(module: Path) -> str:
 
 def main() -> None:
     """Write the picture and the page."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     PICTURE.write_text(picture())
     FILES.write_text(listing())
 

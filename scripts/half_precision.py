@@ -9,8 +9,8 @@ autocast.
 
 from __future__ import annotations
 
+import argparse
 import copy
-import sys
 from functools import partial
 from typing import Any
 
@@ -93,9 +93,14 @@ def results(function: Any, dtype: torch.dtype, module: ReAttention, inputs: Inpu
 
 def main() -> None:
     """Print a table of the errors: the median block, and the worst."""
-    run, images = sys.argv[1], int((sys.argv[2:] or ["64"])[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", metavar="RUN", help="a run of deepvit-train")
+    parser.add_argument("images", metavar="IMAGES", type=int, nargs="?", default=64)
+    given = parser.parse_args()
     torch.manual_seed(0)
-    blocks = record(run, images)
+    blocks = record(given.run, given.images)
     errors: dict[str, list[list[float]]] = {name: [] for name in WAYS}
     spread = []
     for module, inputs in blocks:
@@ -108,7 +113,7 @@ def main() -> None:
             errors[name].append([float((one - two).norm() / two.norm()) for one, two in pairs])
     spread.sort()
     title = (
-        f"{len(blocks)} blocks, {images} images; standard deviation of N A: least {spread[0]:.2g}, "
+        f"{len(blocks)} blocks, {given.images} images; standard deviation of N A: least {spread[0]:.2g}, "
         f"median {spread[len(spread) // 2]:.2g}, most {spread[-1]:.2g}"
     )
     table = Table("relative error: median block (worst)", "output", "gradient of q", "of Theta", title=title)

@@ -35,6 +35,7 @@ QUICK = [
     "trainer.calibrate_images=64",
     "trainer.eval_every_epochs=1",
     "trainer.log_every_steps=3",
+    "trainer.report=false",
     "schedule.warmup_epochs=1",
     "data.workers=0",
 ]

@@ -54,6 +54,16 @@ def test_the_folders_of_the_tests_are_those_of_the_package() -> None:
     assert present - architecture.rooms() <= described
 
 
+def test_the_picture_is_as_wide_as_its_widest_floor() -> None:
+    drawn = ElementTree.parse(architecture.PICTURE).getroot()
+    width = float(drawn.attrib["viewBox"].split()[2])
+    boxes = [element for element in drawn.iter() if element.tag.endswith("rect") and "x" in element.attrib]
+    assert len(boxes) == len(architecture.rooms())
+    for box in boxes:
+        assert float(box.attrib["x"]) >= 0
+        assert float(box.attrib["x"]) + float(box.attrib["width"]) <= width
+
+
 def test_the_picture_has_the_floors_of_the_contract() -> None:
     drawn = ElementTree.parse(architecture.PICTURE).getroot()
     names = {

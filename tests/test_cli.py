@@ -12,9 +12,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from rich.table import Table
 
 from deepvit_train.commands import train
+from deepvit_train.config import compose, override, shipped
 from deepvit_train.config.compose import compose_command
 from deepvit_train.config.help import summary
 from deepvit_train.console import PLAIN, EscapingStream, OutlivingStream, console, printable
@@ -75,7 +77,9 @@ def test_every_way_to_name_a_checkpoint(call: Command, trained: Path, form: str,
     path = {"run": trained, "checkpoint": folder, "last": trained / "checkpoints" / "last", "file": lone}[
         form
     ]
-    result = call("eval", f"checkpoint={path}", "threads=1", "limit_batches=1", "batch_size=50")
+    result = call(
+        "eval", f"checkpoint={path}", "threads=1", "limit_batches=1", "batch_size=50", "report=false"
+    )
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout.splitlines()[-1])
     assert report["images"] == 50
@@ -98,6 +102,9 @@ def test_every_way_to_name_a_checkpoint(call: Command, trained: Path, form: str,
         (["train", "trainer.batch_size=5000"], 2, ["nearest: trainer.batch_size=1433"]),
         (["eval"], 2, ["checkpoint is not given"]),
         (["eval", "checkpoint=nowhere", "data=imagefolder", "data.root=/nowhere"], 3, ["nowhere"]),
+        (["train", "loss=bce"], 2, ["loss is no key but a section", "loss.label_smoothing"]),
+        (["train", "loss=cosine_weigh"], 2, ["did you mean 'cosine_weight'?"]),
+        (["study", "root=/nowhere/at/all"], 4, ["/nowhere/at/all"]),
         (["evaluate"], 2, ["did you mean 'eval'?"]),
         (["train", "--hlep"], 2, ["--help"]),
     ],
@@ -107,6 +114,42 @@ def test_a_mistake_is_explained(
 ) -> None:
     refused(call(*arguments), exit_code, *told)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("kind: [reattention\n", ["attn/own.yaml, line 2: not YAML"]),
+        ("defaults: [base]\nnorm: batch\nnorm: none\n", ["attn/own.yaml, line 3", "duplicate key norm"]),
+        ("defaults: [base]\nnorm: batchnorm\n", ["attn/own.yaml: attn.norm", "batch|layer|none"]),
+        ("defaults: [base]\nnrom: batch\n", ["attn/own.yaml: attn.nrom", "did you mean 'attn.norm'?"]),
+        ("defaults: [bass]\n", ["attn/own.yaml: Could not load 'attn/bass'"]),
+        ("kind: self\n", ["attn.dropout", "the YAML file of attn= must begin with `defaults: [base]`"]),
+    ],
+)
+def test_a_mistake_in_a_yaml_file_is_named(
+    call: Command, text: str, told: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(shipped.config_dir(), tmp_path / "configs")
+    (tmp_path / "configs" / "attn" / "own.yaml").write_text(text)
+    for module in (shipped, override, compose):
+        monkeypatch.setattr(module, "config_dir", lambda: tmp_path / "configs")
+    refused(call("train", "attn=own"), 2, *told)
+
+
+def test_the_configurations_of_a_sweep_are_printed(call: Command) -> None:
+    result = call("train", "-m", "--cfg", "model.depth=4,8", "attn=self,reattention")
+    documents = list(yaml.safe_load_all(result.stdout))
+    seen = [(each["model"]["depth"], each["attn"]["kind"], each["name"]) for each in documents]
+    assert seen == [
+        (depth, attn, f"digits-{attn}-d{depth}-s0") for depth in (4, 8) for attn in ("self", "reattention")
+    ]
+
+
+def test_help_of_several_commands_lists_their_keys(call: Command) -> None:
+    told = call("data", "--help").stdout
+    assert re.search(r"check .*\n +keys: root, data\.\*", told)
+    assert re.search(r"fashion-mnist .*\n +keys: out, source\n", told)
 
 
 def test_a_root_without_splits_is_named(call: Command, tmp_path: Path) -> None:
@@ -127,10 +170,16 @@ def test_another_image_size_calibrates_anew(call: Command, trained: Path, tmp_pa
     result = call("eval", "checkpoint=run", "image_size=24", "calibrate_images=40")
     assert result.returncode == 0, result.stderr
     assert "at 24 pixels: calibrating on 40 training images" in result.stdout
+    assert "warning" not in result.stdout
     report = json.loads(result.stdout.splitlines()[-1])
     assert (report["images"], report["image_size"]) == (364, 24)
     assert best.with_name(f"{best.name}.ema.val.24px.json").exists()
     refused(call("eval", "checkpoint=run", "image_size=25"), 2, "image_size=25", "nearest: 24")
+    # Nine times as many patches along each side of the grid are (9 x 9) squared times as many weights.
+    few = ["calibrate_images=2", "limit_batches=1", "batch_size=2", "threads=1"]
+    large = call("eval", "checkpoint=run", "image_size=144", *few)
+    assert "image_size=144: 1,296 patches of an image instead of 16" in large.stdout
+    assert "6,561 times as many weights" in large.stdout
 
 
 def test_an_unreadable_image_is_an_error_in_evaluation(

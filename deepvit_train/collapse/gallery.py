@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,11 @@ from einops import rearrange
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from deepvit_train.collapse.figure import Heat, Line, Panel, draw_bars, draw_heat, draw_lines, draw_overlays
+from deepvit_train.collapse.answer import fitting
 from deepvit_train.collapse.measurement import grid_of, similarity_name
 from deepvit_train.config.collapse import CollapseConfig, Maps, Metric
 from deepvit_train.models.record import record_maps
+from deepvit_train.report.figure import Heat, Line, Panel, draw_bars, draw_heat, draw_lines, draw_overlays
 
 STYLES = {"trained": "-", "untrained": "--"}
 # Ends of an axis of cosines: on a scale of its own, the noise of values near 1 would look like a signal.
@@ -34,10 +36,12 @@ class Pictures:
         attention: (L, B, rows, columns), the weights of the class token over patches; without a class token,
             the mean over all queries.
         maps: (L, N, N), the maps of the first image.
+        answers: what the model takes each image for, in words.
     """
 
     attention: Tensor
     maps: Tensor
+    answers: list[str] = field(default_factory=list)
 
 
 def take_pictures(model: nn.Module, images: Tensor) -> Pictures:
@@ -46,7 +50,7 @@ def take_pictures(model: nn.Module, images: Tensor) -> Pictures:
     for record in record_maps(model, images):
         mean = record.before.mean(dim=1)
         height, width = grid_of(model, record)
-        query = mean[:, 0] if record.prefix else mean.mean(dim=1)
+        query = mean.mean(dim=1) if getattr(model, "cls_token", None) is None else mean[:, 0]
         patches = query[:, -height * width :]
         attention.append(rearrange(patches, "b (height width) -> b height width", height=height))
         maps.append(mean[0])
@@ -54,7 +58,11 @@ def take_pictures(model: nn.Module, images: Tensor) -> Pictures:
 
 
 def draw_all(
-    model: dict[str, Any], config: CollapseConfig, images: Tensor, pictures: dict[str, Pictures]
+    model: dict[str, Any],
+    config: CollapseConfig,
+    images: Tensor,
+    classes: Sequence[str],
+    pictures: dict[str, Pictures],
 ) -> dict[str, Figure]:
     """Draw every figure of one model. Returns them by name.
 
@@ -62,13 +70,14 @@ def draw_all(
         model: an entry of `models` in analysis.json.
         config: how collapse is measured.
         images: (B, 3, height, width) in 0..1, the images of the pictures.
+        classes: the class of each of them.
         pictures: what the model attends to, under 'trained' and 'untrained'.
     """
     found = _curves(model, config, tokens=pictures["trained"].maps.shape[-1]) | {
         "matrix": _matrix(model, config),
         "similar_blocks": _bars(model, config),
     }
-    found |= {"class_attention": _overlays(images, pictures), "attention_maps": _map_heats(pictures)}
+    found |= {"class_attention": _overlays(images, classes, pictures), "attention_maps": _map_heats(pictures)}
     if mixes(model):
         found["theta"] = _theta(model["theta"])
     return found
@@ -207,12 +216,12 @@ def _bars(model: dict[str, Any], config: CollapseConfig) -> Figure:
     return draw_bars(labels, series, "ratio of similar blocks", caption)
 
 
-def _overlays(images: Tensor, pictures: dict[str, Pictures]) -> Figure:
+def _overlays(images: Tensor, classes: Sequence[str], pictures: dict[str, Pictures]) -> Figure:
     depth = len(pictures["trained"].maps)
     blocks = _spread(depth)
     rows = [
         (
-            f"image {number}\n{state}",
+            "\n".join([f"is: {fitting(classes[number])}", f"{state}: {taken.answers[number]}"]),
             rearrange(image, "c height width -> height width c").numpy(),
             [taken.attention[block, number].numpy() for block in blocks],
         )

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup  # jinja2's own type of text that is HTML already
-
 from deepvit_train.collapse.gallery import by_block, mixes
 from deepvit_train.config.collapse import CollapseConfig, Maps, Metric
+from deepvit_train.report.page import inline, render
 
 # The sections in reading order: name of the figure, heading, and what the figure shows.
 SECTIONS = [
@@ -60,7 +57,8 @@ SECTIONS = [
     (
         "class_attention",
         "What does the class token look at?",
-        "Bright patches have a large weight in the class token's attention.",
+        "Bright patches have a large weight in the class token's attention. Above each image stand its class "
+        "and the class that the model takes it for, with its probability.",
     ),
     ("attention_maps", "What do the maps look like?", "Rows are queries, columns are keys."),
     ("theta", "How are heads mixed?", "Each matrix is the Theta of a block that mixes its heads."),
@@ -75,16 +73,13 @@ def write_html(analysis: dict[str, Any], drawn: list[dict[str, Path]], config: C
         drawn: for each of its models the files of the figures, by name.
         config: how collapse was measured.
     """
-    environment = Environment(
-        loader=PackageLoader("deepvit_train.collapse", "."), autoescape=True, undefined=StrictUndefined
-    )
     sections = [
         {
             "name": name,
             "title": title,
             "text": text,
             "figures": [
-                {"label": model["label"], "image": _inline(figures[name], f"{title} {model['label']}")}
+                {"label": model["label"], "image": inline(figures[name], f"{title} {model['label']}")}
                 for model, figures in zip(analysis["models"], drawn, strict=True)
                 if name in figures
             ],
@@ -94,8 +89,9 @@ def write_html(analysis: dict[str, Any], drawn: list[dict[str, Path]], config: C
     ]
     conclusions = [conclude(model, analysis["data"], config) for model in analysis["models"]]
     findings = [find(model, config) for model in analysis["models"]]
-    template = environment.get_template("report.html.j2")
-    return template.render(
+    return render(
+        "deepvit_train.collapse",
+        "report.html.j2",
         analysis=analysis,
         conclusions=conclusions,
         findings=findings,
@@ -210,13 +206,3 @@ def _features(model: dict[str, Any]) -> str:
         f"Features reach a cosine of 0.9 to the last block's at block {near}; the tokens that leave the last "
         f"block have a mean cosine of {tokens[0]:.3f} to each other, untrained {tokens[1]:.3f}."
     )
-
-
-def _inline(file: Path, description: str) -> Markup:
-    """Return the content of a figure's file as part of the page."""
-    if file.suffix == ".png":
-        encoded = base64.b64encode(file.read_bytes()).decode()
-        return Markup('<img alt="{}" src="data:image/png;base64,{}">').format(description, encoded)
-    text = file.read_text()
-    label = Markup('<svg role="img" aria-label="{}" ').format(description)
-    return label + Markup(text[text.index("<svg ") + len("<svg ") :])

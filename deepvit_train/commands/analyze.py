@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from deepvit_train.atomic import make_folder, remove, write_text
+from deepvit_train.collapse.answer import answers
 from deepvit_train.collapse.contribution import contributions
-from deepvit_train.collapse.figure import save, share_axes
 from deepvit_train.collapse.gallery import draw_all, take_pictures
 from deepvit_train.collapse.measurement import as_data, measure_model, theta_of
 from deepvit_train.collapse.report import SECTIONS, write_html
@@ -36,6 +36,7 @@ from deepvit_train.evaluation.accuracy import EvalResult, evaluate
 from deepvit_train.evaluation.calibration import calibrate, reattention_norms, using
 from deepvit_train.evaluation.loaded import LoadedModel, measure_statistics
 from deepvit_train.models import DeepViT
+from deepvit_train.report.figure import save, share_axes
 
 IMAGES_SEED = 0  # the choice of images is the same for every model
 PREFIXES = ("", "compare_")  # of the figures of the first model and the second
@@ -61,15 +62,15 @@ def run(config: AnalyzeConfig) -> dict[str, Any]:
     # Measure.
     seen = [images_of(config, each, subject.loaded) for subject, each in zip(subjects, loaders, strict=True)]
     analyses = []
-    for subject, batches, own in zip(subjects, seen, loaders, strict=True):
+    for subject, images, own in zip(subjects, seen, loaders, strict=True):
         console.print(f"analysing {subject.label}")
         for line in subject.loaded.told_preprocessing() if subject.loaded is not None else []:
             console.print(line)
-        analyses.append(_analyse(subject, batches, config, own))
+        analyses.append(_analyse(subject, images.batches, config, own))
     analysis = {
         "definition": config.collapse.legend,
         "data": {"name": str(data.name), "root": data.root, "split": data.split},
-        "images": sum(len(batch.images) for batch in seen[0]),
+        "images": sum(len(batch.images) for batch in seen[0].batches),
         "models": analyses,
     }
     write_text(out / "analysis.json", json.dumps(analysis, indent=1) + "\n")
@@ -81,8 +82,8 @@ def run(config: AnalyzeConfig) -> dict[str, Any]:
     # Draw.
     if config.report:
         drawn = [
-            _figures(subject, entry, batches, config, world)
-            for subject, entry, batches in zip(subjects, analyses, seen, strict=True)
+            _figures(subject, entry, images, config, world)
+            for subject, entry, images in zip(subjects, analyses, seen, strict=True)
         ]
         for name in set(drawn[0]).intersection(*drawn[1:]):
             share_axes([figures[name] for figures in drawn])
@@ -94,10 +95,10 @@ def run(config: AnalyzeConfig) -> dict[str, Any]:
 
 def _subjects(config: AnalyzeConfig) -> list[Subject]:
     def ours(path: str, key: str) -> Subject:
-        return from_checkpoint(path, config.weights.value, config.preset, config.said(), key)
+        return from_checkpoint(path, config.weights.value, config.preset, config.said(), key, config.download)
 
     if config.model is not None:
-        found = [from_timm(config.model, config.checkpoint)]
+        found = [from_timm(config.model, config.checkpoint, config.download)]
     else:
         assert config.checkpoint is not None
         found = [ours(config.checkpoint, "checkpoint")]
@@ -124,20 +125,35 @@ def _out_folder(config: AnalyzeConfig, subject: Subject) -> Path:
         raise OutputError(f"out={out.joinpath(*names)}: can't be written ({error.strerror})") from None
 
 
-def images_of(config: AnalyzeConfig, loaders: Loaders, loaded: LoadedModel | None) -> list[Batch]:
-    """Load the images that maps are collected on. Every model gets the same choice.
+@dataclass(frozen=True)
+class Seen:
+    """The images that maps are collected on.
 
-    Their targets are the model's numbers for their classes. A model of timm says nothing of its classes.
+    Args:
+        batches: their targets are the model's numbers for their classes. A model of timm says nothing of its
+            classes, so there the targets are the data set's numbers.
+        classes: the names of the targets.
+        outputs: the names of the model's outputs; None where nobody knows them.
     """
+
+    batches: list[Batch]
+    classes: list[str]
+    outputs: list[str] | None
+
+
+def images_of(config: AnalyzeConfig, loaders: Loaders, loaded: LoadedModel | None) -> Seen:
+    """Load the images that maps are collected on. Every model gets the same choice."""
     data = loaders.data
     index = open_split(data, data.split)
+    classes, outputs = index.classes, None
     if loaded is not None:
-        index, _ = loaded.labelled(index, data)
+        index, labels = loaded.labelled(index, data)
+        classes = outputs = labels.names
     bad = BadFiles([], data.max_bad, loaders.world, console.print)
     images = loaders.calibration(index, config.collapse.images, config.batch_size, IMAGES_SEED)
     batches = list(bad.watch(images))
     bad.settle()
-    return batches
+    return Seen(batches, classes, outputs)
 
 
 def _analyse(
@@ -161,14 +177,18 @@ def _analyse(
 
 
 def _figures(
-    subject: Subject, entry: dict[str, Any], batches: list[Batch], config: AnalyzeConfig, world: World
+    subject: Subject, entry: dict[str, Any], seen: Seen, config: AnalyzeConfig, world: World
 ) -> dict[str, Figure]:
     """Draw the figures of one model. Returns them by name."""
-    images, pictures = batches[0].images[:PICTURES], {}
+    first, pictures = seen.batches[0], {}
+    images = first.images[:PICTURES]
+    classes = [seen.classes[target] for target in first.targets[:PICTURES].tolist()]
     for state, model in subject.states(world.device).items():
-        with _statistics_of_images(model, batches, world):
-            pictures[state] = take_pictures(model, images)
-    return draw_all(entry, config.collapse, denormalise(images, subject.preprocessing), pictures)
+        with _statistics_of_images(model, seen.batches, world):
+            taken = take_pictures(model, images)
+            pictures[state] = replace(taken, answers=answers(model, images, seen.outputs))
+    shown = denormalise(images, subject.preprocessing)
+    return draw_all(entry, config.collapse, shown, classes, pictures)
 
 
 def _save_figures(drawn: list[dict[str, Figure]], folder: Path) -> list[dict[str, Path]]:

@@ -53,17 +53,22 @@ class Subject:
 
 
 def from_checkpoint(
-    path: str, weights: str, preset: str | None, said: dict[str, Any], key: str = "checkpoint"
+    path: str,
+    weights: str,
+    preset: str | None,
+    said: dict[str, Any],
+    key: str = "checkpoint",
+    download: bool = False,
 ) -> Subject:
     """Load a run, a checkpoint or a weights file. Arguments and errors are those of `loaded.load`."""
-    loaded = load(path, weights, preset, key, **said)
+    loaded = load(path, weights, preset, key, download, **said)
     shape, attn = loaded.architecture.model, loaded.architecture.attn
 
     def fresh() -> nn.Module:
         torch.manual_seed(loaded.description.seed)
         return DeepViT(loaded.architecture, loaded.model.num_classes)
 
-    home = loaded.found.run or loaded.found.file.with_suffix("")
+    home = loaded.found.run or loaded.found.home
     return Subject(
         label=home.name,
         description={
@@ -93,7 +98,7 @@ def _evaluated(loaded: LoadedModel) -> dict[str, Any] | None:
     return {"step": step, "top1": top1, "images": metrics.get("val/images"), "of": metrics.get("val/of")}
 
 
-def from_timm(name: str, file: str | None) -> Subject:
+def from_timm(name: str, file: str | None, download: bool = False) -> Subject:
     """Build a model of timm, 'timm:NAME'. Without a local weights file it is untrained.
 
     Raises ConfigError for an unknown name, CheckpointError for a file that does not fit.
@@ -102,7 +107,8 @@ def from_timm(name: str, file: str | None) -> Subject:
     if not timm.is_model(name):
         raise ConfigError(f"model={TIMM}{name}: timm has no such model{nearest(name, timm.list_models())}")
     options: dict[str, Any] = {}
-    state = None if file is None else read_source(find(file)).tensors
+    found = None if file is None else find(file, download=download)
+    state = None if found is None else read_source(found).tensors
     if state is not None and "head.weight" in state:
         options["num_classes"] = len(state["head.weight"])
 
@@ -130,7 +136,7 @@ def from_timm(name: str, file: str | None) -> Subject:
         model=model,
         fresh=fresh,
         preprocessing=_preprocessing(model),
-        home=None if file is None else Path(file).with_suffix(""),
+        home=None if found is None else found.home,
         loaded=None,
     )
 

@@ -14,7 +14,8 @@ from deepvit_train.config.convert import ConvertConfig
 from deepvit_train.config.preset import Architecture
 from deepvit_train.console import amount, console, print_report
 from deepvit_train.error import OutputError
-from deepvit_train.models.importer import Imported, import_model
+from deepvit_train.evaluation.loaded import import_found
+from deepvit_train.models.importer import Imported, left_out_note
 from deepvit_train.models.summary import count_parameters
 from deepvit_train.run.checkpoint import WEIGHT_FILES, find
 from deepvit_train.run.saving import save_tensors
@@ -26,8 +27,8 @@ def run(config: ConvertConfig) -> dict[str, Any]:
     Raises CheckpointError for a source that can't be read or is in doubt, OutputError for a folder that holds
     something already or can't be written.
     """
-    found = find(config.source, config.weights.value, key="source")
-    imported = import_model(found, config.preset, config.weights.value, config.said())
+    found = find(config.source, config.weights.value, key="source", download=config.download)
+    imported, _ = import_found(found, config.preset, config.weights.value, config.said())
     statistics = found.calibrated(imported.model) or {}
     imported.model.load_state_dict(statistics, strict=False)
     written = _write(Path(config.out).expanduser(), imported, calibrated=bool(statistics))
@@ -35,6 +36,8 @@ def run(config: ConvertConfig) -> dict[str, Any]:
     console.print(
         f"{found.file}: {imported.layout} layout, {imported.weights} weights, {parameters:,} parameters"
     )
+    if imported.left_out:
+        console.print(left_out_note(imported.left_out))
     for line in [*_told(imported.description.architecture), _told_of_classes(imported)]:
         console.print(line)
     console.print(f"written: {written}")
@@ -44,6 +47,7 @@ def run(config: ConvertConfig) -> dict[str, Any]:
         "weights": imported.weights,
         "parameters": parameters,
         "classes": imported.model.num_classes,
+        "left_out": imported.left_out,
     }
     print_report(report)
     return report
@@ -68,13 +72,13 @@ def _told(architecture: Architecture) -> list[str]:
     mixing = (
         "no block mixes its heads"
         if attn.kind == "self"
-        else f"blocks from {attn.from_block} on mix ({attn.kind})"
+        else f"blocks from {attn.first} on mix ({attn.kind})"
     )
     return [
         f"from the tensors: {model.image_size} px, patch {model.patch_size}, {model.stem} stem, "
         f"dim {model.dim}, {amount(model.depth, 'block')}, {amount(model.heads, 'head')}, "
         f"mlp_ratio {model.mlp_ratio:g}; {mixing}",
-        f"not in the tensors: pool={model.pool} transform_scale={attn.transform_scale} "
+        f"not in the tensors: pool={model.pool} act={model.act} transform_scale={attn.transform_scale} "
         f"residual_scale={model.residual_scale:g} norm_eps={model.norm_eps:g} mean={model.mean} "
         f"std={model.std} crop_pct={model.crop_pct:g} interpolation={model.interpolation}",
     ]

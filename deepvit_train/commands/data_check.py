@@ -20,6 +20,7 @@ from deepvit_train.config.data_check import DataCheckConfig
 from deepvit_train.config.preset import Architecture
 from deepvit_train.console import amount, console, print_report, progress_bar
 from deepvit_train.data import check
+from deepvit_train.data.channel import channel_statistics
 from deepvit_train.data.decode import BadImageError, Picture, parse_picture
 from deepvit_train.data.index import ImageIndex, data_root
 from deepvit_train.data.loaders import limits, worker_count
@@ -31,6 +32,7 @@ from deepvit_train.models import DeepViT
 from deepvit_train.precision import autocast
 
 SHOWN = 20  # errors and warnings in the tables; the JSON has all
+CHANNEL_IMAGES = 1000  # of which mean and standard deviation are measured
 WARM_UP_IMAGES = 16
 TIMED_IMAGES = 128
 TIMED_STEPS = 2
@@ -64,7 +66,8 @@ def run(config: DataCheckConfig) -> dict[str, Any]:
             bar = progress.add_task(f"reading {split.name}", total=len(split.index))
             advance = partial(progress.advance, bar)
             check.examine_split(split, limits(config.data), workers, advance)
-    errors = [error for split in splits for error in split.errors]
+    # The parts of one folder tell twice what is wrong with it.
+    errors = list(dict.fromkeys(error for split in splits for error in split.errors))
     for other in splits[1:]:
         errors += check.compare_classes(splits[0], other, config.data.allow_subset)
         errors += check.duplicates(splits[0], other)
@@ -75,10 +78,13 @@ def run(config: DataCheckConfig) -> dict[str, Any]:
         "errors": errors,
         "warnings": [
             *_told_of_values(config, splits[0], fitting),
-            *[warning for split in splits for warning in split.warnings],
+            *dict.fromkeys(warning for split in splits for warning in split.warnings),
         ],
         "splits": {split.name: check.statistics_of(split) for split in splits},
         "value_range": fitting,
+        "channels": channel_statistics(
+            splits[0].index, config.model.preprocessing, limits(config.data), CHANNEL_IMAGES
+        ),
         "timing": _timing(config, splits[0].index, world.device) if config.timing else None,
     }
     _tell(report)
@@ -200,6 +206,12 @@ def _tell(report: dict[str, Any]) -> None:
     for row in ROWS:
         table.add_row(row.replace("_", " "), *(_phrase(statistics[row]) for statistics in splits.values()))
     console.print(table)
+    if channels := report["channels"]:
+        mean, std = (",".join(f"{value:.4f}" for value in channels[name]) for name in ("mean", "std"))
+        console.print(
+            f"channels: model.mean=[{mean}] model.std=[{std}] are those of "
+            f"{amount(channels['images'], 'training image')}"
+        )
     if timing := report["timing"]:
         timed = amount(timing["images"], "image")
         table = Table("part of a step", "ms an image", "", title=f"{timed}, one process")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,20 +12,24 @@ import torch
 from deepvit_train.commands.evaluate_result import Evaluated
 from deepvit_train.config.evaluate import EvalConfig
 from deepvit_train.console import amount, console
-from deepvit_train.data.index import open_split
+from deepvit_train.data.index import ImageIndex, open_split
 from deepvit_train.data.layout import layout_warnings
 from deepvit_train.data.loaders import Loaders
 from deepvit_train.distributed import world as distributed
 from deepvit_train.error import ConfigError
 from deepvit_train.evaluation.accuracy import evaluate
 from deepvit_train.evaluation.calibration import reattention_norms, using
-from deepvit_train.evaluation.loaded import LoadedModel, load, measure_statistics
+from deepvit_train.evaluation.loaded import LoadedModel, load_named, measure_statistics
+from deepvit_train.evaluation.prediction import Predictions, Recorder
+
+LARGE = 8  # times as many patches as in training; more than that is seldom meant
 
 
 def run(config: EvalConfig) -> dict[str, Any]:
     """Evaluate a checkpoint.
 
-    Prints a table, writes a JSON file beside the checkpoint, and prints a JSON object as the last line.
+    Prints a table, writes a JSON file beside the checkpoint, and on request a report; prints a JSON object as
+    the last line.
     """
     world = distributed.start(config.device.value, config.timeout_s)
     if config.threads:
@@ -30,12 +37,12 @@ def run(config: EvalConfig) -> dict[str, Any]:
     say = console.print if world.is_main else lambda line: None
 
     # The checkpoint says what the model is and how its images are prepared; of a foreign file the user does.
-    loaded = load(config.checkpoint, config.weights.value, config.preset, **config.said())
+    loaded = load_named(config)
     own_size = loaded.architecture.model.image_size
     if config.calibrate_images is not None:
         loaded = loaded.calibrating_on(config.calibrate_images)
     if config.image_size is not None:
-        loaded = _at_size(loaded, config.image_size)
+        loaded = _at_size(loaded, config.image_size, say)
     model, preprocessing = loaded.model.to(world.device), loaded.architecture.model.preprocessing
     say(f"{loaded.found.file}: {loaded.weights} weights")
     for line in loaded.told_preprocessing():
@@ -63,23 +70,41 @@ def run(config: EvalConfig) -> dict[str, Any]:
         )
         statistics = measure_statistics(loaded, loaders, config.batch_size, config.precision, say)
     batches = loaders.evaluation(index, config.batch_size, config.limit_batches)
+    order = loaders.evaluation_order(index, config.batch_size, config.limit_batches)
+    recorder = Recorder(order, len(labels.names), world) if config.report else None
     with using(model, statistics):
-        result = evaluate(model, batches, world, config.precision, len(labels.names), labels.absent)
+        result = evaluate(model, batches, world, config.precision, len(labels.names), labels.absent, recorder)
+    predictions = None if recorder is None else recorder.gather()
 
     evaluated = Evaluated(loaded, own_size, config, data, labels, len(index), result)
     report = evaluated.report()
     if world.is_main:
-        evaluated.tell(report)
+        page = None if predictions is None else partial(_write_page, evaluated, index, predictions)
+        evaluated.tell(report, page)
     distributed.stop()
     return report
 
 
-def _at_size(loaded: LoadedModel, image_size: int) -> LoadedModel:
-    """Return the model for another image size.
+def _write_page(evaluated: Evaluated, index: ImageIndex, predictions: Predictions) -> Path:
+    # Imported where it is needed: matplotlib, scikit-learn and scipy take a second.
+    from deepvit_train.commands.evaluate_report import EvaluationReport
+
+    return EvaluationReport(evaluated, index, predictions).write()
+
+
+def _at_size(loaded: LoadedModel, image_size: int, say: Callable[[str], None]) -> LoadedModel:
+    """Return the model for another image size. Warns where that takes many times as long.
 
     Raises ConfigError if its statistics would have to be measured anew and that was not asked for.
     """
+    before = loaded.architecture.model
     resized = loaded.at_size(image_size)
+    grids = [(size // before.patch_size) ** 2 for size in (before.image_size, image_size)]
+    if grids[1] > LARGE * grids[0]:
+        say(
+            f"warning: image_size={image_size}: {grids[1]:,} patches of an image instead of {grids[0]:,}: "
+            f"each attention map has {(grids[1] / grids[0]) ** 2:,.0f} times as many weights"
+        )
     needed = resized is not loaded and bool(reattention_norms(resized.model))
     if needed and not resized.description.calibrate_images:
         raise ConfigError(

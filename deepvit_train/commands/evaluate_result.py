@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,7 +16,7 @@ from rich.table import Table
 from timm.data import ImageNetInfo
 
 from deepvit_train.atomic import RefusedError, write_text
-from deepvit_train.config.data import DataConfig
+from deepvit_train.config.data import DataConfig, absolute
 from deepvit_train.config.evaluate import EvalConfig
 from deepvit_train.config.preset import plain_from
 from deepvit_train.config.recipe import Precision
@@ -64,6 +65,8 @@ class Evaluated:
         parts = [loaded.weights, _slug(self.data.split)]
         if not _is_own(self.data, loaded):
             parts.append(f"{self.data.name}-{_slug(Path(self.root or '').name)}-{_digest(self.root or '')}")
+            if self.data.val_share is not None:
+                parts.append(f"val_share{self.data.val_share:g}{_group_part(self.data.group_by)}")
         if size != self.own_size:
             parts.append(f"{size}px")
         elif config.calibrate_images is not None:
@@ -79,7 +82,7 @@ class Evaluated:
     @property
     def root(self) -> str | None:
         """The folder of the data; None for the digits in the cache folder."""
-        return _resolved(self.data.root)
+        return absolute(self.data.root)
 
     def report(self) -> dict[str, Any]:
         """Return what is printed as the last line."""
@@ -90,10 +93,12 @@ class Evaluated:
             "data": str(self.data.name),
             "root": self.root,
             "split": self.data.split,
+            **self._split_keys(),
             "image_size": loaded.architecture.model.image_size,
             "preprocessing": preprocessing_of(loaded),
             "precision": str(self.config.precision),
             "top1": result.top1,
+            "mean_class": result.mean_class,
             "top5": result.top5,
             "loss": result.loss if math.isfinite(result.loss) else None,
             "images": result.images,
@@ -104,11 +109,20 @@ class Evaluated:
         }
         return report | ({"not_finite": result.not_finite} if result.not_finite else {})
 
-    def tell(self, report: dict[str, Any]) -> None:
-        """Write the file, then print the table, and the report as the last line.
+    def _split_keys(self) -> dict[str, Any]:
+        """What made train and val of one folder; nothing where they are folders."""
+        if self.data.val_share is None:
+            return {}
+        return {"val_share": self.data.val_share, "group_by": self.data.group_by}
 
-        A folder that can't be written costs the file alone. Raises RefusedError at the end where a link or
-        another thing lies in the file's place.
+    def tell(self, report: dict[str, Any], write_page: Callable[[], Path] | None = None) -> None:
+        """Write the file and the page, print the table, and the report as the last line.
+
+        A folder that can't be written costs what lies in it alone. Raises RefusedError at the end where a
+        link or another thing lies in the place of a file.
+
+        Args:
+            write_page: writes the page with figures, and returns it.
         """
         result, absent = self.result, set(self.labels.absent)
         every = zip(result.class_accuracy, self.labels.names, result.class_images, strict=True)
@@ -118,14 +132,20 @@ class Evaluated:
             name: {"name": readable(name), "top1": accuracy, "images": images}
             for accuracy, name, images in known
         }
-        file, refused = self.file(), None
-        try:
-            write_text(file, json.dumps({**report, "classes": by_class}, indent=1) + "\n")
-            written = f"written: {file}"
-        except RefusedError as error:
-            refused, written = error, f"not written: {error}"
-        except OutputError as error:
-            written = f"not written: {error}"
+        refused: list[RefusedError] = []
+
+        def write(kind: str, make: Callable[[], Path]) -> str:
+            try:
+                return f"{kind}: {make()}"
+            except OutputError as error:
+                refused.extend([error] if isinstance(error, RefusedError) else [])
+                return f"not written: {error}"
+
+        def write_file() -> Path:
+            write_text(self.file(), json.dumps({**report, "classes": by_class}, indent=1) + "\n")
+            return self.file()
+
+        written = [write("written", write_file), *([write("read", write_page)] if write_page else [])]
         console.print(_table(self, seen))
         if unseen := len(known) - len(seen):
             console.print(f"classes without an image: {unseen}; nothing is known of them")
@@ -134,10 +154,11 @@ class Evaluated:
                 f"warning: outputs for {amount(result.not_finite, 'image')} are NaN or infinite; they count "
                 "as wrong"
             )
-        console.print(written)
+        for line in written:
+            console.print(line)
         print_report(report)
-        if refused is not None:
-            raise refused
+        if refused:
+            raise refused[0]
 
 
 def preprocessing_of(loaded: LoadedModel) -> dict[str, Any]:
@@ -169,13 +190,11 @@ def _table(evaluated: Evaluated, per_class: list[tuple[float, str, int]]) -> Tab
 
 def _is_own(data: DataConfig, loaded: LoadedModel) -> bool:
     """Whether this is the data set that the model's own run read."""
-    return data.name == loaded.description.data and _resolved(data.root) == loaded.found.data_path(
-        "data_root"
-    )
+    return data.name == loaded.description.data and absolute(data.root) == loaded.found.data_path("data_root")
 
 
-def _resolved(root: str | None) -> str | None:
-    return None if root is None else str(Path(root).expanduser().resolve())
+def _group_part(group_by: str | None) -> str:
+    return "" if group_by is None else f"-{_digest(group_by)}"
 
 
 def _slug(text: str) -> str:

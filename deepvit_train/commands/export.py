@@ -19,6 +19,7 @@ from deepvit_train.commands.export_check import (
     their_answers,
 )
 from deepvit_train.commands.export_file import check_onnx, write_onnx, write_pt2
+from deepvit_train.commands.export_hub import check_push, complete, send
 from deepvit_train.commands.export_timm import check_timm, write_timm
 from deepvit_train.config.export import ExportConfig, ExportFormat
 from deepvit_train.config.preset import plain_from
@@ -30,7 +31,7 @@ from deepvit_train.data.loaders import Loaders
 from deepvit_train.distributed.world import World
 from deepvit_train.error import DataError
 from deepvit_train.evaluation.calibration import Statistics, using
-from deepvit_train.evaluation.loaded import LoadedModel, load, measure_statistics
+from deepvit_train.evaluation.loaded import LoadedModel, load_named, measure_statistics
 from deepvit_train.run.checkpoint import digest_of
 
 FILES = {
@@ -48,9 +49,11 @@ def run(config: ExportConfig) -> dict[str, Any]:
     """
     if config.threads:
         torch.set_num_threads(config.threads)
+    if config.push is not None:
+        check_push(config.push, config.out)
     if config.format == ExportFormat.onnx:
         check_onnx()
-    loaded = load(config.checkpoint, config.weights.value, config.preset, **config.said())
+    loaded = load_named(config)
     if config.format == ExportFormat.timm:
         check_timm(loaded.architecture)
     console.print(f"{loaded.found.file}: {loaded.weights} weights")
@@ -73,13 +76,16 @@ def run(config: ExportConfig) -> dict[str, Any]:
         _write(loaded, report, config, file)
         report["digests"] = {
             "file": digest_of(file),
-            "checkpoint": digest_of(loaded.found.file),
+            "checkpoint": digest_of(loaded.found.file.resolve()),  # a link, in the hub's cache
             "data": index.digest,
         }
         report["check"] = _check(loaded, images, config, file)
         refuse_if_worse(report["check"], config.out)
         write_text(folder / "model.json", json.dumps(report, indent=1) + "\n")
-    _tell(report, out)
+        if config.push is not None:
+            complete(folder, loaded, report, config.push)
+    pushed = None if config.push is None else send(out, config.push, config.private)
+    _tell(report, out, pushed)
     return report
 
 
@@ -140,10 +146,10 @@ def _write(loaded: LoadedModel, description: dict[str, Any], config: ExportConfi
     elif config.format == ExportFormat.pt2:
         write_pt2(loaded.model, description, file)
     else:
-        write_timm(loaded.model, loaded.architecture, description, file)
+        write_timm(loaded.model, loaded.description, description, file)
 
 
-def _tell(report: dict[str, Any], out: Path) -> None:
+def _tell(report: dict[str, Any], out: Path, pushed: str | None) -> None:
     check, size = report["check"], (out / report["file"]).stat().st_size
     console.print(
         f"{check['program_exported']} on {amount(check['images'], 'image')}: logits differ by at most "
@@ -152,4 +158,7 @@ def _tell(report: dict[str, Any], out: Path) -> None:
         f"here {check['images_per_s']}"
     )
     console.print(f"written: {out / report['file']} ({size / 1e6:.1f} MB) and {out / 'model.json'}")
-    print_report({"out": str(out), "format": report["format"], "numbers": report["numbers"], **check})
+    if pushed is not None:
+        console.print(f"pushed: {pushed}")
+    where = {"out": str(out)} | ({"pushed": pushed} if pushed is not None else {})
+    print_report({**where, "format": report["format"], "numbers": report["numbers"], **check})

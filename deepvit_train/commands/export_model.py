@@ -31,6 +31,7 @@ class MixedAttention(nn.Module):
         super().__init__()
         self.heads, self.head_dim = attention.heads, attention.head_dim
         self.qkv, self.proj = attention.qkv, attention.proj
+        self.q_norm, self.k_norm = attention.q_norm, attention.k_norm
         mixer = attention.mixer
         talks = isinstance(mixer, TalkingHeads)
         self.before = _Mixing(mixer.logit_theta, mixer.logit_bias) if talks else None
@@ -38,7 +39,7 @@ class MixedAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = rearrange(self.qkv(x), "b n (three h k) -> three b h n k", three=3, h=self.heads).unbind(0)
-        logits = q @ k.transpose(-2, -1) * self.head_dim**-0.5
+        logits = self.q_norm(q) @ self.k_norm(k).transpose(-2, -1) * self.head_dim**-0.5
         if self.before is not None:
             logits = self.before(logits)
         out = self.after(logits.softmax(dim=-1)) @ v

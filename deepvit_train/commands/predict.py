@@ -26,7 +26,7 @@ from deepvit_train.data.unlabelled import BAD, find_images
 from deepvit_train.distributed.world import World, choose_device
 from deepvit_train.error import DataError
 from deepvit_train.evaluation.calibration import using
-from deepvit_train.evaluation.loaded import LoadedModel, load, measure_statistics
+from deepvit_train.evaluation.loaded import LoadedModel, load_named, measure_statistics
 from deepvit_train.precision import autocast
 
 
@@ -38,7 +38,7 @@ def run(config: PredictConfig) -> dict[str, Any]:
     world = World(rank=0, size=1, device=choose_device(config.device.value))
     if config.threads:
         torch.set_num_threads(config.threads)
-    loaded = load(config.checkpoint, config.weights.value, config.preset, **config.said())
+    loaded = load_named(config)
     loaded.model.to(world.device)
     data = _data_for(loaded, config)
     index = _images_of(config, data)

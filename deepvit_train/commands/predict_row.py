@@ -17,7 +17,7 @@ from torch import Tensor
 
 from deepvit_train.atomic import make_folder, replacing
 from deepvit_train.config.predict import RowFormat
-from deepvit_train.data.decode import printable
+from deepvit_train.console import one_line
 from deepvit_train.error import OutputError
 
 
@@ -45,7 +45,7 @@ class RowWriter:
 
     def write(self, file: str, places: list[int], probabilities: list[float]) -> None:
         """Write the row of an image: numbers and probabilities of its classes, the likeliest first."""
-        file, names = printable(file), [self.classes[place] for place in places]
+        file, names = one_line(file), [self.classes[place] for place in places]
         shown = [float(f"{probability:.6g}") for probability in probabilities]
         if self.format == RowFormat.jsonl:
             row = {"file": file, "classes": names, "probabilities": shown}

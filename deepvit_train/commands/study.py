@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from deepvit_train.atomic import inside, make_folder, write_text
-from deepvit_train.collapse.figure import save
 from deepvit_train.commands.study_cell import STOPS, CellProcesses
 from deepvit_train.commands.study_figure import draw_findings
 from deepvit_train.commands.study_finding import findings
@@ -40,6 +39,7 @@ from deepvit_train.config.study import StudyConfig
 from deepvit_train.console import amount, console
 from deepvit_train.data.subset import copy_images, hold_out
 from deepvit_train.error import ConfigError, Interrupted, OutputError, UserError
+from deepvit_train.report.figure import save
 from deepvit_train.run.change import differences
 
 
@@ -57,16 +57,19 @@ def run(config: StudyConfig) -> dict[str, Any]:
     for cell in cells:  # raises an error about the configuration before hours of training
         commands_of(cell, config, min(config.study.rates, default=None))
     try:
-        for name in ("cells", "runs", "data", "times"):
-            make_folder(out, name)
-        _adopt(config, out / "settings.json")
-        counts = {"train": config.train_images, "val": config.val_images}
-        root = Path(config.root).expanduser()
+        settings = _settings(config, out / "settings.json")
+        root, counts = (
+            Path(config.root).expanduser(),
+            {"train": config.train_images, "val": config.val_images},
+        )
         copy_images(root, out / "data", counts)
         if config.study.rates:
             assert config.search_images is not None
             assert config.train_images is not None
             hold_out(root, out / "search", out / "data" / "train", config.train_images, config.search_images)
+        for name in ("cells", "runs", "times"):
+            make_folder(out, name)
+        write_text(out / "settings.json", json.dumps(settings, indent=1) + "\n")
     except OSError as error:
         raise OutputError(f"out={out}: can't be written ({error.strerror})") from None
 
@@ -90,8 +93,8 @@ def run(config: StudyConfig) -> dict[str, Any]:
     return result
 
 
-def _adopt(config: StudyConfig, file: Path) -> None:
-    """Store the settings that all cells share. Raises ConfigError if the study there has other settings."""
+def _settings(config: StudyConfig, file: Path) -> dict[str, Any]:
+    """Return the settings that all cells share. Raises ConfigError if the study in the file has others."""
     common = ("train", "train_images", "val_images", "search_images", "collapse")
     settings = {key: value for key, value in plain(config).items() if key in common}
     if not config.study.rates:
@@ -100,7 +103,7 @@ def _adopt(config: StudyConfig, file: Path) -> None:
     if before is not None and (changes := differences(before, settings)):
         told = "; ".join(changes.values())
         raise ConfigError(f"{file.parent} holds a study with {told}; choose another out=")
-    write_text(file, json.dumps(settings, indent=1) + "\n")
+    return settings
 
 
 def _run_cell(cell: Cell, config: StudyConfig, out: Path, processes: CellProcesses) -> dict[str, Any]:

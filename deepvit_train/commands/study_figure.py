@@ -8,8 +8,8 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from deepvit_train.collapse.figure import COLOURS, STYLE
 from deepvit_train.commands.study_finding import MARGIN, MEASURES
+from deepvit_train.report.figure import COLOURS, STYLE
 
 Row = dict[str, Any]
 MARKS = "osD^vP*X"

@@ -9,10 +9,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from deepvit_train.collapse.figure import Line, Panel, draw_lines
 from deepvit_train.config.collapse import CollapseConfig
 from deepvit_train.config.study import GridConfig
 from deepvit_train.console import amount
+from deepvit_train.report.figure import Line, Panel, draw_lines
 
 Cell = dict[str, Any]  # the JSON of a finished cell
 Value = Callable[[Cell], float]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -11,15 +12,18 @@ from typing import Any
 import torch
 
 from deepvit_train.collapse.probe import Probe
+from deepvit_train.commands.train_graft import settle_graft
 from deepvit_train.commands.train_job import Job, Opened
-from deepvit_train.commands.train_report import report, result_of, tell_where
+from deepvit_train.commands.train_report import report, rest, result_of, tell_where
 from deepvit_train.commands.train_resume import go_on
 from deepvit_train.commands.train_summary import summary
 from deepvit_train.config.compose import as_yaml, plain
+from deepvit_train.config.data import Balance
 from deepvit_train.config.preset import Architecture
 from deepvit_train.config.train import TrainConfig
 from deepvit_train.console import console
 from deepvit_train.data.bad_files import BadFiles
+from deepvit_train.data.balance import BalancedOrder
 from deepvit_train.data.dataset import Batch, TrainOrder
 from deepvit_train.data.index import ImageIndex
 from deepvit_train.data.loaders import Loaders
@@ -31,14 +35,17 @@ from deepvit_train.distributed.world import World
 from deepvit_train.models import DeepViT, start_from
 from deepvit_train.run.change import flatten
 from deepvit_train.run.description import ModelDescription
+from deepvit_train.run.elsewhere import check_installed
 from deepvit_train.run.environment import describe_environment, describe_rounding
 from deepvit_train.run.folder import RunFolder
 from deepvit_train.run.identity import build_identity
 from deepvit_train.run.saving import CheckpointWriter
 from deepvit_train.run.tracking import Tracker
 from deepvit_train.training import images, ranks
+from deepvit_train.training.class_weight import class_weights
 from deepvit_train.training.interruption import StopSignals
 from deepvit_train.training.loop import Run, Trainer
+from deepvit_train.training.optimizer import build_optimizer
 from deepvit_train.training.origin import Origin, check_length, find_origin, open_splits
 from deepvit_train.training.plan import build_plan
 from deepvit_train.training.saver import Saver
@@ -60,12 +67,16 @@ def run(config: TrainConfig) -> dict[str, Any]:
             job.run.say(f"finished already: {phrase(job.run.state.metrics)}")
             tell_where(job)
             return result_of(job)
-        trainer = _fit(job, resumed, stack)
-        return report(job, trainer.watch, trainer.tracker)
+        lines = summary(job.run, job.train, job.val)
+        trainer = _fit(job, resumed, lines, stack)
+        if not job.run.finished:
+            return rest(job)
+        return report(job, trainer.watch, trainer.tracker, lines)
 
 
 def _build(config: TrainConfig, stack: ExitStack) -> Job:
     """Join the ranks, open the data, build the model and its state, and lock the run's folder."""
+    since = time.monotonic()
     world = distributed.start(config.trainer.device.value, config.trainer.timeout_s)
     stack.callback(distributed.stop)
     ranks.check_config(world, flatten(plain(config)))
@@ -80,14 +91,17 @@ def _build(config: TrainConfig, stack: ExitStack) -> Job:
 
     # All that can be wrong is looked at before the folder is made: a mistake leaves no folder behind.
     folder = RunFolder(config.run_dir, config.data, writes=world.is_main)
+    graft = settle_graft(config, folder, world, say)
     opened = together(world, lambda: _open(config, folder, world, say))
-    splits = {"train": opened.train, config.data.split: opened.val}
+    if graft is not None:
+        graft.start_norms(opened.model)
     # The files of the embedded digits are written on each machine, by whatever Pillow is there.
     ranks.check_weights(world, opened.origin.weights)
-    ranks.check_data(world, opened.labels.names, splits, sizes=config.data.root is not None)
+    ranks.check_data(world, opened.labels.names, opened.splits, sizes=config.data.root is not None)
 
-    together(world, lambda: _take(folder, config, splits, stack, say))
+    together(world, lambda: _take(folder, config, opened.splits, stack, say))
     state = build_state(opened.model, config, opened.plan, world)
+    state.class_weights = opened.class_weights
     run = Run(
         config=config,
         world=world,
@@ -95,7 +109,8 @@ def _build(config: TrainConfig, stack: ExitStack) -> Job:
         state=state,
         signals=signals,
         say=say,
-        images=images.summary(splits),
+        images=images.summary(opened.splits),
+        since=since,
     )
     return Job(run=run, folder=folder, opened=opened)
 
@@ -105,12 +120,26 @@ def _open(config: TrainConfig, folder: RunFolder, world: World, say: Callable[[s
 
     The checkpoint comes first, because without it nobody needs the data.
     """
+    check_installed(config.tracker)
     origin = find_origin(config, folder)
     train, val, labels = open_splits(config, origin, folder, say)
+    if config.data.cache:
+        train, val = images.kept_in_memory([train, val], say)
     plan = build_plan(config.trainer, config.schedule, len(train), world.size)
     check_length(config, origin, plan)
     model, initial = _build_model(config, labels.names, origin, world)
-    return Opened(train=train, val=val, labels=labels, origin=origin, plan=plan, model=model, initial=initial)
+    build_optimizer(model, config.optim)  # a wrong name or argument of it leaves no folder behind
+    return Opened(
+        splits={"train": train, config.data.split: val},
+        train=train,
+        val=val,
+        labels=labels,
+        origin=origin,
+        plan=plan,
+        model=model,
+        initial=initial,
+        class_weights=class_weights(config.loss, train),
+    )
 
 
 def _take(
@@ -123,8 +152,8 @@ def _take(
     """Lock the run's folder and take over its configuration."""
     stack.enter_context(folder)
     say(f"run folder: {folder.path}")
-    for index in splits.values():
-        if (line := index.told_of_left_out()) is not None:
+    for line in dict.fromkeys(index.told_of_left_out() for index in splits.values()):
+        if line is not None:  # one folder that was split says it once
             say(line)
     folder.adopt(plain(config), config.resume, say)
 
@@ -145,8 +174,13 @@ def _build_model(
     return model, initial
 
 
-def _fit(job: Job, resumed: Path | None, stack: ExitStack) -> Trainer:
-    """Train to the plan's end: log, calibrate, evaluate, save. `resumed` is the checkpoint to go on from."""
+def _fit(job: Job, resumed: Path | None, lines: list[str], stack: ExitStack) -> Trainer:
+    """Train to the plan's end: log, calibrate, evaluate, save.
+
+    Args:
+        resumed: the checkpoint to go on from.
+        lines: what is said of the run before its first step.
+    """
     config, world, state, folder = job.run.config, job.run.world, job.run.state, job.folder
     bad = BadFiles(state.bad_files, config.data.max_bad, world, job.run.say)
     patience = Patience(lambda: job.run.signals.stop, job.run.say)
@@ -159,11 +193,15 @@ def _fit(job: Job, resumed: Path | None, stack: ExitStack) -> Trainer:
         state.step,
         evaluated=state.evaluated_step == state.step,
         check=folder.check_held,
+        others=config.tracker,
+        run=folder.run,
+        say=job.run.say,
     )
     stack.callback(tracker.close)
     folder.note_environment(describe_environment(world.device, world.size))
     tracker.text("config", as_yaml(config), state.step)
-    for line in summary(job.run, job.train, job.val):
+    tracker.configuration(flatten(plain(config)))
+    for line in lines:
         job.run.say(line)
 
     saver = _saver(job, resumed, stack)
@@ -177,6 +215,7 @@ def _fit(job: Job, resumed: Path | None, stack: ExitStack) -> Trainer:
     )
     trainer.fit(batches)
     saver.wait()
+    tracker.raise_failure()
     return trainer
 
 
@@ -219,7 +258,7 @@ def _about(job: Job) -> dict[str, Any]:
 
 def _training_batches(job: Job, loaders: Loaders) -> Iterator[Batch]:
     """Return the training batches from the state's step on."""
-    config, plan = job.run.config, job.run.plan
+    config, plan, balance = job.run.config, job.run.plan, job.run.config.data.balance
     order = TrainOrder(
         len(job.train),
         batch_size=config.trainer.batch_size,
@@ -228,6 +267,7 @@ def _training_batches(job: Job, loaders: Loaders) -> Iterator[Batch]:
         steps=range(job.run.state.step, plan.total_steps),
         seed=config.seed,
         repeats=config.augment.repeats,
+        balanced=None if balance == Balance.none else BalancedOrder(job.train.targets, balance),
         world=job.run.world,
         mirrored=bool(config.augment.mixup or config.augment.cutmix),
     )
@@ -253,6 +293,7 @@ def _validation(job: Job, loaders: Loaders, bad: BadFiles) -> Validation:
         total=len(job.val),
         world=world,
         absent=job.labels.absent,
+        select_by=config.trainer.select_by,
     )
 
 

@@ -19,6 +19,7 @@ from deepvit_train.training.plan import Plan
 class Opened:
     """What a run begins with: its data, its plan, its model, and where its weights come from."""
 
+    splits: dict[str, ImageIndex]  # by their names
     train: ImageIndex
     val: ImageIndex
     labels: Labels  # of val
@@ -26,6 +27,7 @@ class Opened:
     plan: Plan
     model: DeepViT
     initial: str | None  # a line on the initial weights that were loaded
+    class_weights: list[float] | None  # of the loss; None: equal ones
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +52,6 @@ class Job:
     def labels(self) -> Labels:
         """How the images that are evaluated were labelled."""
         return self.opened.labels
-
-    @property
-    def splits(self) -> dict[str, ImageIndex]:
-        """The images by the names of their splits."""
-        return {"train": self.train, self.run.config.data.split: self.val}
 
     @property
     def calibrate_images(self) -> int:

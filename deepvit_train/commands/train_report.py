@@ -7,23 +7,57 @@ from typing import Any
 from deepvit_train.commands.train_job import Job
 from deepvit_train.config.compose import compose_command, plain
 from deepvit_train.console import amount, console
+from deepvit_train.error import OutputError
 from deepvit_train.run.change import FREE_KEYS, flatten
 from deepvit_train.run.tracking import Tracker
 from deepvit_train.training.validation import COUNTS, phrase, phrase_best
 from deepvit_train.training.watch import CollapseWatch
 
 
-def report(job: Job, watch: CollapseWatch, tracker: Tracker) -> dict[str, Any]:
-    """Log the outcome, write result.json, and say how the run ended."""
+def report(job: Job, watch: CollapseWatch, tracker: Tracker, lines: list[str]) -> dict[str, Any]:
+    """Log the outcome, write result.json and the run's page, and say how the run ended.
+
+    Args:
+        lines: what was said of the run at its start.
+    """
     state, say, result = job.run.state, job.run.say, result_of(job)
     if (probe := watch.probe) is not None and probe.looks:
         say(f"attention maps: looked at {amount(probe.looks, 'time')}, {probe.seconds:.2f} s in all")
     job.folder.write_result(result)
     config = flatten(plain(job.run.config))
     tracker.outcome(config, _notable(config), state.metrics, state.step)
+    tracker.raise_failure()
+    if state.step < job.run.plan.total_steps:
+        waited = amount(state.worse, "evaluation")
+        say(f"ended by trainer.patience: none of the last {waited} was better than the best one")
+    if job.run.config.trainer.report:
+        _write_page(job, lines, {key: config[key] for key in _notable(config)})
     say(f"done at step {state.step}: {phrase(state.metrics)}")
     tell_where(job)
     return result
+
+
+def _write_page(job: Job, lines: list[str], notable: dict[str, Any]) -> None:
+    """Write the run's page. The run is done and saved, so a page that can't be written is no failure."""
+    from deepvit_train.commands.train_page import write_page  # matplotlib takes a second at a run's start
+
+    if not job.run.world.is_main:
+        return
+    try:
+        job.run.say(f"report: {write_page(job, lines, notable)}")
+    except (OutputError, OSError) as error:
+        job.run.say(f"warning: the report was not written: {error}")
+
+
+def rest(job: Job) -> dict[str, Any]:
+    """Say that the hours of this start are over, and how the run goes on."""
+    state, limit = job.run.state, job.run.config.trainer.max_hours
+    job.run.say(
+        f"stopped by trainer.max_hours={limit:g} at step {state.step} of {job.run.plan.total_steps}, after "
+        f"{state.hours:.2f} hours in all; saved {job.folder.checkpoints / 'last'}; the same command goes on"
+    )
+    tell_where(job)
+    return result_of(job)
 
 
 def _notable(config: dict[str, Any]) -> set[str]:
@@ -37,7 +71,9 @@ def tell_where(job: Job) -> None:
     """Say which checkpoint is the best and where it lies, how to see the curves, and where all is."""
     folder, best = job.folder.path, job.run.state.best
     if best:
-        job.run.say(f"best: {phrase_best(best)}: {job.folder.checkpoints / 'best'}")
+        job.run.say(
+            f"best: {phrase_best(best, job.run.config.trainer.select_by)}: {job.folder.checkpoints / 'best'}"
+        )
     if job.run.world.is_main:
         console.print(f"watch: tensorboard --logdir {folder.parent}", soft_wrap=True)
     job.run.say(f"run folder: {folder}")

@@ -14,7 +14,7 @@ from deepvit_train.run.identity import check_classes
 from deepvit_train.run.saving import finish_save
 from deepvit_train.training import images
 from deepvit_train.training.origin import resume
-from deepvit_train.training.recipe import learning_rate_after
+from deepvit_train.training.schedule import learning_rate_after
 
 
 def go_on(job: Job) -> Path | None:
@@ -24,7 +24,7 @@ def go_on(job: Job) -> Path | None:
     if checkpoint is not None:
         together(world, lambda: _check(job, checkpoint))
         if not job.is_here(checkpoint):
-            state.best = {}  # it was another run's
+            state.best, state.worse, state.hours = {}, 0, 0.0  # it was another run's
         say(f"resumed from {checkpoint} at step {state.step} of {plan.total_steps}")
         _tell_changes(job, checkpoint)
     elif job.opened.initial is not None:
@@ -38,7 +38,7 @@ def _settle(job: Job, checkpoint: Path | None) -> None:
     if job.run.world.is_main:
         if checkpoint is not None and job.is_here(checkpoint):
             finish_save(checkpoint, job.run.state.best)
-        images.keep(job.folder.path, job.splits)
+        images.keep(job.folder.path, job.opened.splits)
 
 
 def _check(job: Job, checkpoint: Path) -> None:
@@ -57,10 +57,14 @@ def _tell_changes(job: Job, checkpoint: Path) -> None:
     state, plan, say, world = job.run.state, job.run.plan, job.run.say, job.run.world
     if world.is_main:
         said = read_state(checkpoint)
-        for line in images.changes(checkpoint.resolve().parent.parent, said.get("images", {}), job.splits):
+        for line in images.changes(
+            checkpoint.resolve().parent.parent, said.get("images", {}), job.opened.splits
+        ):
             say(line)
         if line := told_of_rounding(said.get("rounding", {}), describe_rounding(world.device, world.size)):
             say(f"since step {state.step}: {line}")
+        if said.get("class_weights", state.class_weights) != state.class_weights:
+            say("the weights of classes in the loss changed: other images, or another loss.class_weight file")
     rate, epochs = learning_rate_after(state.schedule, state.step), job.run.config.trainer.epochs
     if state.saved_rate is not None and not math.isclose(rate, state.saved_rate, rel_tol=1e-6):
         say(

@@ -26,11 +26,39 @@ RENAMED = {
     "compile": COMPILE,
 }
 
+# Words that are typed for null, because they say what it means.
+WORDS = {"attn.from_block": "auto"}
+
 # What a version without such a key did. A key that is not here asked for nothing: false or null.
-BEFORE = {"trainer.ema_warmup": True, "attn.theta_frozen": False, "attn.qk_gain": 1.0}
+BEFORE = {
+    "trainer.ema_warmup": True,
+    "attn.qk_gain": 1.0,
+    "trainer.report": True,
+    "tracker": ["tensorboard"],
+    "trainer.select_by": "top1",
+    "schedule.name": "cosine",
+    "schedule.decay_share": 0.2,  # this and other keys of choices that were not there
+    "schedule.decay_epochs": 30.0,
+    "schedule.decay_rate": 0.1,
+    "loss.name": "cross_entropy",
+    "loss.class_weight": "none",
+    "loss.effective_beta": 0.999,
+    "loss.focal_gamma": 2.0,
+    "data.balance": "none",
+    "optim.mixing_rate": 1.0,
+    "model.act": "gelu",
+    "model.class_token": True,
+    "model.final_norm": True,
+}
+# Keys of `model` that a description in a weights file of an earlier version does not have.
+NEWER = {"act": "gelu", "class_token": True, "final_norm": True, "pre_norm": False, "qk_norm": False}
+# The same of `attn`.
+NEWER_ATTN = {"theta_frozen": False, "qk_gain": 1.0}
 
 # Keys that may be typed without their section.
 SHORT = {"class_map": "data.class_map"}
+# Keys of lists whose single value may be typed without brackets.
+LISTS = {"tracker"}
 
 
 def current(key: str, value: Any) -> Any:
@@ -42,19 +70,16 @@ def current(key: str, value: Any) -> Any:
     return RENAMED.get(key, {}).get(text, value) if isinstance(text, str) else value
 
 
-def completed(section: str, values: dict[str, Any]) -> dict[str, Any]:
-    """Return the values of a section, with the keys that an earlier version did not write."""
-    sections = ((*key.split(".", 1), value) for key, value in BEFORE.items())
-    return {name: value for own, name, value in sections if own == section} | values
-
-
 def current_override(override: str) -> str:
     """Return an override, KEY=VALUE as it is typed on a command line, with today's name of the value."""
     key, equals, value = override.partition("=")
     key = SHORT.get(key, key)
     override = f"{key}{equals}{value}"
+    if key in LISTS and value and not value.startswith(("[", "$")) and "," not in value:
+        return f"{key}=[{value}]"
     text = value.strip("'\"")  # Hydra takes a text in quotes too
-    renamed = current(key.lstrip("+"), text)
+    name = key.lstrip("+")
+    renamed = "null" if text == WORDS.get(name) else current(name, text)
     return override if renamed == text else f"{key}{equals}{renamed}"
 
 

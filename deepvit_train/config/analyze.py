@@ -17,8 +17,8 @@ class AnalyzeConfig(ForeignKeys):
     """Measure whether a model's attention maps become alike, and write figures and a report."""
 
     checkpoint: str | None = option(
-        "run, checkpoint or weights file, as for deepvit-eval; with model, the weights file of that model; "
-        "null: only if model is given",
+        "run, checkpoint, weights file or hf:ORG/NAME, as for deepvit-eval; with model, the weights file of "
+        "that model; null: only if model is given",
         path=CheckpointError,
     )
     model: str | None = option(

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
-from typing import Any, cast, get_args, get_type_hints
-
-import yaml
+from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from deepvit_train.config.analyze import AnalyzeConfig
 from deepvit_train.config.bench import BenchConfig
+from deepvit_train.config.compare import CompareConfig
 from deepvit_train.config.convert import ConvertConfig
 from deepvit_train.config.data_check import DataCheckConfig
 from deepvit_train.config.data_folder import DataDemoConfig, DataFashionMnistConfig
@@ -18,7 +17,7 @@ from deepvit_train.config.evaluate import EvalConfig
 from deepvit_train.config.export import ExportConfig
 from deepvit_train.config.option import Section
 from deepvit_train.config.predict import PredictConfig
-from deepvit_train.config.preset import choices, config_dir
+from deepvit_train.config.shipped import choices, read_yaml
 from deepvit_train.config.study import StudyConfig
 from deepvit_train.config.train import TrainConfig
 
@@ -26,6 +25,7 @@ from deepvit_train.config.train import TrainConfig
 COMMANDS: dict[str, type[Section]] = {
     "train": TrainConfig,
     "eval": EvalConfig,
+    "compare": CompareConfig,
     "predict": PredictConfig,
     "convert": ConvertConfig,
     "export": ExportConfig,
@@ -36,6 +36,9 @@ COMMANDS: dict[str, type[Section]] = {
     "data-demo": DataDemoConfig,
     "data-fashion-mnist": DataFashionMnistConfig,
 }
+
+# The type, in the help, of keys that take values under names that no file of configs/ need have.
+NAMED = "{name: value, ...}"
 
 
 def console_name(command: str) -> str:
@@ -65,7 +68,7 @@ def keys_of(section: type[Any], prefix: str = "") -> Iterator[Key]:
 
 def default_choices(command: str) -> dict[str, str | None]:
     """The configuration groups of a command, and the choice of each that its file makes."""
-    content = yaml.safe_load((config_dir() / f"{command}.yaml").read_text())
+    content = read_yaml(command)
     groups = [entry for entry in content["defaults"] if isinstance(entry, dict)]
     return {group: choice for entry in groups for group, choice in entry.items()}
 
@@ -80,4 +83,6 @@ def _type_name(hint: Any) -> str:
         return f"{_type_name(next(part for part in get_args(hint) if part is not type(None)))} or null"
     if isinstance(hint, type) and issubclass(hint, Enum):
         return "|".join(hint.__members__)
+    if get_origin(hint) is dict:
+        return NAMED
     return str(hint) if get_args(hint) else hint.__name__

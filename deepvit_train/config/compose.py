@@ -8,6 +8,7 @@ from dataclasses import fields, is_dataclass
 from enum import Enum
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -16,11 +17,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from deepvit_train.config.alias import current_override
-from deepvit_train.config.command import COMMANDS
+from deepvit_train.config.command import COMMANDS, groups_of
 from deepvit_train.config.data import data_set_name
 from deepvit_train.config.override import check_overrides, explained, take_texts, with_subject
 from deepvit_train.config.photographs import implied_choices
-from deepvit_train.config.preset import config_dir
+from deepvit_train.config.shipped import config_dir, not_yaml
 from deepvit_train.error import ConfigError
 
 
@@ -35,7 +36,7 @@ def compose_command(command: str, overrides: Sequence[str]) -> Any:
     try:
         missing = sorted(str(key) for key in OmegaConf.missing_keys(composed))
         if missing:
-            raise ConfigError(f"{missing[0]} is not given: add {missing[0]}=VALUE")
+            raise _missing(command, missing)
         config: Any = OmegaConf.to_object(composed)
     except OmegaConfBaseException as error:
         raise explained(command, overrides, error) from None
@@ -56,12 +57,24 @@ def compose_tree(command: str, overrides: Sequence[str]) -> DictConfig:
     try:
         with _without_caller(), initialize_config_dir(config_dir=str(config_dir()), version_base="1.3"):
             tree = compose(command, overrides=for_hydra)
-        for name, text in texts.items():
-            OmegaConf.update(tree, name, text)
+        for name, value in texts.items():
+            OmegaConf.update(tree, name, value, force_add=True)
         OmegaConf.resolve(tree)
         return tree
     except (HydraException, OmegaConfBaseException) as error:
         raise explained(command, overrides, error) from None
+    except yaml.YAMLError as error:
+        raise not_yaml(error) from None
+
+
+def _missing(command: str, keys: list[str]) -> ConfigError:
+    """What is said of keys without a value. A group misses many where its YAML file lacks the base."""
+    group = keys[0].partition(".")[0]
+    if group in groups_of(command) and sum(key.startswith(f"{group}.") for key in keys) > 1:
+        return ConfigError(
+            f"{', '.join(keys)}: not given; the YAML file of {group}= must begin with `defaults: [base]`"
+        )
+    return ConfigError(f"{keys[0]} is not given: add {keys[0]}=VALUE")
 
 
 @contextmanager
@@ -91,6 +104,8 @@ def plain(value: Any) -> Any:
     """A configuration as nested dicts, lists and scalars."""
     if is_dataclass(value):
         return {key.name: plain(getattr(value, key.name)) for key in fields(value)}
+    if isinstance(value, list):
+        return [plain(each) for each in value]
     return value.value if isinstance(value, Enum) else value
 
 

@@ -14,7 +14,8 @@ class ConvertConfig(ForeignKeys):
     """Turn weights of any known layout into one file that says itself what its model is."""
 
     source: str = option(
-        "weights file of any known layout, or a checkpoint or run of this project", path=CheckpointError
+        "weights file of any known layout, or a checkpoint or run of this project; or hf:ORG/NAME[@REVISION]",
+        path=CheckpointError,
     )
     out: str = option("new folder that model.safetensors is written into", path=OutputError)
     weights: Weights = option(

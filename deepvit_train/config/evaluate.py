@@ -16,7 +16,8 @@ class EvalConfig(ForeignKeys):
     """Measure how accurate a checkpoint is on a folder of images."""
 
     checkpoint: str = option(
-        "a run, of which the best checkpoint is taken, else the newest; a checkpoint; or a weights file",
+        "a run, of which the best checkpoint is taken, else the newest; a checkpoint; a weights "
+        "file; or hf:ORG/NAME[@REVISION] of the Hugging Face hub",
         path=CheckpointError,
     )
     data: DataConfig
@@ -31,6 +32,9 @@ class EvalConfig(ForeignKeys):
     calibrate_images: int | None = option(
         "training images that BatchNorm's statistics are measured on anew; null: only if there are none",
         low=1,
+    )
+    report: bool = option(
+        "whether to write RUN/evaluation/NAME/ as well: report.html, its figures, and a row for each image"
     )
     batch_size: int = option("images in a batch of each rank", low=1)
     precision: Precision = option(

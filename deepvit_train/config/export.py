@@ -27,13 +27,20 @@ class ExportConfig(ForeignKeys):
     """Write a model as a file that other programs run, and prove there that it gives the same answers."""
 
     checkpoint: str = option(
-        "a run, of which the best checkpoint is taken, else the newest; a checkpoint; or a weights file",
+        "a run, of which the best checkpoint is taken, else the newest; a checkpoint; a weights "
+        "file; or hf:ORG/NAME[@REVISION] of the Hugging Face hub",
         path=CheckpointError,
     )
     out: str = option(
         "new folder for the file and for model.json, which says what it is and how it was checked",
         path=OutputError,
     )
+    push: str | None = option(
+        "where the folder goes as well, with a model card: hf:ORG/NAME of the Hugging Face hub, or a new "
+        "folder; null: nowhere",
+        path=OutputError,
+    )
+    private: bool = option("whether a repository that push makes is seen by its owner alone")
     format: ExportFormat = option("onnx, pt2 (torch.export) or timm")
     numbers: NumberType = option("type of the numbers in the file; fp16 and int8 are for onnx")
     data: DataConfig

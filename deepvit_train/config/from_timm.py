@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 from deepvit_train.config.compose import compose_command, compose_tree, flat_values
 from deepvit_train.config.preset import choices
@@ -12,6 +13,10 @@ from deepvit_train.config.timm_command import KEYWORDS, Command, read_command
 
 SHAPE = re.compile(r"(vit|deit)_(tiny|small|base)_patch(\d+)_(\d+|LS)(?:_\w+)?")
 POOLS = {"token": "cls", "avg": "mean_patches"}
+# Printed first: what a group's other keys are the differences from.
+CHOSEN = ("data", "data.root", "model", "augment", "optim", "optim.options", "schedule", "loss")
+# Optimizers of timm that our choice of the same name gives the same arguments.
+SAME = ("adamw", "sgd", "lamb", "lion", "nadamw")
 # Always printed, even where a value is the default.
 TOLD = ("trainer.batch_size", "trainer.epochs", "optim.lr")
 
@@ -25,9 +30,20 @@ def from_timm(arguments: Sequence[str]) -> str:
     Raises ConfigError for what can't be read, or can't be used here.
     """
     command = read_command(arguments)
-    for translate in (_copies, _place, _model, _batch, _rate, _augment, _trainer):
+    for translate in (
+        _copies,
+        _place,
+        _model,
+        _batch,
+        _rate,
+        _optimizer,
+        _schedule,
+        _loss,
+        _augment,
+        _trainer,
+    ):
         translate(command)
-    chosen = {key: command.keys.pop(key) for key in ("data", "data.root", "model", "augment")}
+    chosen = {key: command.keys.pop(key) for key in CHOSEN if key in command.keys}
     keys = chosen | command.keys
     overrides = [f"{key}={value}" for key, value in keys.items()]
     compose_command("train", overrides)
@@ -76,6 +92,8 @@ def _place(command: Command) -> None:
         command.missing(f"--dataset {kind}", "data=imagefolder, or data=tar for webdataset's tar files")
     command.keys["data"] = "tar" if "tar" in kind or kind.startswith("wds") else "imagefolder"
     command.keys["data.root"] = root or "DIR"
+    if root and (Path(root) / "validation").is_dir() and not (Path(root) / "val").is_dir():
+        command.keys.setdefault("data.split", "validation")  # which timm takes first
     if name := command.text("--experiment"):
         command.keys["name"] = name
     if out := command.text("--output_dir") or command.text("--output"):
@@ -150,14 +168,42 @@ def _rate(command: Command) -> None:
         power = 0.5 if (command.text("--lr-base-scale") or root) == "sqrt" else 1.0
         rate = command.number("--lr-base") * (batch / command.number("--lr-base-size")) ** power
     keys["optim.lr"] = f"{rate:.6g}"
-    if optimizer != "adamw":
-        command.missing(f"--opt {optimizer}", "optim=adamw, for which that rate is probably not right")
-    if (schedule := command.text("--sched")) != "cosine":
-        command.missing(f"--sched {schedule}", "schedule=cosine")
     prefix = command.number("--warmup-epochs") if command.has("--warmup-prefix") else 0
     keys["trainer.epochs"] = str(int(command.number("--epochs") + prefix))
     if not command.has("--sched-on-updates"):
         command.notes.append("differs: the rate changes with each step, not with each epoch")
+
+
+def _optimizer(command: Command) -> None:
+    keys, name = command.keys, command.text("--opt").lower()
+    if (plain := name.removeprefix("fused")) in SAME:  # apex computes the same
+        keys["optim"] = plain
+    else:
+        unset = {"optim.betas": "null", "optim.eps": "null"}
+        keys |= {"optim.name": name} | {key: keys.get(key, value) for key, value in unset.items()}
+    if plain == "sgd" and (momentum := command.number("--momentum")) != 0.9:
+        keys["optim.options"] = f"{{momentum:{momentum:g}}}"
+    if plain in ("sgd", "lion"):
+        keys.pop("optim.eps", None)  # they have none, and timm takes no notice of it
+
+
+def _schedule(command: Command) -> None:
+    name = command.text("--sched")
+    if name == "step":
+        command.keys |= {
+            "schedule": "step",
+            "schedule.decay_epochs": command.text("--decay-epochs"),
+            "schedule.decay_rate": command.text("--decay-rate"),
+        }
+    elif name != "cosine":
+        command.missing(f"--sched {name}", "schedule=cosine")
+
+
+def _loss(command: Command) -> None:
+    if command.has("--bce-loss"):
+        command.keys["loss"] = "bce"
+        if threshold := command.text("--bce-target-thresh"):
+            command.keys["loss.target_threshold"] = threshold
 
 
 def _augment(command: Command) -> None:

@@ -55,10 +55,22 @@ def command_help(command: str) -> str:
 
 
 def overview(does: str, program: str, commands: dict[str, str]) -> str:
-    """What a program with several commands does, and what each of them does, by the word that is typed."""
+    """What a program with several commands does, and what each does and takes, by the word that is typed."""
     wide = max(map(len, commands))
-    told = [f"  {word:{wide}}  {summary(command)}" for word, command in commands.items()]
-    return "\n".join([does, "", f"usage: {program} COMMAND [--help] KEY=VALUE ...", "", "commands:", *told])
+    indent = " " * (wide + 4)
+    lines = [does, "", f"usage: {program} COMMAND [--help] KEY=VALUE ...", "", "commands:"]
+    for word, command in commands.items():
+        lines.append(f"  {word:{wide}}  {summary(command)}")
+        lines += _wrapped(_short_keys(command), indent, indent)
+    return "\n".join([*lines, "", f"{program} COMMAND --help says what each key means."])
+
+
+def _short_keys(command: str) -> str:
+    """The keys and groups of a command in a line; of a section with many keys, its name: `data.*`."""
+    keys = [key.name for key in keys_of(COMMANDS[command])]
+    names = [f"{name.partition('.')[0]}.*" if "." in name else name for name in keys]
+    groups = [f"{group}=" for group in groups_of(command)]
+    return f"keys: {', '.join(dict.fromkeys([*names, *groups]))}"
 
 
 def summary(command: str) -> str:

@@ -43,6 +43,12 @@ class Pool(Choice):
     mean_normed_patches = "mean_normed_patches"  # the mean of the normalised patches (timm's without)
 
 
+class Act(Choice):
+    gelu = "gelu"
+    gelu_tanh = "gelu_tanh"  # its approximation by tanh (SigLIP 2)
+    quick_gelu = "quick_gelu"  # x sigmoid(1.702 x) (OpenAI's CLIP)
+
+
 class Init(Choice):
     vit = "vit"  # trunc_normal(0.02) weights and tokens, zero biases
     vit_pytorch = "vit_pytorch"  # torch's defaults, N(0, 1) position and class token
@@ -58,7 +64,12 @@ class ModelConfig(Section):
     heads: int = option("attention heads", low=1, high=4096)
     head_dim: int | None = option("width of a head; null: dim / heads", low=1, high=65536)
     mlp_ratio: float = option("hidden width of the MLP, in units of dim", above=0, high=64)
+    act: Act = option("activation inside the MLP")
     qkv_bias: bool = option("whether the query-key-value projection has a bias")
+    qk_norm: bool = option("whether queries and keys pass a LayerNorm over the width of a head")
+    class_token: bool = option("whether a learned class token comes before the patches")
+    pre_norm: bool = option("whether a LayerNorm comes before the first block (CLIP)")
+    final_norm: bool = option("whether a LayerNorm comes after the last block")
     pool: Pool = option(
         "what the head reads: the class token; the mean of it and the patches; or the mean of the patches "
         "alone, normalised after or before it"
@@ -86,8 +97,8 @@ class ModelConfig(Section):
     crop_pct: float = option("share of the resized image that the evaluation crop keeps", above=0, high=1)
     interpolation: Interpolation = option("how images are resized")
     weights: str | None = option(
-        "weights file or checkpoint to start from, of any layout; or timm:NAME, for those in timm's cache; "
-        "null: fresh weights",
+        "weights file or checkpoint to start from, of any layout; timm:NAME or hf:ORG/NAME[@REVISION], for "
+        "those in the cache of timm or of the Hugging Face hub; null: fresh weights",
         path=CheckpointError,
     )
 
@@ -114,6 +125,11 @@ class ModelConfig(Section):
         if self.weights == "":
             raise ConfigError(
                 "model.weights is not given, but this run starts from weights; add model.weights=FILE"
+            )
+        if self.pool == Pool.cls and not self.class_token:
+            raise ConfigError(
+                "model.pool=cls: with model.class_token=false there is no class token to read; nearest: "
+                "model.pool=mean_patches"
             )
         for name in ("mean", "std"):
             if len(getattr(self, name)) != 3:
@@ -142,7 +158,11 @@ class ModelConfig(Section):
 @dataclass(kw_only=True, slots=True)
 class AttentionConfig(Section):
     kind: AttentionKind = option("form of attention: self is plain, the others mix heads")
-    from_block: int = option("first block that mixes its heads; blocks before it use plain attention", low=0)
+    from_block: int | None = option(
+        "first block that mixes its heads; blocks before it use plain attention; auto: the one from which on "
+        "the maps of model.weights are alike, which config.yaml then names",
+        low=0,
+    )
     norm: ThetaNorm = option("normalisation of the mixed maps")
     theta_init: ThetaInit = option("how the H x H mixing matrix starts")
     theta_frozen: bool = option(
@@ -162,18 +182,36 @@ class AttentionConfig(Section):
     def prefix(cls) -> str:
         return "attn."
 
+    @property
+    def first(self) -> int:
+        """Return the first block that mixes its heads. Raises ConfigError while nobody has found it."""
+        if self.from_block is None:
+            raise ConfigError(
+                "attn.from_block=auto: only deepvit-train finds the block, from model.weights=FILE; nearest: "
+                "attn.from_block=0"
+            )
+        return self.from_block
+
     def mixes(self, block: int) -> bool:
         """Return whether this block mixes its heads. Blocks count from 0."""
-        return self.kind != "self" and block >= self.from_block
+        return self.kind != "self" and block >= self.first
 
     def borrows(self, block: int) -> bool:
         """Return whether this block mixes its heads by the Theta of another block."""
-        return self.theta_shared and self.mixes(block) and block > self.from_block
+        return self.theta_shared and self.mixes(block) and block > self.first
 
 
 def check_architecture(model: ModelConfig, attn: AttentionConfig) -> None:
     """Raise ConfigError if model and attention do not fit each other."""
-    if attn.kind != "self" and attn.from_block >= model.depth:
+    if attn.kind == "self":
+        return
+    if attn.from_block is None:
+        if model.weights is None:
+            raise ConfigError(
+                "attn.from_block=auto: the block is found from model.weights=FILE, which is not given; "
+                "nearest: attn.from_block=0"
+            )
+    elif attn.from_block >= model.depth:
         raise ConfigError(
             f"attn.from_block={attn.from_block} is beyond model.depth={model.depth}: no block would mix "
             f"its heads; nearest: attn.from_block={model.depth - 1}, or attn=self"

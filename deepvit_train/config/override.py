@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections.abc import Sequence
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Sweep
 from hydra.errors import HydraException
 
-from deepvit_train.config.command import COMMANDS, console_name, groups_of, keys_of
+from deepvit_train.config.command import COMMANDS, NAMED, console_name, groups_of, keys_of
 from deepvit_train.config.listing import typed_list
-from deepvit_train.config.preset import config_dir
+from deepvit_train.config.shipped import config_dir
 from deepvit_train.error import ConfigError, nearest, slips
 
 # The types of keys that take any text.
@@ -26,21 +28,32 @@ SUBJECTS = {
     "export": "checkpoint",
     "data-check": "root",
     "study": "root",
+    "compare": "runs",
 }
+# Of these, which take several.
+SEVERAL = {"compare"}
 
 
 def with_subject(command: str, overrides: Sequence[str]) -> list[str]:
     """Put the name of its key before a path that was typed alone: `runs/demo` is `checkpoint=runs/demo`.
 
-    No key holds a slash or a space, so `runs/lr=0.1` is a path too. Raises ConfigError for a second one.
+    Several paths of a command that takes them are a list, as JSON. No key holds a slash or a space, so
+    `runs/lr=0.1` is a path too. Raises ConfigError for a second one where one is taken.
     """
     subject = SUBJECTS.get(command)
     bare = [each for each in overrides if _is_bare(each)]
     if subject is None or not bare:
         return list(overrides)
-    if len(bare) > 1 or any(each.lstrip("+").startswith(f"{subject}=") for each in overrides):
+    if command in SEVERAL and len(bare) > 0 and not any(_is_of(each, subject) for each in overrides):
+        rest = [each for each in overrides if not _is_bare(each)]
+        return [f"{subject}={json.dumps(bare, ensure_ascii=False)}", *rest]
+    if len(bare) > 1 or any(_is_of(each, subject) for each in overrides):
         raise ConfigError(f"{bare[-1]}: {subject} is given already")
     return [f"{subject}={each}" if _is_bare(each) else each for each in overrides]
+
+
+def _is_of(override: str, key: str) -> bool:
+    return override.lstrip("+").startswith(f"{key}=")
 
 
 def _is_bare(override: str) -> bool:
@@ -63,6 +76,12 @@ def check_overrides(command: str, overrides: Sequence[str]) -> None:
         if name not in {*keys, *groups, *sections}:
             guess = _nearest_key(name, [*keys, *groups])
             raise ConfigError(f"{name}: no such key{guess} ({console_name(command)} --help lists all)")
+        if name in sections and name not in groups and not value.startswith("{"):
+            inside = [key for key in keys if key.startswith(f"{name}.")]
+            guess = nearest(value, [key.removeprefix(f"{name}.") for key in inside])
+            raise ConfigError(
+                f"{override}: {name} is no key but a section{guess} (its keys: {', '.join(inside)})"
+            )
 
 
 def _nearest_key(name: str, keys: Sequence[str]) -> str:
@@ -76,7 +95,7 @@ def _nearest_key(name: str, keys: Sequence[str]) -> str:
 
 def take_texts(
     command: str, overrides: Sequence[str], *, sweeps: bool = False
-) -> tuple[list[str], dict[str, str | list[str] | None]]:
+) -> tuple[list[str], dict[str, Any]]:
     """Part the overrides that Hydra reads from texts that it would read as something else, or not at all.
 
     Hydra's grammar makes a number of name=1e3, a list of data.root=/a,b and an error of data.root=/photos(2),
@@ -84,7 +103,8 @@ def take_texts(
     quotes, escapes and ${key} mean what they mean there. A key that has the name of a folder of configs/,
     such as deepvit-analyze's model, is taken as well: Hydra would look for a file of that folder.
     So are lists of texts, which need no quotes inside: train=[model.depth=2,augment=none].
-    Of a key that is given twice the last value counts, as with Hydra.
+    Of a key that is given twice the last value counts, as with Hydra. Values under names are added to those
+    of the files.
 
     Args:
         sweeps: whether several values, as of name=a,b, are left to Hydra; else they are text, or an error.
@@ -95,10 +115,13 @@ def take_texts(
     types = {key.name: key.type for key in keys_of(COMMANDS[command])}
     folders = {folder.name for folder in config_dir().iterdir() if folder.is_dir()} - set(groups_of(command))
     for_hydra: list[str] = []
-    taken: dict[str, str | list[str] | None] = {}
+    taken: dict[str, Any] = {}
     for override in overrides:
         name, _, typed = override.partition("=")
         name = name.lstrip("+")
+        if types.get(name) == "list[str]" and (texts := _json_texts(typed)) is not None:
+            taken[name] = texts
+            continue
         value = _as_hydra_reads(override)
         several = isinstance(value, Sweep)
         if types.get(name) == "list[str]" and (texts := typed_list(typed.strip())) is not None:
@@ -114,11 +137,23 @@ def take_texts(
                 taken[name] = value
             else:
                 for_hydra.append(f"{name}={typed}")
+        elif types.get(name) == NAMED and isinstance(value, dict):
+            taken[name] = taken.get(name, {}) | value  # Hydra takes no name that the files of configs/ lack
         elif isinstance(value, HydraException) or (several and not sweeps):
             raise _wrong_value(override, types)
         else:
             for_hydra.append(override)
     return for_hydra, taken
+
+
+def _json_texts(typed: str) -> list[str] | None:
+    """Return a list of texts that was written as JSON, or None for anything else."""
+    try:
+        found = json.loads(typed)
+    except ValueError:
+        return None
+    is_texts = isinstance(found, list) and all(isinstance(each, str) for each in found)
+    return found if is_texts else None
 
 
 def typed_text(override: str) -> str:
@@ -150,9 +185,11 @@ def _wrong_value(override: str, types: dict[str, str]) -> ConfigError:
 
 
 def explained(command: str, overrides: Sequence[str], error: Exception) -> ConfigError:
-    """Hydra's error in one line: the override it is about, and what that key takes."""
+    """Hydra's error in one line: the override or the YAML file it is about, and what that key takes."""
     cause = error.__cause__ or error
     types = {key.name: key.type for key in keys_of(COMMANDS[command])}
+    if in_file := re.match(r"In '([\w/]+)': (.*)", str(error), re.DOTALL):
+        return _wrong_file(in_file[1], in_file[2], types)
     name = getattr(error, "full_key", None) or getattr(cause, "full_key", None)
     if name not in types:
         # Hydra does not say which override it is about. Most often it is one with ${KEY} in it.
@@ -160,3 +197,17 @@ def explained(command: str, overrides: Sequence[str], error: Exception) -> Confi
         return ConfigError(f"{' '.join(suspects)}: {str(cause).strip().splitlines()[0]}")
     given = next((override for override in overrides if override.lstrip("+").startswith(f"{name}=")), name)
     return _wrong_value(given, types)
+
+
+def _wrong_file(name: str, told: str, types: dict[str, str]) -> ConfigError:
+    """What is said of a YAML file of configs/ that Hydra can't use. `told` is what Hydra says, in lines."""
+    file = config_dir() / f"{name}.yaml"
+    lines = told.splitlines()
+    said = lines[1] if "raised while composing" in lines[0] else lines[0]
+    found = re.search(r"full_key: (\S+)", told)
+    if found is None:
+        return ConfigError(f"{file}: {said}")
+    key = found[1]
+    if key not in types:
+        return ConfigError(f"{file}: {key}: no such key{_nearest_key(key, list(types))}")
+    return ConfigError(f"{file}: {key}: {said} (must be {types[key]})")

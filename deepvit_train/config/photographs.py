@@ -32,7 +32,7 @@ def implied_choices(command: str, overrides: Sequence[str]) -> list[str]:
     implied: list[str] = []
     kind, root, opens = typed.get("data"), typed.get(root_key) or "null", "model" not in typed
     if root != "null" and not {"data", "data.name"} & typed.keys():
-        if holds_tars(Path(root)):
+        if holds_tars(Path(root), is_whole=typed.get("data.val_share", "null") != "null"):
             kind = "tar"
         elif command == "train" and "experiment" not in typed:
             kind = "imagefolder"
@@ -43,17 +43,29 @@ def implied_choices(command: str, overrides: Sequence[str]) -> list[str]:
     return implied
 
 
-def holds_tars(root: Path) -> bool:
-    """Return whether the training images of a folder are in tar files, and not in class folders."""
+def holds_tars(root: Path, is_whole: bool = False) -> bool:
+    """Return whether the training images of a folder are in tar files, and not in class folders.
+
+    Args:
+        is_whole: whether data.val_share makes train and val of all that the folder holds.
+    """
     try:
         root = root.expanduser()
+        if is_whole:
+            with os.scandir(root) as entries:
+                found = [entry for entry in entries if not entry.name.startswith(".")]
+            return any(entry.name.endswith(".tar") for entry in found) and not any(map(_is_folder, found))
         if (root / "train").is_dir():
             with os.scandir(root / "train") as entries:
                 if any(entry.is_dir() for entry in entries):
                     return False
         return any(
-            next(iter(found), None) is not None
-            for found in (root.glob("train.tar"), root.glob("train/*.tar"), root.glob("*train-*.tar"))
+            next(iter(files), None) is not None
+            for files in (root.glob("train.tar"), root.glob("train/*.tar"), root.glob("*train-*.tar"))
         )
     except (OSError, RuntimeError, ValueError):
         return False  # what is wrong with the folder is told where it is read
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    return entry.is_dir()

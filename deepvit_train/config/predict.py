@@ -21,7 +21,8 @@ class PredictConfig(ForeignKeys):
     """Tell the classes of images: names and probabilities, as CSV or as JSON lines."""
 
     checkpoint: str = option(
-        "a run, of which the best checkpoint is taken, else the newest; a checkpoint; or a weights file",
+        "a run, of which the best checkpoint is taken, else the newest; a checkpoint; a weights "
+        "file; or hf:ORG/NAME[@REVISION] of the Hugging Face hub",
         path=CheckpointError,
     )
     images: str | None = option(

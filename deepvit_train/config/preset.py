@@ -10,12 +10,10 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, get_args, get_origin, get_type_hints
 
-import yaml
-
 from deepvit_train.config.alias import current
 from deepvit_train.config.model import AttentionConfig, ModelConfig, check_architecture
 from deepvit_train.config.option import Section
-from deepvit_train.config.shipped import choices, config_dir
+from deepvit_train.config.shipped import choices, read_yaml
 from deepvit_train.error import ConfigError, nearest
 
 
@@ -108,7 +106,7 @@ def _read(group: str, name: str) -> tuple[dict[str, Any], dict[str, str]]:
 
     As in Hydra, the files under `defaults:` are read first, and the file itself overrides them.
     """
-    own = yaml.safe_load((config_dir() / group / f"{name}.yaml").read_text())
+    own = read_yaml(f"{group}/{name}")
     content: dict[str, Any] = {}
     chosen: dict[str, str] = {}
     for entry in own.pop("defaults", []):

@@ -1,20 +1,16 @@
-"""The recipe (optimizer, schedule, loss) and the trainer."""
+"""Declare the keys of `optim` and `trainer`: the optimizer, and how long and on what a run trains."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from deepvit_train.config.option import Choice, Section, option
 from deepvit_train.error import ConfigError
 
-
-class OptimName(Choice):
-    adamw = "adamw"
-
-
-class CosineAxis(Choice):
-    heads = "heads"  # the vector at each (query, key) runs over heads: the authors' code
-    queries = "queries"  # the vector of each head and key runs over queries: the paper's Eq. 2
+SCHEDULE_FREE = "schedulefree_"  # begins the names of optimizers of the package schedulefree
+# Optimizers that treat each number by itself, so that each rank can treat its part of a tensor.
+SHARDABLE = ("adamw", "adam", "nadamw", "sgd", "lion")
 
 
 class Precision(Choice):
@@ -35,6 +31,12 @@ class Compile(Choice):
         return None if self == Compile.none else self.value.replace("_", "-")
 
 
+class SelectBy(Choice):
+    top1 = "top1"
+    mean_class = "mean_class"  # the mean over classes of the accuracy in each
+    loss = "loss"
+
+
 class Device(Choice):
     auto = "auto"
     cpu = "cpu"
@@ -43,16 +45,26 @@ class Device(Choice):
 
 @dataclass(kw_only=True, slots=True)
 class OptimConfig(Section):
-    name: OptimName = option("optimizer")
+    name: str = option(
+        "optimizer: a name of timm.optim.list_optimizers(), or schedulefree_adamw, _sgd or _radam"
+    )
     lr: float = option("learning rate at the peak; it is never rescaled by the batch size", low=0, high=1000)
     weight_decay: float = option(
         "decoupled weight decay of parameters with two or more dimensions", low=0, high=1000
     )
-    betas: list[float] = option("AdamW's two decay rates", low=0, below=1)
-    eps: float = option("AdamW's epsilon", above=0, high=1)
+    betas: list[float] | None = option(
+        "decay rates of the optimizer's averages; null: its own, or it has none", low=0, below=1
+    )
+    eps: float | None = option("the optimizer's epsilon; null: its own, or it has none", above=0, high=1)
+    options: dict[str, Any] = option("the optimizer's other arguments, as {momentum: 0.95, nesterov: true}")
     decay_theta: bool = option("whether Theta, the matrix that mixes the heads, has weight decay too")
     layer_decay: float = option(
         "learning rate of each block, as a share of that of the block after it; 1: all equal", above=0, high=1
+    )
+    mixing_rate: float = option(
+        "learning rate of what mixes heads (Theta, its bias, its norm), as a multiple of the others'",
+        above=0,
+        high=1000,
     )
     freeze_blocks: int = option(
         "number of first blocks that are not trained, nor are stem and tokens then; 0: all are trained", low=0
@@ -63,47 +75,14 @@ class OptimConfig(Section):
     def prefix(cls) -> str:
         return "optim."
 
+    @property
+    def is_schedule_free(self) -> bool:
+        """Whether the optimizer averages the weights by itself, in place of a falling rate."""
+        return self.name.startswith(SCHEDULE_FREE)
+
     def check(self) -> None:
-        if len(self.betas) != 2:
-            raise ConfigError(f"optim.betas={self.betas}: needs two numbers")
-
-
-@dataclass(kw_only=True, slots=True)
-class ScheduleConfig(Section):
-    warmup_epochs: float = option(
-        "epochs of linear warm-up, a part of trainer.epochs; a default that leaves nothing of a short run "
-        "becomes half of it",
-        low=0,
-    )
-    warmup_lr: float = option("learning rate at the first step of the warm-up", low=0, high=1000)
-    min_lr: float = option("learning rate at the end of the decay and during the cooldown", low=0, high=1000)
-    cooldown_epochs: int = option("epochs at min_lr, on top of trainer.epochs", low=0)
-
-    @classmethod
-    def prefix(cls) -> str:
-        return "schedule."
-
-    def warmup_within(self, epochs: int) -> float:
-        """Return warmup_epochs, or half of the run's epochs where that leaves nothing of them."""
-        return self.warmup_epochs if self.warmup_epochs < epochs else epochs / 2
-
-
-@dataclass(kw_only=True, slots=True)
-class LossConfig(Section):
-    label_smoothing: float = option("share of the target that is spread over all classes", low=0, below=1)
-    cosine_weight: float = option(
-        "weight in the loss of the mean cosine between attention maps of consecutive blocks; 0: off",
-        low=0,
-        high=1000,
-    )
-    cosine_axis: CosineAxis = option("axis of the vectors that are compared: over heads, or over queries")
-    cosine_pairs: int | None = option(
-        "number of first pairs of consecutive blocks that are compared; null: all", low=1
-    )
-
-    @classmethod
-    def prefix(cls) -> str:
-        return "loss."
+        if self.betas is not None and len(self.betas) not in (2, 3):
+            raise ConfigError(f"optim.betas={self.betas}: needs two numbers, or three of some optimizers")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -146,6 +125,13 @@ class TrainerConfig(Section):
         low=0,
     )
     eval_every_epochs: int = option("epochs from one evaluation to the next", low=1)
+    select_by: SelectBy = option("which figure of an evaluation says which one is the best")
+    patience: int | None = option(
+        "evaluations in a row without a better one that end the run; null: it goes on", low=1
+    )
+    max_hours: float | None = option(
+        "hours after which a start saves and ends; the same command goes on; null: no limit", above=0
+    )
     log_every_steps: int = option("optimizer steps from one line of the log to the next", low=1)
     save_every_steps: int | None = option(
         "optimizer steps from one checkpoint to the next, besides one at each evaluation; null: only those",
@@ -161,6 +147,7 @@ class TrainerConfig(Section):
         low=1,
     )
     timeout_s: float = option("seconds that a rank waits for the others before the run fails", above=0)
+    report: bool = option("whether to write report.html and curves.png into the run's folder at its end")
     requeue: bool = option("whether to have SLURM queue the job again after a stop signal (scontrol requeue)")
     max_scaler_skips: int = option(
         "steps in a row that fp16's loss scaler may skip because of overflows; one more ends the run", low=0

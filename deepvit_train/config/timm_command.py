@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from deepvit_train.config.preset import config_dir
+from deepvit_train.config.shipped import config_dir
 from deepvit_train.error import ConfigError, nearest
 
 # timm's keywords of a model, and the keys of `model` that they stand for.

@@ -7,11 +7,21 @@ from dataclasses import dataclass
 from deepvit_train.config.collapse import WatchConfig
 from deepvit_train.config.data import AugmentConfig, DataConfig
 from deepvit_train.config.foreign import CLASSES
+from deepvit_train.config.loss import LossConfig
 from deepvit_train.config.model import AttentionConfig, ModelConfig, check_architecture
-from deepvit_train.config.option import Section, option
+from deepvit_train.config.option import Choice, Section, option
 from deepvit_train.config.preset import choices
-from deepvit_train.config.recipe import LossConfig, OptimConfig, ScheduleConfig, TrainerConfig
+from deepvit_train.config.recipe import SHARDABLE, OptimConfig, TrainerConfig
+from deepvit_train.config.schedule import ScheduleConfig
 from deepvit_train.error import CheckpointError, ConfigError, DataError, OutputError
+
+
+class TrackerName(Choice):
+    tensorboard = "tensorboard"
+    csv = "csv"
+    trackio = "trackio"
+    wandb = "wandb"
+    mlflow = "mlflow"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -32,8 +42,13 @@ class TrainConfig(Section):
     )
     name: str = option("name of the run; a part of run_dir unless that is given")
     run_dir: str = option("folder that the run is written to", path=OutputError)
+    tracker: list[TrackerName] = option(
+        "where curves go: TensorBoard always, and to each other one that is named: tracker=[csv,wandb]"
+    )
     classes: str | None = option(f"of model.weights: {CLASSES}", path=DataError)
-    download: bool = option("whether model.weights=timm:NAME is fetched where it is not in timm's cache")
+    download: bool = option(
+        "whether model.weights=timm:NAME or hf:ORG/NAME is fetched where it is not in its cache"
+    )
     resume: str = option(
         "auto: continue the run in run_dir, or begin one if there is none; never: begin one, and fail if "
         "there is one; or a path to continue from: a checkpoint, or a run, whose newest checkpoint is taken. "
@@ -48,6 +63,7 @@ class TrainConfig(Section):
                 "attn.theta_shared=true: blocks that are sharded one by one share no Theta; nearest: "
                 "trainer.shard=false"
             )
+        self._check_optimizer()
         if self.optim.freeze_blocks > self.model.depth:
             raise ConfigError(
                 f"optim.freeze_blocks={self.optim.freeze_blocks} is more than "
@@ -64,7 +80,21 @@ class TrainConfig(Section):
         if "/" in self.name:
             raise ConfigError(f"name={self.name!r}: must not hold '/'; use run_dir= for a folder elsewhere")
 
+    def _check_optimizer(self) -> None:
+        if self.optim.is_schedule_free and self.trainer.ema_decay is not None:
+            raise ConfigError(
+                f"trainer.ema_decay={self.trainer.ema_decay:g}: {self.optim.name} averages the weights "
+                "itself; nearest: trainer.ema_decay=null"
+            )
+        if self.trainer.shard and self.optim.name not in SHARDABLE:
+            raise ConfigError(
+                f"trainer.shard=true: optim.name={self.optim.name} needs whole tensors; nearest: "
+                f"trainer.shard=false (sharded: {', '.join(SHARDABLE)})"
+            )
+
     def check_typed(self, typed: set[str]) -> None:
+        self.schedule.check_typed(typed)
+        self.loss.check_typed(typed)
         epochs, warmup = self.trainer.epochs, self.schedule.warmup_epochs
         if "schedule.warmup_epochs" in typed and warmup != self.schedule.warmup_within(epochs):
             raise ConfigError(

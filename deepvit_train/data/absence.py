@@ -69,7 +69,7 @@ def _another_can_be_read(index: ImageIndex, image: int) -> bool:
     others = {(image + len(index) * part // 3) % len(index) for part in (1, 2)} - {image}
     for other in sorted(others):
         try:
-            index.read(other, sys.maxsize)
+            index.read_from_disk(other, sys.maxsize)
         except UnreadableError:
             continue
         except BadImageError:

@@ -14,11 +14,13 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from deepvit_train.config.data import DataConfig, DataName
+from deepvit_train.console import one_line
 from deepvit_train.data.absence import is_lost
-from deepvit_train.data.decode import BadImageError, Limits, parse_picture, printable
-from deepvit_train.data.folder import Walk
-from deepvit_train.data.index import ImageIndex, index_images, renamed, scan_tars
+from deepvit_train.data.decode import BadImageError, Limits, parse_picture
+from deepvit_train.data.folder import WHOLE, MissingSplitError, Walk
+from deepvit_train.data.index import ImageIndex, index_images, part_of, renamed, scan_tars
 from deepvit_train.data.layout import layout_warnings
+from deepvit_train.data.split import find_groups, split_hints
 from deepvit_train.error import DataError, spelled
 
 CHUNK = 64  # files handed to a process at a time
@@ -62,29 +64,47 @@ class Split:
 def list_split(root: Path, data: DataConfig, name: str) -> Split:
     """The images of a split, with an error for each folder that is missing, empty or led away."""
     split = Split(name, index_images(root / name, {}))
+    folder = name if data.val_share is None else WHOLE
     try:
         if data.name == DataName.tar:
-            split.index = scan_tars(root, name)
-            split.left_out = split.index.left_out
+            index = scan_tars(root, folder)
+            split.left_out = index.left_out
         else:
-            walk = Walk(root, name, data.follow_links)
-            images = {class_name: _images(walk, class_name, split.errors) for class_name in walk.classes()}
-            split.index = index_images(root / name, images)
+            walk = Walk(root, folder, data.follow_links)
+            images = {name: _images(walk, name, data.empty_classes, split.errors) for name in walk.classes()}
+            index = index_images(root / folder, images)
             split.left_out = dict(walk.left_out)
-        split.index = renamed(split.index, data)
+        split.index = renamed(index if data.val_share is None else part_of(index, data, name), data)
+        split.warnings += _without_group(index, data.group_by)
+    except MissingSplitError as error:
+        split.errors.append(f"{error}{split_hints(root, name)}")
     except DataError as error:
         split.errors.append(str(error))
     split.warnings += layout_warnings(split.index)
     return split
 
 
-def _images(walk: Walk, class_name: str, errors: list[str]) -> list[str]:
+def _without_group(whole: ImageIndex, group_by: str | None) -> list[str]:
+    """A warning of the images that data.group_by leaves alone: another expression may be meant."""
+    if group_by is None:
+        return []
+    paths = whole.paths_in_class()
+    alone = [path for path, group in zip(paths, find_groups(paths, group_by), strict=True) if group is None]
+    if not alone:
+        return []
+    return [
+        f"data.group_by={group_by}: finds a group in all but {len(alone):,} of {len(paths):,} paths, which "
+        f"are alone, such as {one_line(alone[0])}"
+    ]
+
+
+def _images(walk: Walk, class_name: str, may_be_empty: bool, errors: list[str]) -> list[str]:
     try:
         found = walk.images(class_name)
     except DataError as error:
         errors.append(str(error))
         return []
-    if not found:
+    if not found and not may_be_empty:
         errors.append(f"{walk.root / walk.split / class_name}: no image in this class")
     return found
 
@@ -121,7 +141,7 @@ def examine_split(split: Split, limits: Limits, workers: int, advance: Callable[
         else:
             split.kinds[found.kind] += 1
         if found.damage and not found.bad:
-            name = printable(split.index.path(image))
+            name = one_line(split.index.path(image))
             split.warnings.append(f"{name}: readable, but damaged ({found.damage})")
         advance(1)
 
@@ -185,7 +205,7 @@ def duplicates(train: Split, other: Split) -> list[str]:
             found.append(str(error))
             continue
         if same:
-            first, second = printable(other.index.path(image)), printable(train.index.path(twin))
+            first, second = one_line(other.index.path(image)), one_line(train.index.path(twin))
             found.append(f"{first}: the same content as {second}")
     return found
 

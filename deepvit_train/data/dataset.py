@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler, get_worker_info
 
 from deepvit_train.data.absence import PAUSES_S, is_gone
+from deepvit_train.data.balance import BalancedOrder
 from deepvit_train.data.decode import BadImageError, Limits, UnreadableError, parse_picture
 from deepvit_train.data.index import ImageIndex
 from deepvit_train.data.memory import ReusedMemory
@@ -160,8 +161,9 @@ class TrainOrder(Sampler[list[Key]]):
 
     Step s of the run takes images s * batch_size .. (s + 1) * batch_size of its epoch's order, whatever the
     number of ranks and micro-batches; the rest of an epoch that fills no batch is left out. The order is a
-    permutation of the images; with repeats each image follows itself so many times, and the epoch ends after
-    as many samples as without (repeated augmentation: Hoffer et al., arXiv 1901.09335).
+    permutation of the images, unless a balance shows some more often. With repeats each image follows itself
+    so many times, and the epoch ends after as many samples as without (repeated augmentation: Hoffer et al.,
+    arXiv 1901.09335).
 
     timm's mixup pairs the first image of a batch with its last, the second with the last but one. With
     `mirrored` every micro-batch holds whole pairs of the step's batch, so the pairs are the same whatever the
@@ -176,6 +178,7 @@ class TrainOrder(Sampler[list[Key]]):
     steps: range
     seed: int
     repeats: int = 1
+    balanced: BalancedOrder | None = None
     world: World = ALONE
     mirrored: bool = False
 
@@ -188,18 +191,24 @@ class TrainOrder(Sampler[list[Key]]):
         return len(self.steps) * self.accumulate
 
     def __iter__(self) -> Iterator[list[Key]]:
-        epoch_of_order, order = -1, np.empty(0)
+        epoch_of_order, order, before = -1, np.empty(0), np.empty(0)
         for step in self.steps:
             epoch, place = divmod(step, self.steps_per_epoch)
             if epoch != epoch_of_order:
                 epoch_of_order = epoch
-                order = permutation(self.images, derive_seed("order", self.seed, epoch))
-            places = np.arange(place * self.batch_size, (place + 1) * self.batch_size)
-            for micro in self._dealt(places):
-                images, repeats = np.divmod(micro[self.world.rank], self.repeats)
+                if self.balanced is None:
+                    order = permutation(self.images, derive_seed("order", self.seed, epoch))
+                    before = np.zeros(self.images, np.int64)
+                else:
+                    order, before = self.balanced.epoch(self.seed, epoch)
+            whole = np.arange(place * self.batch_size, (place + 1) * self.batch_size)
+            for micro in self._dealt(whole):
+                places, repeats = np.divmod(micro[self.world.rank], self.repeats)
+                # A number for each time that an image is shown, so that each time is varied by its own draws.
+                repeats += self.repeats * before[places]
                 yield [
                     Key(epoch, image, repeat)
-                    for image, repeat in zip(order[images].tolist(), repeats.tolist(), strict=True)
+                    for image, repeat in zip(order[places].tolist(), repeats.tolist(), strict=True)
                 ]
 
     def _dealt(self, places: np.ndarray) -> np.ndarray:

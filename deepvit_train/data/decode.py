@@ -12,7 +12,6 @@ import io
 import os
 import re
 import stat
-import unicodedata
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ import numpy as np
 import simplejpeg
 from PIL import ExifTags, Image, ImageFile, PngImagePlugin, TiffImagePlugin
 
+from deepvit_train.console import one_line
 from deepvit_train.data import jpeg
 
 # A PNG may carry megabytes of text, or of a colour profile, which Pillow unpacks before the pixels.
@@ -43,9 +43,6 @@ ENDINGS = frozenset(
 OPENING = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 
 TILE_WIDTH, TILE_LENGTH = 322, 323  # of TIFF
-UNSAFE = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories: control, surrogate, line and paragraph separators
-# Characters that turn the direction of text.
-TURNING = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 class BadImageError(Exception):
@@ -54,7 +51,7 @@ class BadImageError(Exception):
     def __init__(self, path: str, reason: object) -> None:
         # Addresses of objects are removed, so that the same file gives the same line in every process.
         plain = re.sub(r"<.* object at 0x\w+>", "the file", str(reason).strip() or type(reason).__name__)
-        super().__init__(printable(f"{path}: {plain}"))
+        super().__init__(one_line(f"{path}: {plain}"))
 
 
 class UnreadableError(BadImageError):
@@ -63,19 +60,6 @@ class UnreadableError(BadImageError):
     def __init__(self, path: str, error: OSError) -> None:
         super().__init__(path, error.strerror or error)
         self.number = error.errno or 0
-
-
-def printable(text: str) -> str:
-    """Return text that is safe to print and to write as UTF-8.
-
-    Characters that move the cursor, turn the direction of text or stand for a raw byte become escapes.
-    """
-    return "".join(
-        letter.encode("unicode_escape").decode()
-        if unicodedata.category(letter) in UNSAFE or letter in TURNING
-        else letter
-        for letter in text
-    )
 
 
 # Takes a factor to shrink by, and how many rows from the top are wanted. Returns upright pixels (H, W, 3),

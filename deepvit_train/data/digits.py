@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from deepvit_train.atomic import create, make_folder, remove, unfinished
+from deepvit_train.console import one_line
 from deepvit_train.data.cache import cache_folder
-from deepvit_train.data.decode import printable
 from deepvit_train.determinism import permutation
 from deepvit_train.error import DataError
 
@@ -67,7 +67,7 @@ def _check_whole(root: Path) -> None:
 
 def _damaged(root: Path, reason: str) -> DataError:
     return DataError(
-        f"{printable(str(root))}: the embedded digits are no longer whole ({printable(reason)}); delete that "
+        f"{one_line(str(root))}: the embedded digits are no longer whole ({one_line(reason)}); delete that "
         "folder, and they are written anew"
     )
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from deepvit_train.data.decode import ENDINGS, printable
+from deepvit_train.console import one_line
+from deepvit_train.data.decode import ENDINGS
 from deepvit_train.error import nearest
 
 OUTSIDE = " outside a class folder"  # follows the ending of an image that lies there
@@ -24,7 +25,7 @@ def is_image(name: str) -> bool:
 def ending_of(name: str) -> str:
     """The ending of a file's name in lower case, with its dot: '.txt'; 'no ending'."""
     place = name.rfind(".")
-    return printable(name[place:].lower()) if place > 0 else "no ending"
+    return one_line(name[place:].lower()) if place > 0 else "no ending"
 
 
 def summed_up(left_out: Mapping[str, int]) -> str:

@@ -7,10 +7,16 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from deepvit_train.console import amount, one_line
 from deepvit_train.data.cache import Stamp, stamp_of
-from deepvit_train.data.decode import printable
-from deepvit_train.data.ending import OUTSIDE, ending_of, is_image, split_hint
+from deepvit_train.data.ending import EVALUATED, OUTSIDE, ending_of, is_image, split_hint
 from deepvit_train.error import DataError
+
+WHOLE = "."  # in the place of a split's name: the class folders lie in the root itself
+
+
+class MissingSplitError(DataError):
+    """A split that has neither a folder nor tar files."""
 
 
 @dataclass
@@ -43,12 +49,19 @@ class Walk:
                 classes.append(entry.name)
             else:
                 self.left_out[ending_of(entry.name) + OUTSIDE * is_image(entry.name)] += 1
+        if self.split == WHOLE:
+            refuse_splits(self.root, classes)
         if not classes:
-            raise DataError(f"{folder}: holds no class folders (expected {folder}/CLASS/IMAGE.jpg)")
+            loose = sum(count for ending, count in self.left_out.items() if ending.endswith(OUTSIDE))
+            hint = "sort them into class folders; scripts/sort_imagenet_val.py does so for ImageNet"
+            raise DataError(
+                f"{folder}: holds no class folders (expected {folder}/CLASS/IMAGE.jpg)"
+                + (f"\n{amount(loose, 'image')} lie in it directly: {hint}" if loose else "")
+            )
         for name in classes:
-            if printable(name) != name:
+            if one_line(name) != name:
                 raise DataError(
-                    f"{folder}: the class folder {printable(name)!r} has a name that can't be shown"
+                    f"{folder}: the class folder {one_line(name)!r} has a name that can't be shown"
                 )
         return classes
 
@@ -74,7 +87,7 @@ class Walk:
         """`above` holds the real paths of the folders that this one lies in."""
         real = self._checked(folder)
         if real in above:
-            raise DataError(f"{printable(folder)}: a link that leads back to a folder it lies in")
+            raise DataError(f"{one_line(folder)}: a link that leads back to a folder it lies in")
         files, folders = [], []
         for entry in self._entries(folder):
             if _is_folder(entry):
@@ -94,8 +107,8 @@ class Walk:
         present = [entry.name for entry in self._entries(str(self.root)) if _is_folder(entry)]
         if self.split in present:
             return DataError(f"{folder}: can't be listed (Permission denied)")
-        return DataError(
-            f"{folder}: no such folder; {self.root} holds {printable(', '.join(present[:5])) or 'no folders'}"
+        return MissingSplitError(
+            f"{folder}: no such folder; {self.root} holds {one_line(', '.join(present[:5])) or 'no folders'}"
             f"{split_hint(self.split, present)}"
         )
 
@@ -109,7 +122,7 @@ class Walk:
                     key=lambda entry: entry.name,
                 )
         except OSError as error:
-            raise DataError(f"{printable(folder)}: can't be listed ({error.strerror})") from None
+            raise DataError(f"{one_line(folder)}: can't be listed ({error.strerror})") from None
 
     def _follow(self, link: str) -> None:
         """Check a link to a file, and stamp the folder it leads to: a link may take the file's place."""
@@ -128,10 +141,20 @@ class Walk:
         inside = any(real == folder or real.startswith(folder + os.sep) for folder in self._inside)
         if not inside and not self.follow_links:
             raise DataError(
-                f"{printable(path)}: a link that leads out of {self.root}, to {printable(real)}; "
+                f"{one_line(path)}: a link that leads out of {self.root}, to {one_line(real)}; "
                 "data.follow_links=true allows it"
             )
         return real
+
+
+def refuse_splits(root: Path, names: list[str]) -> None:
+    """Raise DataError where a data set that is to be split is split already, by the names of its parts."""
+    found = [name for name in names if name.casefold() in ("train", *EVALUATED)]
+    if "train" in found and (len(found) > 1 or names == ["train"]):
+        raise DataError(
+            f"{root}: holds {' and '.join(found)} already, so data.val_share has nothing to split\n"
+            f"data.val_share=null takes them as they are; data.root={root / 'train'} splits train alone"
+        )
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -9,18 +9,21 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
-from deepvit_train.classes import TORCHVISION, ordered, read_map
+from deepvit_train.classes import TORCHVISION, ordered, read_chosen, read_map
 from deepvit_train.config.data import DataConfig, DataName
 from deepvit_train.data import cache
 from deepvit_train.data.cache import Arrays, Listing, Names
 from deepvit_train.data.decode import read_file
 from deepvit_train.data.digits import digits_root
 from deepvit_train.data.ending import as_names, from_names, summed_up
-from deepvit_train.data.folder import Walk
+from deepvit_train.data.folder import WHOLE, MissingSplitError, Walk
+from deepvit_train.data.kept import KeptBytes
+from deepvit_train.data.split import draw_groups, drawn_for_val, path_in_class, split_hints
 from deepvit_train.data.tar import TarFiles, list_tars
 from deepvit_train.error import DataError, nearest
 
@@ -42,6 +45,8 @@ class ImageIndex:
     tars: TarFiles | None = None
     digest: str = ""
     left_out: dict[str, int] = field(default_factory=dict)  # files that are no images, by ending
+    part: str = ""  # 'train' or 'val', where data.val_share split one folder
+    kept: KeptBytes | None = None  # what was read before, where data.cache asks for it
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -51,6 +56,35 @@ class ImageIndex:
         if not self.left_out:
             return None
         return f"{self.folder}: left out, as no images that can be read: {summed_up(self.left_out)}"
+
+    @property
+    def title(self) -> str:
+        """What a message calls the split: its folder, and which part of it where it is a part."""
+        return f"{self.folder} ({self.part})" if self.part else str(self.folder)
+
+    def take(self, chosen: np.ndarray) -> ImageIndex:
+        """Return the index of some images, with a digest of its own. The classes stay.
+
+        Args:
+            chosen: whether each image is among them, (N,) bool.
+        """
+        lengths = np.diff(self.ends, prepend=0)
+        arrays = {
+            "paths": self.paths[np.repeat(chosen, lengths)],
+            "ends": lengths[chosen].cumsum(),
+            "targets": self.targets[chosen],
+        }
+        tars = self.tars and TarFiles(self.tars.files, self.tars.places[chosen])
+        return replace(self, **arrays, tars=tars, digest=_digest(arrays, self.classes))
+
+    def paths_in_class(self) -> list[str]:
+        """The paths of all images from the classes' folder on, the same in a folder and in tar files."""
+        text, places = self.paths.tobytes(), [0, *self.ends.tolist()]
+        paths = [os.fsdecode(text[start:end]) for start, end in pairwise(places)]
+        if self.tars is None:
+            return paths
+        names = (self.classes[target] for target in self.targets.tolist())
+        return [path_in_class(path, name) for path, name in zip(paths, names, strict=True)]
 
     def path(self, image: int) -> str:
         """The file of an image; in a tar file its path behind that of the tar file."""
@@ -62,7 +96,17 @@ class ImageIndex:
         return self.path(image) if self.tars is None else self.tars.files[self.tars.places[image, 0]]
 
     def read(self, image: int, max_bytes: int) -> bytes:
-        """The content of an image. Raises BadImageError."""
+        """The content of an image, from memory if it is kept there. Raises BadImageError."""
+        if self.kept is None:
+            return self.read_from_disk(image, max_bytes)
+        data = self.kept.get(image)
+        if data is None:
+            data = self.read_from_disk(image, max_bytes)
+            self.kept.put(image, data)
+        return data
+
+    def read_from_disk(self, image: int, max_bytes: int) -> bytes:
+        """The content of an image, as it is on the disk now. Raises BadImageError."""
         if self.tars is None:
             return read_file(self.path(image), max_bytes)
         return self.tars.read(image, self.path(image), max_bytes)
@@ -85,14 +129,50 @@ def data_root(data: DataConfig) -> Path:
 
 def open_split(data: DataConfig, split: str) -> ImageIndex:
     """The index of a split of a data set, its folders named as data.class_map says. Raises DataError."""
+    root = data_root(data)
+    try:
+        index = _scan(root, split if data.val_share is None else WHOLE, data)
+    except MissingSplitError as error:
+        raise DataError(f"{error}{split_hints(root, split)}") from None
+    chosen = renamed(index, data)
+    _refuse_empty(chosen, data.empty_classes)
+    return chosen if data.val_share is None else renamed(part_of(index, data, split), data)
+
+
+def _scan(root: Path, split: str, data: DataConfig) -> ImageIndex:
     if data.name == DataName.tar:
-        index = scan_tars(data_root(data), split)
-    else:
-        index = scan_split(data_root(data), split, data.follow_links)
-    return renamed(index, data)
+        return scan_tars(root, split)
+    return scan_split(root, split, data.follow_links, empty_classes=True)
+
+
+def part_of(whole: ImageIndex, data: DataConfig, split: str) -> ImageIndex:
+    """The images of one folder that data.val_share and data.group_by make train, or val. Raises DataError."""
+    assert data.val_share is not None
+    draws = draw_groups(whole.paths_in_class(), data.group_by, str(whole.folder))
+    is_val = drawn_for_val(draws, whole.targets, len(whole.classes), data.val_share)
+    if not is_val.any():
+        groups = "group" if data.group_by else "image"
+        raise DataError(f"{whole.folder}: no class has a second {groups}, so data.val_share leaves val empty")
+    return replace(whole.take(is_val if split == "val" else ~is_val), part=split)
 
 
 def renamed(index: ImageIndex, data: DataConfig) -> ImageIndex:
+    """The index with the classes that data.class_map and data.classes say. Raises DataError."""
+    index = _mapped(index, data)
+    if data.classes is None:
+        return index
+    names = read_chosen(data.classes, data.listed_classes())
+    if not data.empty_classes and (unknown := [name for name in names if name not in index.classes]):
+        if not data.allow_subset:
+            guess = nearest(unknown[0], index.classes)
+            raise DataError(f"data.classes: {index.title} has no class {unknown[0]}{guess}")
+        names = [name for name in names if name in index.classes]
+    places = {name: place for place, name in enumerate(names)}
+    targets = np.array([places.get(name, -1) for name in index.classes], np.int32)[index.targets]
+    return replace(index, classes=names, targets=targets).take(targets >= 0)
+
+
+def _mapped(index: ImageIndex, data: DataConfig) -> ImageIndex:
     """The index with the classes that data.class_map gives to folders; several folders may be one class.
 
     Raises DataError for a folder that is not there, unless the data set may lack classes.
@@ -113,13 +193,29 @@ def renamed(index: ImageIndex, data: DataConfig) -> ImageIndex:
     return replace(index, classes=classes, targets=targets)
 
 
-def scan_split(root: Path, split: str, follow_links: bool) -> ImageIndex:
+def scan_split(root: Path, split: str, follow_links: bool, empty_classes: bool = False) -> ImageIndex:
     """Index root/split/CLASS/**/*.{jpg,png,...}. Raises DataError naming what is missing or empty."""
     walk = Walk(root.absolute(), split, follow_links)
     kept, names = _kept(("folder", root.absolute(), split, follow_links), partial(_list, walk))
     arrays = kept["paths"], kept["ends"], kept["targets"]
     left_out = from_names(names["left_out"])
-    return ImageIndex(root / split, names["classes"], *arrays, digest=names["digest"][0], left_out=left_out)
+    digest = names["digest"][0]
+    index = ImageIndex(root / split, names["classes"], *arrays, digest=digest, left_out=left_out)
+    _refuse_empty(index, empty_classes)
+    return index
+
+
+def _refuse_empty(index: ImageIndex, empty_classes: bool) -> None:
+    """Raise DataError where a class has no image and none may be empty, or where all are."""
+    counts = np.bincount(index.targets, minlength=len(index.classes))
+    empty = [name for name, images in zip(index.classes, counts, strict=True) if not images]
+    if empty and (not empty_classes or not len(index)):
+        raise DataError(
+            f"{index.folder.absolute()}: no image in class {', '.join(empty[:5])} "
+            f"(docs/data.md lists the endings){'; left out: ' * bool(index.left_out)}"
+            f"{summed_up(index.left_out)}"
+            "\ndata.empty_classes=true trains without them"
+        )
 
 
 def scan_tars(root: Path, split: str) -> ImageIndex:
@@ -155,13 +251,6 @@ def _digest(arrays: Arrays, classes: list[str]) -> str:
 def _list(walk: Walk) -> Listing:
     classes = walk.classes()
     arrays = _arrays(walk.images(name) for name in classes)
-    counts = np.bincount(arrays["targets"], minlength=len(classes))
-    if empty := [name for name, images in zip(classes, counts, strict=True) if not images]:
-        raise DataError(
-            f"{walk.root / walk.split}: no image in class {', '.join(empty[:5])} "
-            "(docs/data.md lists the endings)"
-            f"{'; left out: ' * bool(walk.left_out)}{summed_up(walk.left_out)}"
-        )
     return arrays, {"classes": classes, "left_out": as_names(walk.left_out)}, walk.stamps
 
 

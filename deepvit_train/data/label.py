@@ -73,7 +73,7 @@ def labelled(
         hints = ["data.class_map=FILE says which class a folder is, in lines 'folder: class'"]
         if not set(index.classes) - set(names):
             hints = ["data.allow_subset=true takes a data set that lacks classes"]
-        raise DataError(f"{index.folder}: other classes than {owner} ({problem})\n{'; '.join(hints)}")
+        raise DataError(f"{index.title}: other classes than {owner} ({problem})\n{'; '.join(hints)}")
     present = set(index.classes)
     absent = [place for place, name in enumerate(names) if name not in present]
     labels = Labels(names, absent, class_map=data.class_map)
@@ -82,7 +82,7 @@ def labelled(
     numbers = {name: place for place, name in enumerate(names)}
     if not labels.absent:
         labels.notes.append(
-            f"{index.folder}: classes are matched by name; the model's order is "
+            f"{index.title}: classes are matched by name; the model's order is "
             f"{shortened(names)}, the folder's {shortened(index.classes)}"
         )
     targets = np.array([numbers[name] for name in index.classes], np.int32)[index.targets]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from deepvit_train.data.decode import printable
+from deepvit_train.console import one_line
 from deepvit_train.data.index import ImageIndex
 
 LOOKED_AT = 20  # images of each class whose paths are looked at
@@ -21,7 +21,7 @@ def layout_warnings(index: ImageIndex) -> list[str]:
     )
     if len(index.classes) == 1:
         return [
-            f"{index.folder}: holds one class alone, {index.classes[0]}; with it every prediction is right: "
+            f"{index.title}: holds one class alone, {index.classes[0]}; with it every prediction is right: "
             f"loss 0, accuracy 1{hint if inner else ''}"
         ]
     # One folder in each class is a usual layout (CLASS/images/1.jpg).
@@ -60,4 +60,4 @@ def _below_class(index: ImageIndex, name: str, image: int) -> str:
 
 def _listed(folders: list[str]) -> str:
     more = f", ... {len(folders) - SHOWN} more" if len(folders) > SHOWN else ""
-    return ", ".join(f"{printable(name)}/" for name in folders[:SHOWN]) + more
+    return ", ".join(f"{one_line(name)}/" for name in folders[:SHOWN]) + more

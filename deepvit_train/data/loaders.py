@@ -50,10 +50,16 @@ class Loaders:
         """
         transform = eval_transform(self.preprocessing)
         dataset = ImageDataset(index, transform, seed=0, limits=limits(self.data), replacements=0)
+        return self._load(dataset, self.evaluation_order(index, batch_size, limit_batches))
+
+    def evaluation_order(
+        self, index: ImageIndex, batch_size: int, limit_batches: int | None = None
+    ) -> EvalOrder:
+        """Return which images each batch of `evaluation` holds on this rank."""
         chosen = np.arange(len(index))
         if limit_batches is not None and limit_batches * batch_size * self.world.size < len(index):
             chosen = spread_over_classes(index.targets, limit_batches * batch_size * self.world.size)
-        return self._load(dataset, EvalOrder(chosen, batch_size, self.world))
+        return EvalOrder(chosen, batch_size, self.world)
 
     def prediction(self, index: ImageIndex, batch_size: int) -> Loader:
         """Load every image of a list once, in order. Targets are the images' numbers, or unlabelled.BAD."""

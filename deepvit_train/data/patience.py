@@ -10,10 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deepvit_train.console import console
-from deepvit_train.data.decode import printable
+from deepvit_train.console import console, one_line
 from deepvit_train.data.index import ImageIndex
-from deepvit_train.error import DataError, Interrupted
+from deepvit_train.error import DataError, Interrupted, UserError
 
 POLL_S = 0.5  # how often somebody who waits looks at signals and readers
 SAID_AFTER_S = 30.0  # a wait as long as this is said, and again each time it has doubled
@@ -28,6 +27,10 @@ class WaitInterrupted(Interrupted):
 
 class DataLost(DataError):
     """The images of a data set went away and did not come back."""
+
+
+class LoaderLost(UserError):
+    """A loader process died. The message says what may help."""
 
 
 class Readers:
@@ -109,7 +112,7 @@ class Wait:
             self._found_again()
             return
         image, error = next(iter(lost.items()))
-        where = f"{printable(self._index.path(image))}: can't be read ({os.strerror(error)})"
+        where = f"{one_line(self._index.path(image))}: can't be read ({os.strerror(error)})"
         if self._gone_since is None:
             self._gone_since = now
             self._patience.say(f"{where}: {self._folder} is gone; waiting {GIVEN_UP_AFTER_S:.0f} s for it")
@@ -127,11 +130,11 @@ class Wait:
 
     @property
     def _folder(self) -> str:
-        return printable(str(self._index.folder))
+        return one_line(str(self._index.folder))
 
     def _files(self, now: float) -> str:
         """Name the files that readers are at, first those that they are at for the longest time."""
         longest = sorted(self._seen.values(), key=lambda seen: (seen[1], seen[0]))
         half = [seen for seen in longest if now - seen[1] >= self._say_at / 4]
-        names = [printable(self._index.path(image)) for image, _ in (half or longest)[:SHOWN]]
+        names = [one_line(self._index.path(image)) for image, _ in (half or longest)[:SHOWN]]
         return ", ".join(names) or "no loader says which"

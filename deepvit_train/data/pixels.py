@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from deepvit_train.config.preprocessing import Preprocessing
 from deepvit_train.data.decode import BadImageError, Limits, Picture, parse_picture, picture_of, read_file
+from deepvit_train.data.index import ImageIndex
 from deepvit_train.data.transform import eval_transform, normalise
 from deepvit_train.error import DataError
 
@@ -53,3 +55,15 @@ class ImageTransform:
             return parse_picture("image", image, self.limits)
         path = os.fspath(image)
         return parse_picture(path, read_file(os.path.expanduser(path), self.limits.max_bytes), self.limits)  # noqa: PTH111
+
+
+def seen_pixels(
+    index: ImageIndex, image: int, preprocessing: Preprocessing, limits: Limits
+) -> np.ndarray | None:
+    """Return what an evaluation sees of an image, (S, S, 3) uint8; None if it can't be read."""
+    try:
+        picture = parse_picture(index.path(image), index.read(image, limits.max_bytes), limits)
+        pixels, _ = eval_transform(preprocessing)(picture, seed=0)
+    except BadImageError:
+        return None
+    return pixels

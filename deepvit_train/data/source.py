@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader
 from torch.utils.data._utils.signal_handling import _remove_worker_pids
 
 from deepvit_train.data.dataset import RawBatch
-from deepvit_train.data.patience import Readers
+from deepvit_train.data.patience import LoaderLost, Readers
+from deepvit_train.error import explain
 
 GRACE_S = 1.0  # for readers to end by themselves
 
@@ -28,7 +29,10 @@ class Source(Protocol):
     """Batches, one after the other."""
 
     def take(self, timeout_s: float) -> RawBatch | None:
-        """Return the next batch, or None if it does not come in time. Raises StopIteration at the end."""
+        """Return the next batch, or None if it does not come in time.
+
+        Raises StopIteration at the end, LoaderLost where a loader process died.
+        """
         ...
 
     def end(self) -> None:
@@ -59,6 +63,11 @@ class ProcessSource:
         if loader._iterator is not None:
             loader._iterator._timeout = 0
         self._batches: Any = iter(loader)
+        # torch would raise at the death of a process wherever the program is, in the middle of a step too.
+        # Without its list it raises only here, in take, when a batch does not come.
+        if self._batches._worker_pids_set:
+            _remove_worker_pids(id(self._batches))
+            self._batches._worker_pids_set = False
 
     def take(self, timeout_s: float) -> RawBatch | None:
         self._batches._timeout = timeout_s
@@ -68,6 +77,8 @@ class ProcessSource:
             # Nothing was taken, so the same batch can be asked for again.
             if str(error).startswith("DataLoader timed out after"):
                 return None
+            if (lost := explain(error, "train")) is not None:
+                raise LoaderLost(str(lost)) from None
             raise
 
     def end(self) -> None:
@@ -85,9 +96,6 @@ def end_processes(loader: DataLoader[RawBatch], readers: Readers) -> None:
         if not any(one.is_alive() for one in reading):
             break
         time.sleep(0.01)
-    # From now on the end of a process is no error.
-    _remove_worker_pids(id(batches))
-    batches._worker_pids_set = False
     for one in reading:
         one.kill()
     batches._shutdown_workers()

@@ -25,15 +25,18 @@ def copy_images(root: Path, folder: Path, counts: dict[str, int | None]) -> None
     Raises:
         DataError: the number can't be shared evenly by the classes, or a class has too few images.
     """
-    for split, count in counts.items():
-        if (folder / split).exists():
-            continue
-        index = scan_split(root, split, follow_links=False)
+    due = {split: count for split, count in counts.items() if not (folder / split).exists()}
+    # Every split is looked at before the first folder is made, so that a wrong root leaves none behind.
+    splits = {split: scan_split(root, split, follow_links=False) for split in due}
+    chosen = {
+        split: _evenly(splits[split], count, after=0) for split, count in due.items() if count is not None
+    }
+    for split, index in splits.items():
         make_folder(folder)
-        if count is None:
+        if split not in chosen:
             place_link(folder / split, str(index.folder.resolve()))
             continue
-        _copy(index, folder / split, count, after=0)
+        _copy(index, folder / split, chosen[split])
 
 
 def hold_out(root: Path, folder: Path, train: Path, after: int, count: int) -> None:
@@ -48,15 +51,17 @@ def hold_out(root: Path, folder: Path, train: Path, after: int, count: int) -> N
     Raises DataError where there are not enough images.
     """
     if not (folder / "val").exists():
+        index = scan_split(root, "train", follow_links=False)
+        chosen = _evenly(index, count, after)
         make_folder(folder)
-        _copy(scan_split(root, "train", follow_links=False), folder / "val", count, after)
+        _copy(index, folder / "val", chosen)
     if not (folder / "train").exists():
         place_link(folder / "train", str(train.resolve()))
 
 
-def _copy(index: ImageIndex, folder: Path, count: int, after: int) -> None:
+def _copy(index: ImageIndex, folder: Path, chosen: list[int]) -> None:
     with new_folder(folder) as copied:
-        for place in _evenly(index, count, after):
+        for place in chosen:
             file = Path(index.path(place))
             target = copied / file.relative_to(index.folder)
             make_folder(target.parent)

@@ -21,9 +21,11 @@ from typing import NamedTuple
 import numpy as np
 
 from deepvit_train.classes import TORCHVISION, ordered
+from deepvit_train.console import one_line
 from deepvit_train.data.cache import Listing, Stamp, stamp_of
-from deepvit_train.data.decode import OPENING, BadImageError, UnreadableError, printable
+from deepvit_train.data.decode import OPENING, BadImageError, UnreadableError
 from deepvit_train.data.ending import as_names, ending_of, is_image, split_hint, summed_up
+from deepvit_train.data.folder import WHOLE, MissingSplitError, refuse_splits
 from deepvit_train.error import DataError
 
 LONGEST_HEADER = 2**20  # bytes; real ones have a few hundred
@@ -86,6 +88,8 @@ class Member(NamedTuple):
 def list_tars(root: Path, split: str) -> Listing:
     """Find the images of a split in root/SPLIT.tar, root/SPLIT/*.tar or root/*SPLIT-*.tar, by class and name.
 
+    Those of `WHOLE` are in root/*.tar.
+
     The class of an image is its first folder below those that all images share; else what a member NAME.cls
     says, as webdataset writes it; else the name of the tar file. Returns the arrays and names of an index,
     and what tells later changes. Raises DataError.
@@ -125,11 +129,15 @@ def _tar_files(root: Path, split: str) -> tuple[list[Path], list[Stamp]]:
         stamps = [stamp_of(str(folder)) for folder in (root, root / split) if folder.is_dir()]
         files = [root / f"{split}.tar"] if (root / f"{split}.tar").is_file() else []
         files = files or sorted((root / split).glob("*.tar")) or sorted(root.glob(f"*{name}-*.tar"))
+        if split == WHOLE and len(parts := _splits_in(root)) > 1:
+            refuse_splits(root, parts)
         stamps += [stamp_of(str(file)) for file in files]
     except OSError as error:
         raise DataError(f"{root}: can't be listed ({error.strerror})") from None
     if not files:
-        raise DataError(
+        if split == WHOLE:
+            raise DataError(f"{root}: holds no tar files: {root}/*.tar")
+        raise MissingSplitError(
             f"{root}: holds no tar files of {split}: {split}.tar, {split}/*.tar or *{split}-*.tar"
             f"{split_hint(split, _splits_in(root))}"
         )
@@ -162,7 +170,7 @@ def _images(number: int, file: Path, left_out: Counter[str]) -> Iterator[Member]
                     left_out["links"] += 1
                 elif is_image(path):
                     if member.issparse():
-                        raise DataError(f"{file}: {printable(path)} is stored as a sparse file")
+                        raise DataError(f"{file}: {one_line(path)} is stored as a sparse file")
                     images[path] = member.offset_data, member.size
                 elif path.endswith(".cls") and (content := opened.extractfile(member)):
                     labels[path.removesuffix(".cls")] = content.read(100).decode().strip()
@@ -173,7 +181,7 @@ def _images(number: int, file: Path, left_out: Counter[str]) -> Iterator[Member]
         raise
     except Exception as error:
         # Python's tarfile raises nearly every kind of exception on broken headers.
-        reason = printable(str(error)) or type(error).__name__
+        reason = one_line(str(error)) or type(error).__name__
         raise DataError(f"{file}: can't be read as an uncompressed tar file ({reason})") from None
     for path, (offset, size) in images.items():
         yield Member(number, path, labels.get(path.rpartition(".")[0]), offset, size)
@@ -225,6 +233,6 @@ def _shared_folders(members: list[Member]) -> int:
 def _class_of(member: Member, shared: int, files: list[Path]) -> str:
     file = files[member.number]
     label = next(iter(member.folders[shared:]), member.label or file.stem)
-    if printable(label) != label:
-        raise DataError(f"{file}: the class {printable(label)!r} has a name that can't be shown")
+    if one_line(label) != label:
+        raise DataError(f"{file}: the class {one_line(label)!r} has a name that can't be shown")
     return label

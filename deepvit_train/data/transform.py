@@ -37,6 +37,7 @@ class Erasure(NamedTuple):
     seed: int
 
 
+TRIVIAL = "trivial"  # the one policy of augment.auto_augment that is torchvision's
 NOTHING_ERASED = Erasure(0, 0, 0, 0, 0)
 
 
@@ -154,11 +155,14 @@ def random_erasure(draws: random.Random, size: int) -> Erasure:
 
 
 def build_policy(name: str, preprocessing: Preprocessing) -> Callable[[Image.Image], Image.Image]:
-    """Build timm's policy of this name: RandAugment, AugMix, 3-Augment or AutoAugment. Raises ConfigError."""
-    options = {
-        "translate_const": int(preprocessing.image_size * 0.45),
-        "img_mean": tuple(round(255 * channel) for channel in preprocessing.mean),
-    }
+    """Build timm's policy of this name: RandAugment, AugMix, 3-Augment or AutoAugment.
+
+    'trivial' is torchvision's TrivialAugmentWide. Raises ConfigError for a name that is neither.
+    """
+    mean = tuple(round(255 * channel) for channel in preprocessing.mean)
+    if name == TRIVIAL:
+        return v2.TrivialAugmentWide(interpolation=InterpolationMode.BILINEAR, fill=list(mean))
+    options = {"translate_const": int(preprocessing.image_size * 0.45), "img_mean": mean}
     try:
         if name.startswith("rand"):
             policy = auto_augment.rand_augment_transform(name, options)
@@ -177,7 +181,8 @@ def build_policy(name: str, preprocessing: Preprocessing) -> Callable[[Image.Ima
             policy(Image.new("RGB", (8, 8)))  # timm reads some settings only when it is called
     except (AssertionError, KeyError, ValueError):
         raise ConfigError(
-            f"augment.auto_augment={name}: not a policy that timm knows; nearest: rand-m9-mstd0.5-inc1"
+            f"augment.auto_augment={name}: not a policy that timm knows; nearest: rand-m9-mstd0.5-inc1 or "
+            "trivial"
         ) from None
     return policy
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from deepvit_train.distributed.world import World
-from deepvit_train.error import UserError
+from deepvit_train.error import UserError, explained
 
 Result = TypeVar("Result")
 
@@ -21,7 +21,8 @@ def together(world: World, work: Callable[[], Result]) -> Result:
     """
     error, results = None, []
     try:
-        results.append(work())
+        with explained("train"):  # an error of the system too must not leave the other ranks waiting
+            results.append(work())
     except UserError as caught:
         error = caught
     if world.size > 1 and world.any(error is not None):

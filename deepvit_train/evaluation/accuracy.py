@@ -18,6 +18,7 @@ from deepvit_train.console import counted
 from deepvit_train.data.dataset import Batch
 from deepvit_train.distributed.world import World
 from deepvit_train.error import DataError
+from deepvit_train.evaluation.prediction import Recorder
 from deepvit_train.precision import autocast
 
 
@@ -39,9 +40,20 @@ class EvalResult:
     class_images: list[int]
     not_finite: int = 0
 
+    @property
+    def mean_class(self) -> float:
+        """The mean over classes of the accuracy in each. Classes without images are left out."""
+        found = [share for share in self.class_accuracy if share is not None]
+        return sum(found) / len(found)
+
     def scalars(self) -> dict[str, float]:
         """Return the figures that are logged during training."""
-        figures = {"top1": self.top1, "top5": self.top5, "loss": self.loss}
+        figures = {
+            "top1": self.top1,
+            "top5": self.top5,
+            "mean_class": self.mean_class,
+            "loss": self.loss,
+        }
         return figures | ({"not_finite": self.not_finite} if self.not_finite else {})
 
 
@@ -53,6 +65,7 @@ def evaluate(
     precision: Precision,
     classes: int,
     absent: Sequence[int] = (),
+    recorder: Recorder | None = None,
 ) -> EvalResult:
     """Measure top-1 and top-5 accuracy and mean cross-entropy over the batches of all ranks.
 
@@ -62,6 +75,7 @@ def evaluate(
     Args:
         classes: how many outputs the model has.
         absent: outputs that are left out, as if the model had none for these classes.
+        recorder: is given what the model says of each image.
     """
     was_training = model.training
     model.eval()
@@ -86,7 +100,10 @@ def evaluate(
             loss += F.cross_entropy(logits, batch.targets, reduction="sum").double()
             finite = logits.amax(dim=1).isfinite()
             not_finite += (~finite).sum()
-            _count(logits, batch.targets, finite, counts)
+            likeliest = logits.topk(min(5, logits.shape[1])).indices
+            _count(likeliest, batch.targets, finite, counts)
+            if recorder is not None:
+                recorder.add(logits, batch.targets, likeliest[:, 0], finite)
     model.train(was_training)
     if world.any(len(bad)):
         raise DataError(
@@ -108,16 +125,16 @@ def evaluate(
     )
 
 
-def _count(logits: Tensor, targets: Tensor, finite: Tensor, counts: Tensor) -> None:
+def _count(likeliest: Tensor, targets: Tensor, finite: Tensor, counts: Tensor) -> None:
     """Add a batch to the counts of images, top-1 hits and top-5 hits by class.
 
     Args:
-        logits: (B, C).
+        likeliest: the classes of the largest logits in order, (B, 5), or (B, C) if C is less.
         targets: (B,), int64.
         finite: (B,), bool. Where it is false, the order of the logits means nothing.
         counts: (3, C), int64, changed in place.
     """
-    hits = logits.topk(min(5, logits.shape[1])).indices == targets[:, None]
+    hits = likeliest == targets[:, None]
     hits &= finite[:, None]
     one = torch.ones_like(targets)
     counts[0].index_add_(0, targets, one)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from timm.data import ImageNetInfo
 
 from deepvit_train.classes import ORDERS, TORCHVISION, ordered, shortened
-from deepvit_train.config.data import DataConfig
+from deepvit_train.config.data import OF_DATA_SET, DataConfig, absolute
+from deepvit_train.config.foreign import Weights
 from deepvit_train.config.preset import Architecture
 from deepvit_train.config.recipe import Precision
 from deepvit_train.console import amount
@@ -18,11 +19,12 @@ from deepvit_train.data.index import ImageIndex, open_split
 from deepvit_train.data.label import Labels, labelled
 from deepvit_train.data.loaders import Loaders
 from deepvit_train.error import CheckpointError, ConfigError, DataError
+from deepvit_train.evaluation.beside import read_beside
 from deepvit_train.evaluation.calibration import Statistics, calibrate, reattention_norms
 from deepvit_train.models import DeepViT
-from deepvit_train.models.importer import import_model
+from deepvit_train.models.importer import Imported, import_model, left_out_note
 from deepvit_train.run.checkpoint import Found, find
-from deepvit_train.run.description import ModelDescription
+from deepvit_train.run.description import ModelDescription, is_described
 
 IMAGENET_CLASSES = 1000
 UNSHOWN = ("mean", "std", "crop_pct", "interpolation")  # what no tensor shows of a model's preprocessing
@@ -40,6 +42,7 @@ class LoadedModel:
         statistics: the calibrated statistics of its BatchNorms, or None if there are none.
         described: whether the file says what its model is, as those of this project do.
         assumed: the parts of its preprocessing that neither its file nor the caller says.
+        left_out: names of the file's tensors that the model has no use for.
     """
 
     found: Found
@@ -49,6 +52,7 @@ class LoadedModel:
     statistics: Statistics | None
     described: bool
     assumed: list[str]
+    left_out: list[str]
 
     @property
     def architecture(self) -> Architecture:
@@ -68,8 +72,9 @@ class LoadedModel:
         shape = self.architecture.model
         assumed = f"; assumed, as nobody said it: {', '.join(self.assumed)}" if self.assumed else ""
         return [
+            *([left_out_note(self.left_out)] if self.left_out else []),
             f"preprocessing: {shape.image_size} pixels, mean={shape.mean} std={shape.std} "
-            f"crop_pct={shape.crop_pct:g} interpolation={shape.interpolation}{assumed}"
+            f"crop_pct={shape.crop_pct:g} interpolation={shape.interpolation}{assumed}",
         ]
 
     def data_for(self, given: DataConfig) -> DataConfig:
@@ -81,19 +86,41 @@ class LoadedModel:
         """
         given = replace(given, value_range=given.value_range or self.description.value_range)
         if given.name is not None:
-            return given
+            return self._split_alike(given)
         if self.description.data is None:
             raise ConfigError(
                 f"data is not given, and {self.found.file} does not say: add data=imagefolder data.root="
             )
         if given.root is not None:
-            return replace(given, name=self.description.data)
-        return replace(
+            return self._split_alike(replace(given, name=self.description.data))
+        data = replace(
             given,
             name=self.description.data,
             root=self.found.data_path("data_root"),
             class_map=given.class_map or self.found.data_path("class_map"),
         )
+        return self._split_alike(data)
+
+    def _split_alike(self, data: DataConfig) -> DataConfig:
+        """Return the data with what the run said of which images its folder's splits consist of.
+
+        Raises ConfigError where something else is said of the run's own folder: its training images would be
+        among those of val.
+        """
+        if absolute(data.root) != self.found.data_path("data_root"):
+            return data
+        kept = self.found.data_keys()
+        keys = {key: kept[key] for key in OF_DATA_SET if key in kept}
+        if data.classes is not None:
+            del keys["classes"]
+        for key in [key for key in ("val_share", "group_by") if key in keys]:
+            said, before = getattr(data, key), keys[key]
+            if said not in (None, before):
+                raise ConfigError(
+                    f"data.{key}={said}: the run split {data.root} otherwise, so training images would be "
+                    f"among those of val; nearest: data.{key}={'null' if before is None else before}"
+                )
+        return replace(data, **keys)
 
     def calibrating_on(self, images: int) -> LoadedModel:
         """Return the model without its statistics, to be calibrated on this number of training images."""
@@ -155,19 +182,26 @@ def _imagenet_names(outputs: int, names: list[str]) -> list[str] | None:
 
 
 def load(
-    path: str, weights: str, preset: str | None = None, key: str = "checkpoint", **said: Any
+    path: str,
+    weights: str,
+    preset: str | None = None,
+    key: str = "checkpoint",
+    download: bool = False,
+    **said: Any,
 ) -> LoadedModel:
     """Load the model of a run, a checkpoint or a weights file, of this project or another.
 
     Args:
         path: as `checkpoint=` was given, or `key`, the key that a message is to name.
         weights: 'live', 'ema', or 'auto' for the averaged weights if there are any.
-        preset, said: what the tensors of another project's file do not show, as in `models.load_model`.
+        preset, said: what the tensors of another project's file do not show, as in `models.load_model`. What
+            is not said is taken from timm's config.json beside the file, if there is no preset.
+        download: whether hf:ORG/NAME is fetched where it is not in the hub's cache.
 
     Raises CheckpointError if the file is missing, is damaged or does not fit, as `models.load_model` does.
     """
-    found = find(path, weights, key=key)
-    imported = import_model(found, preset, weights, said)
+    found = find(path, weights, key=key, download=download)
+    imported, said = import_found(found, preset, weights, said)
     model = imported.model.float()
     unsaid = [] if imported.described or preset is not None else list(UNSHOWN)
     return LoadedModel(
@@ -178,6 +212,44 @@ def load(
         statistics=found.calibrated(model),
         described=imported.described,
         assumed=[name for name in unsaid if said.get(name) is None],
+        left_out=imported.left_out,
+    )
+
+
+def import_found(
+    found: Found, preset: str | None, weights: str, said: dict[str, Any]
+) -> tuple[Imported, dict[str, Any]]:
+    """Import a weights file with what the caller says, and for the rest what config.json beside it says.
+
+    Returns also both together. The file's own description comes before config.json. Raises as `load` does.
+    """
+    if preset is not None or is_described(found.file):
+        return import_model(found, preset, weights, said), said
+    beside = read_beside(found.file)
+    said = beside.choices | said
+    imported = import_model(found, preset, weights, said)
+    names = beside.classes
+    if names is None or "classes" in said or len(names) != imported.model.num_classes:
+        return imported, said
+    imported.model.class_names = names
+    return replace(imported, description=replace(imported.description, classes=names, class_order=None)), said
+
+
+class Naming(Protocol):
+    """The keys by which a command names a model and what its file does not say."""
+
+    checkpoint: str
+    weights: Weights
+    preset: str | None
+    download: bool
+
+    def said(self) -> dict[str, Any]: ...
+
+
+def load_named(config: Naming) -> LoadedModel:
+    """Load the model that a command's configuration names. Raises as `load` does."""
+    return load(
+        config.checkpoint, config.weights.value, config.preset, download=config.download, **config.said()
     )
 
 

@@ -63,6 +63,10 @@ class Attention(nn.Module):
         self.head_dim = model.width_of_head
         self.attn_dropout = model.dropout if dropout is None else dropout
         self.qkv = nn.Linear(model.dim, 3 * self.heads * self.head_dim, bias=model.qkv_bias)
+        self.q_norm, self.k_norm = (
+            nn.LayerNorm(self.head_dim, eps=model.norm_eps) if model.qk_norm else nn.Identity()
+            for _ in range(2)
+        )
         self.proj = nn.Linear(self.heads * self.head_dim, model.dim)
         self.proj_drop = nn.Dropout(model.dropout)
 
@@ -105,7 +109,7 @@ class Attention(nn.Module):
         # unbind comes before heads and tokens change places, so that one copy puts the gradients together.
         qkv = rearrange(self.qkv(x), "b n (three h k) -> b n three h k", three=3, h=self.heads).unbind(dim=2)
         q, k, v = (rearrange(each, "b n h k -> b h n k") for each in qkv)
-        return q, k, v
+        return self.q_norm(q), self.k_norm(k), v
 
     def _output(self, out: Tensor) -> Tensor:
         return self.proj_drop(self.proj(rearrange(out, "b h n k -> b n (h k)")))

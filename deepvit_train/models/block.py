@@ -5,12 +5,19 @@ Shapes: B batch, N tokens, D dim, H heads.
 
 from __future__ import annotations
 
-from timm.layers import DropPath, LayerScale, Mlp
+from timm.layers import DropPath, GELUTanh, LayerScale, Mlp, QuickGELU
 from torch import Tensor, nn
 
+from deepvit_train.config.model import Act
 from deepvit_train.config.preset import Architecture
 from deepvit_train.error import ConfigError
 from deepvit_train.models.attention import ReAttention, build_attention
+
+ACTS: dict[Act, type[nn.Module]] = {
+    Act.gelu: nn.GELU,
+    Act.gelu_tanh: GELUTanh,
+    Act.quick_gelu: QuickGELU,
+}
 
 
 class Block(nn.Module):
@@ -34,7 +41,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(model.dim, eps=model.norm_eps)
         self.attn = build_attention(architecture, index)
         self.norm2 = nn.LayerNorm(model.dim, eps=model.norm_eps)
-        self.mlp = Mlp(model.dim, model.mlp_dim, drop=model.dropout)
+        self.mlp = Mlp(model.dim, model.mlp_dim, act_layer=ACTS[model.act], drop=model.dropout)
         self.ls1, self.ls2 = (
             nn.Identity() if model.layer_scale is None else LayerScale(model.dim, model.layer_scale)
             for _ in range(2)
@@ -75,7 +82,7 @@ def build_blocks(architecture: Architecture) -> nn.Sequential:
     blocks = [Block(architecture, index) for index in range(architecture.model.depth)]
     for index, block in enumerate(blocks):
         if attn.borrows(index):
-            borrower, lender = block.attn, blocks[attn.from_block].attn
+            borrower, lender = block.attn, blocks[attn.first].attn
             if not (isinstance(borrower, ReAttention) and isinstance(lender, ReAttention)):
                 raise ConfigError(f"attn.theta_shared=true: attn.kind={attn.kind} has no Theta to share")
             borrower.borrow(lender)

@@ -61,7 +61,7 @@ class DeepViT(TimmInterface):
         model = architecture.model
         self.num_classes = num_classes
         self.num_features = self.head_hidden_size = self.embed_dim = model.dim
-        self.num_prefix_tokens = 1 + model.registers
+        self.num_prefix_tokens = int(model.class_token) + model.registers
         self.heads = model.heads
         self.attn = architecture.attn
         self.pool = model.pool
@@ -70,14 +70,17 @@ class DeepViT(TimmInterface):
         self.pretrained_cfg = self.default_cfg = pretrained_cfg_of(model, num_classes, channels)
 
         self.patch_embed = build_stem(model, channels)
-        tokens = (model.image_size // model.patch_size) ** 2 + 1
-        self.cls_token = nn.Parameter(torch.empty(1, 1, model.dim))
+        tokens = (model.image_size // model.patch_size) ** 2 + int(model.class_token)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, model.dim)) if model.class_token else None
         registers = torch.empty(1, model.registers, model.dim)
         self.reg_token = nn.Parameter(registers) if model.registers else None
         self.pos_embed = nn.Parameter(torch.empty(1, tokens, model.dim))
         self.pos_drop = nn.Dropout(model.emb_dropout)
+        self.norm_pre, self.norm = (
+            nn.LayerNorm(model.dim, eps=model.norm_eps) if wanted else nn.Identity()
+            for wanted in (model.pre_norm, model.final_norm)
+        )
         self.blocks = build_blocks(architecture)
-        self.norm = nn.LayerNorm(model.dim, eps=model.norm_eps)
         self.head_drop = nn.Dropout(0.0)  # timm's drop_rate sets it
         self.head = nn.Linear(model.dim, num_classes) if num_classes else nn.Identity()
         self._init_weights(model.init)
@@ -136,12 +139,15 @@ class DeepViT(TimmInterface):
 
     def embed(self, images: Tensor) -> Tensor:
         """Return the tokens before the first block: class token, registers, patches. -> (B, N, D)."""
-        patches = self.patch_embed(images)
-        batch = patches.shape[0]  # len() would fix the batch size in an exported graph
-        x = torch.cat([self.cls_token.expand(batch, -1, -1), patches], dim=1) + self.pos_embed
+        x = self.patch_embed(images)
+        batch = x.shape[0]  # len() would fix the batch size in an exported graph
+        if self.cls_token is not None:
+            x = torch.cat([self.cls_token.expand(batch, -1, -1), x], dim=1)
+        x = x + self.pos_embed
         if self.reg_token is not None:
-            x = torch.cat([x[:, :1], self.reg_token.expand(batch, -1, -1), x[:, 1:]], dim=1)
-        return self.pos_drop(x)
+            cls, patches = x.tensor_split([self.num_class_tokens], dim=1)
+            x = torch.cat([cls, self.reg_token.expand(batch, -1, -1), patches], dim=1)
+        return self.norm_pre(self.pos_drop(x))
 
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool the tokens and classify them. (B, N, D) -> (B, classes), or (B, D) with `pre_logits`."""
@@ -157,7 +163,8 @@ class DeepViT(TimmInterface):
 
     def _mean(self, tokens: Tensor) -> Tensor:
         if self.reg_token is not None:
-            tokens = torch.cat([tokens[:, :1], tokens[:, self.num_prefix_tokens :]], dim=1)
+            cls, patches = tokens[:, : self.num_class_tokens], tokens[:, self.num_prefix_tokens :]
+            tokens = torch.cat([cls, patches], dim=1)
         return tokens.mean(dim=1)
 
     def normalise(self, tokens: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ from deepvit_train.error import ConfigError, nearest
 # preprocessing of the authors.
 UNSAID: dict[str, Any] = {
     "pool": "cls",
+    "act": "gelu",
+    "final_norm": True,
     "dropout": 0.0,
     "emb_dropout": 0.0,
     "drop_path": 0.0,
@@ -27,6 +29,9 @@ VIT_PYTORCH: dict[str, Any] = UNSAID | {
     "stem": "rearrange",
     "head_dim": 64,
     "qkv_bias": False,
+    "qk_norm": False,
+    "class_token": True,
+    "pre_norm": False,
     "layer_scale": None,
     "registers": 0,
     "norm_eps": 1e-5,

@@ -22,7 +22,7 @@ from deepvit_train.config.preset import (
 from deepvit_train.config.timm_command import KEYWORDS
 from deepvit_train.error import ConfigError, nearest
 from deepvit_train.models.deepvit import DeepViT
-from deepvit_train.models.timm_interface import pool_named, pretrained_cfg_of
+from deepvit_train.models.timm_interface import pretrained_cfg_of
 
 # All but the small model of the embedded data set, which has the name of its data.
 PRESETS = [name for name in choices("model") if name not in choices("data")]
@@ -71,7 +71,7 @@ def _build(
     model = DeepViT(changed, num_classes, in_chans)
     model.head_drop.p = drop_rate
     if global_pool is not None:
-        model.pool = pool_named(global_pool)
+        model.set_pool(global_pool)
     return model
 
 
@@ -84,7 +84,8 @@ def _square(name: str, value: Any) -> int:
 
 def _entry_point(name: str) -> Callable[..., DeepViT]:
     def create(pretrained: bool = False, **kwargs: Any) -> DeepViT:
-        if pretrained:
+        # With hf-hub: or local-dir: timm gives the place of the weights as well.
+        if pretrained and kwargs.get("pretrained_cfg") is None:
             raise ConfigError(f"{name}: no weights are published; use load_model, or checkpoint_path=")
         return build_model_with_cfg(
             _build,

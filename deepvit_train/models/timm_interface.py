@@ -64,7 +64,8 @@ class TimmInterface(nn.Module):
     norm: nn.Module
     head: nn.Module
     patch_embed: nn.Module
-    cls_token: nn.Parameter
+    norm_pre: nn.Module
+    cls_token: nn.Parameter | None
     reg_token: nn.Parameter | None
     pos_embed: nn.Parameter
     pos_drop: nn.Module
@@ -93,11 +94,23 @@ class TimmInterface(nn.Module):
         `global_pool` is 'token', 'avg' or '' (all tokens); None leaves the pooling as it is.
         """
         if global_pool is not None:
-            self.pool = pool_named(global_pool)
+            self.set_pool(global_pool)
         self.num_classes, self.class_names = num_classes, None
         like = next(self.blocks.parameters())
         fresh = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
         self.head = fresh.to(like.device, like.dtype).train(self.training)
+
+    def set_pool(self, name: str | Pool | None) -> None:
+        """Let the head read something else. Raises ConfigError for what is unknown or not there."""
+        pool = pool_named(name)
+        if pool == Pool.cls and self.cls_token is None:
+            raise ConfigError(f"pool={name}: the model has no class token; nearest: avg")
+        self.pool = pool
+
+    @property
+    def num_class_tokens(self) -> int:
+        """Return 1, or 0 for a model without a class token."""
+        return 0 if self.cls_token is None else 1
 
     def set_input_size(self, img_size: int) -> None:
         """Make the model take square images of `img_size` pixels a side.
@@ -115,7 +128,9 @@ class TimmInterface(nn.Module):
                 f"image_size={img_size} is not divisible by the model's patch size, {patch}; nearest: {near}"
             )
         side = img_size // patch
-        positions = resample_abs_pos_embed(self.pos_embed.detach(), [side, side])
+        positions = resample_abs_pos_embed(
+            self.pos_embed.detach(), [side, side], num_prefix_tokens=self.num_class_tokens
+        )
         self.pos_embed = nn.Parameter(positions, requires_grad=self.pos_embed.requires_grad)
         for known in (self.pretrained_cfg, self.default_cfg):
             known["input_size"] = (known["input_size"][0], img_size, img_size)
@@ -128,7 +143,7 @@ class TimmInterface(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return the layers of layer-wise learning rate decay, as patterns of parameter names."""
         return {
-            "stem": r"^cls_token|reg_token|pos_embed|patch_embed",
+            "stem": r"^cls_token|reg_token|pos_embed|patch_embed|norm_pre",
             "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
         }
 
@@ -152,8 +167,8 @@ class TimmInterface(nn.Module):
         count = len(self.blocks) if head_only else blocks
         if not (count or head_only):
             return
-        self.frozen = (self.patch_embed, self.pos_drop, *self.blocks[:count], *tail)
-        tokens = [self.cls_token, self.pos_embed, *([] if self.reg_token is None else [self.reg_token])]
+        self.frozen = (self.patch_embed, self.pos_drop, self.norm_pre, *self.blocks[:count], *tail)
+        tokens = [each for each in (self.cls_token, self.reg_token, self.pos_embed) if each is not None]
         for parameter in [*tokens, *(each for part in self.frozen for each in part.parameters())]:
             parameter.requires_grad_(False)
         self.train(self.training)

@@ -1,7 +1,7 @@
 """Walk through a model block by block, see what each one computes, or let it compute with other maps.
 
-This works on DeepViT and on timm's VisionTransformer. timm's fused attention gives no maps, so they are
-computed here from its queries and keys.
+This works on DeepViT, on timm's VisionTransformer and, by walk_eva.py, on timm's Eva. timm's fused attention
+gives no maps, so they are computed here from its queries and keys.
 
 Shapes: B batch, N tokens, D dim, H heads, K head_dim, C classes.
 """
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from einops import rearrange
 from timm.layers import Attention as TimmAttention
+from timm.models.eva import Eva
 from timm.models.vision_transformer import Block as TimmBlock
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -46,7 +47,7 @@ class Passage:
 class Walk(ABC):
     """A model as a row of blocks between `embed` and `classify`."""
 
-    def __init__(self, model: DeepViT | VisionTransformer) -> None:
+    def __init__(self, model: DeepViT | VisionTransformer | Eva) -> None:
         self.prefix: int = model.num_prefix_tokens  # class token and registers, the first tokens
         self.blocks: Any = model.blocks
 
@@ -129,9 +130,13 @@ def walk_through(model: nn.Module) -> Walk:
         return _OwnWalk(model)
     if isinstance(model, VisionTransformer):
         return _TimmWalk(model)
+    if isinstance(model, Eva):
+        from deepvit_train.models.walk_eva import EvaWalk  # it is a Walk, so it needs this module first
+
+        return EvaWalk(model)
     raise ConfigError(
-        f"{type(model).__name__}: attention maps are recorded from deepvit_train's models and timm's "
-        "VisionTransformer"
+        f"{type(model).__name__}: attention maps are recorded from deepvit_train's models, and from timm's "
+        "VisionTransformer (ViT, DeiT, DINOv2, CLIP, SigLIP) and Eva (EVA-02, DINOv3, Perception Encoder)"
     )
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from deepvit_train.error import CheckpointError, nearest
 from deepvit_train.reading import ContentError, open_file, parse_json, read_bytes, what_lies_at
-from deepvit_train.run import schema
+from deepvit_train.run import hub, schema
 from deepvit_train.run.identity import ForeignError, Identity, check_place, read_identity
 from deepvit_train.run.link import FOLDER, NAME, SET_ASIDE, check_folder, check_links, leads_to
 from deepvit_train.run.tensor import check_fit, read_tensors
@@ -48,12 +48,14 @@ class Found:
         folder: the folder of its checkpoint, or None for a weights file on its own.
         run: the folder of its run, or None if the checkpoint lies outside of one.
         kind: 'live' or 'ema', by the file's name. A file of torch.save may hold both; its reader chooses.
+        label: what results about a file of the hub are named after, 'ORG--NAME'; None for a file of the user.
     """
 
     file: Path
     folder: Path | None
     run: Path | None
     kind: str
+    label: str | None = None
 
     def calibrated(self, model: nn.Module | None = None) -> dict[str, Tensor] | None:
         """Return the calibrated statistics of these weights, or None if there are none.
@@ -74,24 +76,46 @@ class Found:
         path = None if self.folder is None else read_state(self.folder).get(key)
         return None if path is None else str(path)
 
+    def data_keys(self) -> dict[str, Any]:
+        """Return what else the run said of which images its data set consists of: {'val_share': 0.1}."""
+        return {} if self.folder is None else read_state(self.folder).get("data_keys", {})
+
+    @property
+    def home(self) -> Path:
+        """The folder to make for results about a weights file on its own, beside it."""
+        return self.file.with_suffix("") if self.label is None else Path(self.label)
+
     def beside(self, ending: str) -> Path:
-        """Return the path for a result: beside the checkpoint's folder, or beside a weights file."""
+        """Return the path for a result: beside the checkpoint's folder, or beside a weights file.
+
+        Of a file of the hub it is in the working folder: the hub's cache is no place for results.
+        """
+        if self.label is not None:
+            return Path(f"{self.label}.{ending}")
         subject = self.file if self.folder is None else self.folder.resolve()
         return subject.with_name(f"{subject.name}.{ending}")
 
 
-def find(path: str, weights: str = "auto", prefer: str = "best", key: str = "checkpoint") -> Found:
+def find(
+    path: str, weights: str = "auto", prefer: str = "best", key: str = "checkpoint", download: bool = False
+) -> Found:
     """Find the weights file that a path means. The checkpoint that was chosen for it is verified.
 
     Args:
-        path: a weights file; a folder of deepvit-convert; a checkpoint; or a run, which stands for its best
-            checkpoint, or for its newest whole one if it has no best one.
+        path: a weights file; a folder of deepvit-convert; a checkpoint; a run, which stands for its best
+            checkpoint, or for its newest whole one if it has no best one; or hf:ORG/NAME[@REVISION].
         weights: 'live', 'ema', or 'auto' for the averaged weights where a checkpoint has both.
         prefer: 'best', or 'last' if a run is to stand for its newest whole checkpoint.
         key: the key that the path was given by, for messages.
+        download: whether a file of the hub that is not in its cache is fetched.
 
     Raises CheckpointError.
     """
+    try:
+        if (repository := hub.parse(path)) is not None:
+            return Found(hub.weights_file(repository, download), None, None, "live", repository.label)
+    except (CheckpointError, ValueError) as error:
+        raise CheckpointError(f"{key}={path}: {error}") from None
     try:
         given = _followed(Path(path).expanduser())
         return _found_at(given, weights, prefer, key)

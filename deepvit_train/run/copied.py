@@ -10,8 +10,7 @@ from pathlib import Path
 
 from deepvit_train.error import CheckpointError
 from deepvit_train.run.checkpoint import MANIFEST, read_state, verify
-
-LINKS = ("last", "best")
+from deepvit_train.run.link import LINKS
 
 
 def copies_in(folder: Path) -> list[Path]:

@@ -10,7 +10,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from deepvit_train.classes import ORDERS
-from deepvit_train.config.alias import completed
+from deepvit_train.config.alias import NEWER, NEWER_ATTN
 from deepvit_train.config.data import DataName
 from deepvit_train.config.model import AttentionConfig, ModelConfig
 from deepvit_train.config.preset import Architecture, plain_from, section_from
@@ -86,13 +86,23 @@ def read_description(file: Path) -> ModelDescription | None:
         raise CheckpointError(f"{file}: its description can't be used ({error})") from None
 
 
+def is_described(file: Path) -> bool:
+    """Return whether a file is safetensors with a description. Raises CheckpointError if it can't be used."""
+    try:
+        with open_file(file, follow=True) as opened:
+            start = opened.read(9)
+    except OSError as error:
+        raise CheckpointError(f"{file}: can't be read ({error.strerror or error})") from None
+    return start[8:] == b"{" and read_description(file) is not None
+
+
 def _parsed(content: Any) -> ModelDescription:
     if isinstance(content, dict) and content.get("format", FORMAT) != FORMAT:
         raise ValueError(f"format {content['format']!r}; this version reads {FORMAT}")
     if (problem := misfit(content, schema.DESCRIPTION)) is not None:
         raise ValueError(problem)
-    model = section_from(ModelConfig, content["model"])
-    attn = section_from(AttentionConfig, completed("attn", content["attn"]))
+    model = section_from(ModelConfig, NEWER | content["model"])
+    attn = section_from(AttentionConfig, NEWER_ATTN | content["attn"])
     return ModelDescription(
         architecture=Architecture(model, attn),
         classes=[str(name) for name in content.get("classes") or []] or None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -90,8 +91,10 @@ class RunFolder:
                 continue
             try:
                 there = path.stat()
-            except OSError:
+            except (FileNotFoundError, NotADirectoryError):
                 there = None
+            except OSError:
+                continue  # a share that does not answer for a moment: the write itself will tell
             if there is None or not os.path.samestat(there, os.fstat(descriptor)):
                 raise OutputError(
                     f"{path}: was removed, moved or replaced since this process locked it; nothing more is "
@@ -102,7 +105,12 @@ class RunFolder:
         # A POSIX lock belongs to this process alone: loader processes that outlive it do not hold it.
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise OutputError(
+                    f"run_dir={self.path}: this file system gives no POSIX locks ({error.strerror}); "
+                    "docs/cluster.md says what does"
+                ) from None
             holder = os.read(descriptor, 64).decode("ascii", errors="replace").strip()
             holder = holder if holder.isdigit() else ""
             raise OutputError(
@@ -192,11 +200,12 @@ class RunFolder:
         """Store the configuration, once. To be called when the run is about to save something with it.
 
         A start that fails before leaves config.yaml as it was, so that the former command still goes on. From
-        now on result.json would be about an older checkpoint, so it is removed.
+        now on result.json and report.html would be about an older checkpoint, so they are removed.
         """
         self.check_held()
         if self._config is not None:
-            remove(self.path / "result.json")
+            for outdated in ("result.json", "report.html"):
+                remove(self.path / outdated)
             write_text(self.path / "config.yaml", yaml.safe_dump(self._config, sort_keys=False))
             self._config = None
 

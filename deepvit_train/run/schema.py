@@ -44,6 +44,7 @@ NUMBER = Kind("a number", _is_number)  # the loss of an evaluation may be NaN or
 FINITE = Kind("a finite number", lambda value: _is_number(value) and math.isfinite(value))
 POSITIVE = Kind("a positive number", lambda value: FINITE.fits(value) and value > 0)
 TEXT = Kind("text", lambda value: isinstance(value, str))
+BOOL = Kind("true or false", lambda value: isinstance(value, bool))
 PATH = Kind("a path", lambda value: isinstance(value, str) and 0 < len(value.encode(errors="replace")) < 4096)
 DIGEST = Kind("a digest", lambda value: isinstance(value, str) and bool(re.fullmatch("[0-9a-f]+", value)))
 SCALAR = Kind("one value", lambda value: value is None or isinstance(value, (bool, str)) or _is_number(value))
@@ -58,6 +59,11 @@ SCALER = {
     "growth_interval": COUNT,
     "_growth_tracker": COUNT,
 }
+SCHEDULE = {  # its length in steps; the step at which it was extended and the rate there
+    "steps": COUNT,
+    "rise": NULL
+    | Kind("a step and a rate", lambda value: misfit(value, [FINITE]) is None and len(value) == 2),
+}
 BEST = {"step": COUNT, "val/top1": NUMBER, ANY: NUMBER}
 RESUMED = {  # what training goes on with
     "scaler": Kind("a loss scaler", lambda value: value == {} or misfit(value, SCALER) is None),
@@ -70,12 +76,22 @@ RESUMED = {  # what training goes on with
 STATE = {f"{key}?": kind for key, kind in RESUMED.items()} | {
     "format": COUNT,
     "step": COUNT,
+    "class_weights?": NULL | Kind("numbers", lambda value: misfit(value, [POSITIVE]) is None),
+    "worse?": COUNT,
+    "hours?": Kind("hours", lambda value: FINITE.fits(value) and value >= 0),
     "losses?": [NUMBER],
     "loss_steps?": COUNT,
     "plain_losses?": [NUMBER],
     "learning_rate?": FINITE | NULL,
+    "schedule?": NULL | Kind("a schedule", lambda value: misfit(value, SCHEDULE) is None),
     "data_root?": PATH | NULL,
     "class_map?": PATH | NULL,
+    "data_keys?": {
+        "val_share?": NUMBER | NULL,
+        "group_by?": TEXT | NULL,
+        "classes?": TEXT | NULL,
+        "empty_classes?": BOOL,
+    },
     "images?": {ANY: {"images": COUNT, "digest": DIGEST, "bytes?": [NUMBER]}},
     "identity?": {"run": DIGEST, "name": TEXT, "config": SETTING, "classes": DIGEST},
     "rounding?": SETTING,

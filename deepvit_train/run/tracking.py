@@ -1,75 +1,38 @@
-"""The curves of a run: TensorBoard, and metrics.jsonl with the same scalars."""
+"""What a run logs, and the trackers that it goes to. A tracker that fails costs no step of the training."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from tensorboard.plugins.hparams import plugin_data_pb2
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 from torchvision.utils import make_grid
 
-from deepvit_train.atomic import append, make_folder, open_end, write_text
+from deepvit_train.config.train import TrackerName
 from deepvit_train.error import OutputError
-from deepvit_train.reading import read_json_lines
-
-# TensorBoard's custom scalars: what a person looks at first, then whether it runs well, then collapse. Each
-# chart draws the curves whose names fit.
-LAYOUT = {
-    "training": {
-        "loss": ["Multiline", ["^train/loss$", "^train/cross_entropy$", "^val/loss$", "^val_ema/loss$"]],
-        "top-1": ["Multiline", ["^val/top1$", "^val_ema/top1$"]],
-        "learning rate": ["Multiline", ["^train/lr$"]],
-        "images a second": ["Multiline", ["^train/images_per_s$"]],
-        "top-5": ["Multiline", ["^val/top5$", "^val_ema/top5$"]],
-        "norm of the gradient": ["Multiline", ["^train/grad_norm$"]],
-        "share of time spent waiting for data": ["Multiline", ["^train/data_wait$"]],
-        "memory, MiB": ["Multiline", ["^train/memory_mib$"]],
-    },
-    "collapse": {
-        "share of blocks whose maps do not matter": ["Multiline", ["^collapse/replaceable_ratio$"]],
-        "rise of the loss with the maps of the block before": ["Multiline", ["^collapse/map_swap$"]],
-        "length of the attention branch over the token's": ["Multiline", ["^collapse/branch_share"]],
-        "share of similar blocks": ["Multiline", ["^collapse/similar_ratio$"]],
-        "cosine of maps to the block before": ["Multiline", ["^collapse/similarity_"]],
-        "distance of maps from 1/N": ["Multiline", ["^collapse/deviation_"]],
-        "cosine between the heads of a block": ["Multiline", ["^collapse/head_similarity_"]],
-        "cosine of features": ["Multiline", ["^collapse/feature_cosine", "^collapse/token_similarity"]],
-        "gradient of queries and keys over that of values": ["Multiline", ["^train/query_key_gradient"]],
-    },
-}
-# Shown beside the curves, because their names alone do not say what may be compared.
-READING = """\
-**train/loss** is what the training minimises: the cross-entropy with smoothed labels
-(`loss.label_smoothing`), plus the penalty on attention maps (`loss.cosine_weight`). It is a mean over
-the steps since the line before.
-
-**train/cross_entropy** is the same without smoothing and penalty. It is logged where they make a
-difference. Compare **val/loss** with it, and remember that training images are varied. With mixup or
-cutmix the targets are mixtures of two classes, so that even a perfect model stays above 0.
-
-**val/** is measured with the weights as they are, **val_ema/** with the averaged ones.
-`checkpoints/best` is the evaluation with the highest top-1, of the averaged weights if there are any.
-"""
+from deepvit_train.run.curves import MetricsFile, TensorBoard
+from deepvit_train.run.elsewhere import Elsewhere, open_tracker
 
 
 class Tracker:
-    """Writes the curves. On a resume it first removes what was logged after the step to go on from.
+    """Logs scalars, texts and images: to metrics.jsonl, TensorBoard, and each further tracker that is named.
 
-    Without a folder it writes nothing: only the first rank has one.
+    On a resume it first removes what was logged after the step to go on from. Without a folder it logs
+    nothing: only the first rank has one.
+
+    Where the run's own curves can't be written, the error is kept in `failure` and nothing more is logged, so
+    that the state can be saved before the run ends. Where another tracker fails, it is left out from then on.
 
     Args:
         evaluated: whether that step's evaluation is a part of what the run goes on from. If not, a kill came
             after its metrics were logged and before they were saved, and they will be logged again.
         check: raises OutputError where the folder may not be written any more. Called before every write.
+        others: names of the trackers besides.
+        run: the run's number, by which a tracker elsewhere knows it again.
+        say: prints a line.
     """
 
     def __init__(
@@ -78,42 +41,52 @@ class Tracker:
         resumed_step: int,
         evaluated: bool = True,
         check: Callable[[], None] = lambda: None,
+        others: Sequence[TrackerName] = (),
+        run: str = "",
+        say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self._writer = None
-        self._check = check
+        self.failure: OutputError | None = None
         self._folder = folder
-        if folder is not None:
-            kept = resumed_step or -1  # a run that begins anew logs step 0 anew
-            with _writing(folder):
-                _drop_later(folder / "metrics.jsonl", kept, evaluated)
-                curves = make_folder(folder, "tb")
-                self._file = append(folder / "metrics.jsonl")
-                # The library opens a file whose name can be foreseen. With this ending nobody foresees it.
-                ending = f".{secrets.token_hex(8)}"
-                self._writer = SummaryWriter(str(curves), purge_step=kept + 1, filename_suffix=ending)
-                _hold_open(self._writer)
-                self._writer.add_custom_scalars(LAYOUT)
-                self._writer.add_text("about the curves", READING, kept + 1)
+        self._check = check
+        self._say = say
+        self._others: dict[TrackerName, Elsewhere] = {}
+        if folder is None:
+            return
+        kept = resumed_step or -1  # a run that begins anew logs step 0 anew
+        self._write(check, lambda: self._open(folder, kept, evaluated))
+        self.raise_failure()
+        for name in dict.fromkeys(others):
+            if name != TrackerName.tensorboard:
+                with self._trying(name):
+                    self._others[name] = open_tracker(name, folder, run, kept, evaluated)
+
+    def _open(self, folder: Path, kept: int, evaluated: bool) -> None:
+        self._file = MetricsFile(folder, kept, evaluated)
+        self._board = TensorBoard(folder, kept)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Log scalars by their TensorBoard names: {'train/loss': 1.2}."""
-        if self._writer:
-            with self._writing():
-                self._file.write(json.dumps({"step": step, **values}) + "\n")
-                for name, value in values.items():
-                    self._writer.add_scalar(name, value, step)
+        if self._logs:
+            both = (lambda: self._file.scalars(step, values), lambda: self._board.scalars(step, values))
+            self._write(self._check, *both)
+            self._tell(lambda other: other.scalars(step, values))
 
     def text(self, name: str, text: str, step: int) -> None:
         """Log preformatted text."""
-        if self._writer:
-            with self._writing():
-                self._writer.add_text(name, "    " + text.replace("\n", "\n    "), step)
+        if self._logs:
+            self._write(self._check, lambda: self._board.text(name, text, step))
 
     def images(self, name: str, images: Tensor, step: int) -> None:
         """Log images (B, 3, height, width) with values in 0..1 as a grid."""
-        if self._writer:
-            with self._writing():
-                self._writer.add_image(name, make_grid(images, nrow=math.ceil(len(images) ** 0.5)), step)
+        if self._logs:
+            grid = make_grid(images, nrow=math.ceil(len(images) ** 0.5))
+            self._write(self._check, lambda: self._board.image(name, grid, step))
+            self._tell(lambda other: other.image(name, grid, step))
+
+    def configuration(self, config: dict[str, Any]) -> None:
+        """Tell trackers elsewhere the configuration, with dotted keys. TensorBoard learns it at the end."""
+        if self._logs:
+            self._tell(lambda other: other.configuration(config))
 
     def outcome(
         self, config: dict[str, Any], notable: set[str], metrics: dict[str, float], step: int
@@ -123,74 +96,51 @@ class Tracker:
         Args:
             notable: the keys that come first.
         """
-        if self._writer:
-            flat = {
-                key: value if isinstance(value, (bool, int, float)) else str(value)
-                for key, value in config.items()
-            }
-            final = {f"final/{name}": value for name, value in metrics.items()}
-            with self._writing():
-                # Into the same file: add_hparams would open another one, without an ending.
-                assert self._writer.file_writer is not None
-                experiment, *session = hparams(flat, final)
-                _put_first(notable, experiment)
-                for part in (experiment, *session):
-                    self._writer.file_writer.add_summary(part, step)
-                for name, value in final.items():
-                    self._writer.add_scalar(name, value, step)
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        self._check()
-        with _writing(self._folder):
-            yield
+        if self._logs:
+            self._write(self._check, lambda: self._board.outcome(config, notable, metrics, step))
 
     def close(self) -> None:
-        """Write what is still buffered, and close the files."""
-        if self._writer:
-            with _writing(self._folder):
-                self._file.close()
-                self._writer.close()
+        """Write what is still buffered, and close the files. Raises OutputError where that fails."""
+        if self._folder is not None:
+            before = self.failure
+            self._write(self._file.close)
+            self._write(self._board.close)
+            self._tell(lambda other: other.close())
+            if self.failure is not before:
+                self.raise_failure()
 
+    def raise_failure(self) -> None:
+        """Raise OutputError if curves could not be written."""
+        if self.failure is not None:
+            raise self.failure
 
-def _hold_open(writer: SummaryWriter) -> None:
-    """Let TensorBoard write its records to a file that is opened once.
+    @property
+    def _logs(self) -> bool:
+        return self._folder is not None and self.failure is None
 
-    It would open the file anew for each record, by its name: that of another run's, if the folder was removed
-    and another run began in its place. This uses names that are private to TensorBoard.
-    """
-    writer._get_file_writer()
-    for events in (writer.all_writers or {}).values():
-        records: Any = events.event_writer._async_writer._writer
-        records._writer = os.fdopen(open_end(Path(events.event_writer._file_name)), "ab", 0)
+    def _write(self, *actions: Callable[[], None]) -> None:
+        """Do what writes the run's own curves, and keep its error."""
+        try:
+            for act in actions:
+                act()
+        except OutputError as error:
+            self.failure = error
+        except OSError as error:
+            self.failure = OutputError(
+                f"{self._folder}: curves and metrics can't be written ({error.strerror})"
+            )
 
+    def _tell(self, log: Callable[[Elsewhere], None]) -> None:
+        for name, other in list(self._others.items()):
+            with self._trying(name):
+                log(other)
 
-def _put_first(keys: set[str], experiment: Any) -> None:
-    """Mark hyperparameters as those that differ between runs, which TensorBoard shows before all others."""
-    plugin, messages = experiment.value[0].metadata.plugin_data, cast(Any, plugin_data_pb2)
-    content = messages.HParamsPluginData.FromString(plugin.content)
-    for info in content.experiment.hparam_infos:
-        info.differs = info.name in keys
-    plugin.content = content.SerializeToString()
-
-
-@contextmanager
-def _writing(folder: Path | None) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(f"{folder}: curves and metrics can't be written ({error.strerror})") from None
-
-
-def _drop_later(file: Path, step: int, evaluated: bool) -> None:
-    """Remove the lines after a step, and a line that a kill cut short; the step's evaluation if asked to."""
-    if not file.exists() and not file.is_symlink():
-        return
-    kept = []
-    for line, content in read_json_lines(file):
-        if not isinstance(content, dict) or not isinstance(of := content.get("step"), int):
-            continue
-        doomed = not evaluated and of == step and "val/top1" in content
-        if of <= step and not doomed:
-            kept.append(line)
-    write_text(file, "".join(f"{line}\n" for line in kept))
+    @contextmanager
+    def _trying(self, name: TrackerName) -> Iterator[None]:
+        """Leave a tracker out, with a warning, if it fails: it may be another host's fault."""
+        try:
+            yield
+        except Exception as error:
+            self._others.pop(name, None)
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            self._say(f"warning: tracker={name} failed and is left out from now on: {reason[0]}")

@@ -8,7 +8,8 @@ that a later start can tell the difference.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,16 @@ from typing import Any
 import numpy as np
 
 from deepvit_train.atomic import RefusedError, inside, make_folder, replacing
-from deepvit_train.data.decode import printable
+from deepvit_train.console import one_line
 from deepvit_train.data.index import ImageIndex
+from deepvit_train.data.kept import KeptBytes, free_memory
+from deepvit_train.distributed.launch import local_size
 from deepvit_train.error import CheckpointError, DataError, OutputError
 from deepvit_train.reading import open_file
 
 FOLDER = "images"  # in the run's folder
 SHOWN = 3  # paths in a line
+EXPECTED_BY = 64  # files by which the size of all is expected
 SAMPLED = 16  # files of a split whose sizes a checkpoint keeps
 
 
@@ -56,6 +60,34 @@ def _size(index: ImageIndex, image: int) -> int:
         return -1
 
 
+def kept_in_memory(splits: Sequence[ImageIndex], say: Callable[[str], None]) -> list[ImageIndex]:
+    """Return the splits with memory for the bytes of their files, and say how much they may take.
+
+    That is half of the memory that is free, shared by the ranks of this host. Each split gets as much of it
+    as its files are expected to take. Where the system does not allow it, nothing is kept.
+    """
+    sizes = [_expected_size(index) for index in splits]
+    limit, wanted = free_memory() // 2 // local_size(), sum(sizes)
+    shares = [limit * size // wanted for size in sizes] if wanted else [0] * len(sizes)
+    try:
+        kept = [KeptBytes(len(index), share) for index, share in zip(splits, shares, strict=True)]
+    except OSError as error:
+        say(f"cache: none, because the system does not allow {limit / 2**20:,.0f} MiB ({error.strerror})")
+        return list(splits)
+    told = "all" if wanted <= limit else f"{limit / wanted:.0%}"
+    say(
+        f"cache: up to {limit / 2**20:,.0f} MiB of memory for the files that were read; all will be about "
+        f"{wanted / 2**20:,.0f} MiB, so {told} of them fit"
+    )
+    return [replace(index, kept=each) for index, each in zip(splits, kept, strict=True)]
+
+
+def _expected_size(index: ImageIndex) -> int:
+    """Return about how many bytes the files of a split have, by some of them."""
+    sizes = [size for size in sampled_sizes(index, EXPECTED_BY).values() if size > 0]
+    return round(sum(sizes) / len(sizes) * len(index)) if sizes else 0
+
+
 def check_others(run: Path, before: dict[str, Any], index: ImageIndex) -> None:
     """Raise DataError where the training images have nothing in common with those that a run was trained on.
 
@@ -70,14 +102,14 @@ def check_others(run: Path, before: dict[str, Any], index: ImageIndex) -> None:
     if known["digest"] == index.digest:
         sizes, then = sampled_sizes(index, SAMPLED).values(), known.get("bytes") or []
         others = bool(then) and all(size != old for size, old in zip(sizes, then, strict=False))
-        what = "has an image of the same path and size"
+        what = "is here with the same path and size"
     else:
         former = _read(_file(run, known["digest"]))
         others = former is not None and former.isdisjoint(_paths(index.paths, index.ends))
-        what = "has an image of the same path"
+        what = "is here under the same path"
     if others:
         raise DataError(
-            f"{index.folder}: none of the {known['images']:,} images that {run} was trained on {what} here\n"
+            f"{index.title}: none of the {known['images']:,} images that {run} was trained on {what}\n"
             f"name=NEW begins a run of its own; with resume={run} too, it goes on from that run's weights"
         )
 
@@ -109,7 +141,7 @@ def changes(run: Path, before: dict[str, Any], splits: dict[str, ImageIndex]) ->
         if known is None or known["digest"] == index.digest:
             continue
         former = _read(_file(run, known["digest"]))
-        counts = f"{index.folder}: other images than at the checkpoint, {known['images']:,} then"
+        counts = f"{index.title}: other images than at the checkpoint, {known['images']:,} then"
         if former is None:
             yield f"{counts} and {len(index):,} now"
             continue
@@ -147,5 +179,5 @@ def _paths(paths: np.ndarray, ends: np.ndarray) -> set[bytes]:
 
 
 def _listed(paths: set[bytes]) -> str:
-    first = [printable(os.fsdecode(path)) for path in sorted(paths)[:SHOWN]]
+    first = [one_line(os.fsdecode(path)) for path in sorted(paths)[:SHOWN]]
     return ", ".join([*first, *(["..."] if len(paths) > SHOWN else [])])

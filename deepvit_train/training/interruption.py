@@ -12,7 +12,7 @@ from operator import length_hint
 from types import FrameType
 
 from deepvit_train.data.dataset import Batch
-from deepvit_train.data.patience import DataLost, WaitInterrupted
+from deepvit_train.data.patience import DataLost, LoaderLost, WaitInterrupted
 from deepvit_train.distributed.world import World
 from deepvit_train.error import Interrupted, UserError
 
@@ -88,7 +88,7 @@ class _Watched:
                 self._signals.stop, stopped, failure is not None and not stopped, batch is not None
             )
             if fails:
-                raise failure if isinstance(failure, DataLost) else DataLost(OF_ANOTHER_RANK)
+                raise failure if isinstance(failure, (DataLost, LoaderLost)) else DataLost(OF_ANOTHER_RANK)
             if stops or (stop and more):
                 raise EvaluationStopped
             if not more:
@@ -100,7 +100,7 @@ class _Watched:
         """Wait for the next batch; None at the end. What ends the wait is returned, for all ranks to know."""
         try:
             return next(batches, None), None
-        except (WaitInterrupted, DataLost) as failure:
+        except (WaitInterrupted, DataLost, LoaderLost) as failure:
             return None, failure
 
 
@@ -109,8 +109,9 @@ def receive(
 ) -> list[Batch]:
     """Wait for `count` batches. Every rank must call it.
 
-    SIGUSR1 saves while it waits. Where a stop signal comes to a rank that waits, or its images are lost, all
-    ranks save. Then it raises WaitInterrupted or DataLost on every rank.
+    SIGUSR1 saves while it waits. Where a stop signal comes to a rank that waits, or its images or a loader
+    process are lost, all ranks save. Then it raises WaitInterrupted on every rank; or else DataLost, and on a
+    rank that lost a loader process LoaderLost.
     """
     received: list[Batch] = []
     failure: UserError | None = None
@@ -122,17 +123,18 @@ def receive(
                 failure = error
             elif signals.take_save():
                 save()
-        except DataLost as error:
+        except (DataLost, LoaderLost) as error:
             failure = error
-    stops, fails = isinstance(failure, WaitInterrupted), isinstance(failure, DataLost)
+    stops = isinstance(failure, WaitInterrupted)
+    fails = failure is not None and not stops
     if world.size > 1:
         # The others would wait in the step for a rank that takes no part in it.
         stops, fails = map(bool, world.largest(stops, fails))
     if stops or fails:
         save()
-        if failure is None:
-            failure = DataLost(OF_ANOTHER_RANK) if fails else WaitInterrupted("another rank", signals.stop)
-        raise failure
+        if fails:
+            raise failure if isinstance(failure, (DataLost, LoaderLost)) else DataLost(OF_ANOTHER_RANK)
+        raise failure or WaitInterrupted("another rank", signals.stop)
     return received
 
 
@@ -151,8 +153,8 @@ def requeue() -> str:
         return f"not requeued: SLURM_JOB_ID={job!r} is not the number of a job"
     try:
         subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True, timeout=60)
-    except FileNotFoundError:
-        return "not requeued: scontrol is not on PATH"
+    except OSError as error:
+        return f"not requeued: scontrol can't be run ({error.strerror})"
     except subprocess.CalledProcessError as error:
         return f"not requeued: scontrol said {error.stderr.strip() or error.returncode}"
     except subprocess.TimeoutExpired:

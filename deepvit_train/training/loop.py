@@ -14,11 +14,11 @@ from deepvit_train.config.train import TrainConfig
 from deepvit_train.console import progress_bar
 from deepvit_train.data.bad_files import BadFiles, TooManyBadFiles
 from deepvit_train.data.dataset import Batch
-from deepvit_train.data.patience import DataLost, WaitInterrupted
+from deepvit_train.data.patience import DataLost, LoaderLost, WaitInterrupted
 from deepvit_train.data.transform import denormalise
 from deepvit_train.distributed.parallel import gathered, is_sharded, replicate
 from deepvit_train.distributed.world import World
-from deepvit_train.error import DataError, Interrupted, NotFiniteError, UserError, explained
+from deepvit_train.error import DataError, Interrupted, NotFiniteError, OutputError, UserError, explained
 from deepvit_train.models import DeepViT
 from deepvit_train.run.tracking import Tracker
 from deepvit_train.training.finite import FiniteGuard, first_non_finite
@@ -30,9 +30,11 @@ from deepvit_train.training.interruption import (
     receive,
     requeue,
 )
+from deepvit_train.training.loss import build_criterion
 from deepvit_train.training.meter import Meter
+from deepvit_train.training.optimizer import learning_rate
 from deepvit_train.training.plan import Plan
-from deepvit_train.training.recipe import build_mixup, learning_rate
+from deepvit_train.training.recipe import build_mixup
 from deepvit_train.training.regulariser import build_regulariser
 from deepvit_train.training.saver import Saver
 from deepvit_train.training.state import TrainState
@@ -52,6 +54,8 @@ class _Due:
     saves: bool
     stops: bool
     alarms: bool
+    fails: bool
+    rests: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,11 +69,24 @@ class Run:
     signals: StopSignals
     say: Callable[[str], None]  # does nothing on ranks other than the first
     images: dict[str, Any] = field(default_factory=dict)  # what a checkpoint says of them (images.py)
+    since: float = field(default_factory=time.monotonic)  # seconds; when this start began
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether the last of trainer.patience evaluations without a better one was of this state."""
+        patience, state = self.config.trainer.patience, self.state
+        return patience is not None and state.worse >= patience and state.evaluated_step == state.step
 
     @property
     def finished(self) -> bool:
-        """Whether the state is the plan's last one, and was evaluated."""
-        return self.state.step >= self.plan.total_steps and self.state.evaluated_step == self.state.step
+        """Whether the state was evaluated, and is the plan's last one or ended its patience."""
+        at_end = self.state.step >= self.plan.total_steps and self.state.evaluated_step == self.state.step
+        return at_end or self.out_of_patience
+
+    @property
+    def hours(self) -> float:
+        """Hours since this start began."""
+        return (time.monotonic() - self.since) / 3600
 
 
 @dataclass(kw_only=True)
@@ -85,15 +102,17 @@ class Trainer:
     meter: Meter = field(init=False)
     forecast: Forecast = field(init=False)
     evaluated_before: bool = field(init=False, default=False)  # since this start
+    hours_before: float = field(init=False, default=0.0)  # of training, before this start
 
     def __post_init__(self) -> None:
         self.meter = Meter(
             self.run.world, self.run.state.losses, self.run.state.loss_steps, self.run.state.plain_losses
         )
         self.forecast = Forecast(self.run.plan, self.run.config.trainer.batch_size)
+        self.hours_before = self.run.state.hours
 
     def fit(self, batches: Iterator[Batch]) -> None:
-        """Train from the state's step to the plan's end.
+        """Train from the state's step to the plan's end, or until trainer.patience or max_hours end it.
 
         Raises Interrupted after a stop signal and Collapsed after an alarm, both once the state is saved.
         Raises NotFiniteError, and DataError where every training image is bad, with the last checkpoint as it
@@ -110,7 +129,8 @@ class Trainer:
                 self.watch.look(state)
         with progress_bar() as progress:
             bar = progress.add_task("training", total=plan.total_steps, completed=state.step)
-            while state.step < plan.total_steps:
+            rests = False
+            while state.step < plan.total_steps and not self.run.out_of_patience and not rests:
                 asked = time.perf_counter()
                 micro_batches = self._receive(batches, guard)
                 waited_s = time.perf_counter() - asked
@@ -122,23 +142,29 @@ class Trainer:
                 if due.logs:
                     self._log(result, options)
                 self._act(due)
+                rests = due.rests
 
     def _receive(self, batches: Iterator[Batch], guard: FiniteGuard) -> list[Batch]:
-        """Wait for the batches of a step. Raises Interrupted and DataError, both once the state is saved."""
+        """Wait for the batches of a step.
+
+        Raises Interrupted, DataError and LoaderLost, each once the state is saved.
+        """
         run = self.run
 
         def save() -> None:
-            guard.check()
             self._settle_bad_files(guard)
-            if 0 < run.state.step != self.saver.saved_step:
-                self._save()
+            self._save_if_new(guard)
 
         try:
             return receive(batches, run.config.trainer.accumulate, run.signals, run.world, save)
+        except NotFiniteError as error:
+            raise NotFiniteError(f"{error}; last good checkpoint: {self.saver.newest()}") from None
         except WaitInterrupted:
             raise self._interrupted() from None
         except DataLost as error:
             raise DataError(f"{error}\nsaved {self.saver.newest()}; the same command goes on") from None
+        except LoaderLost as error:
+            raise LoaderLost(f"{error}; saved {self.saver.newest()}") from None
 
     def _advance(
         self,
@@ -155,8 +181,10 @@ class Trainer:
         try:
             logs = plan.logs(state.step + 1)
             result = train_step(state, forward, batches, world, options, guard, look_at_gradients=logs)
-            with self.meter.paused():
-                alarm = plan.probes(state.step) and self.watch.look(state)
+            alarm = False
+            if plan.probes(state.step):  # only then: a pause waits for the GPU
+                with self.meter.paused():
+                    alarm = self.watch.look(state)
             due = self._agree(alarm)
             if due.logs or due.saves:
                 guard.check()
@@ -182,6 +210,9 @@ class Trainer:
             raise self._interrupted()
         if due.alarms:
             raise self.watch.error(self.run.state.step, self.saver.newest())
+        if due.fails:
+            failure = self.tracker.failure or "the first rank can't write its curves"
+            raise OutputError(f"{failure}; saved {self.saver.newest()}; the same command goes on")
 
     def _step_options(self) -> StepOptions:
         config = self.run.config
@@ -198,19 +229,25 @@ class Trainer:
             clip_grad=config.trainer.clip_grad,
             max_scaler_skips=config.trainer.max_scaler_skips,
             regulariser=build_regulariser(config.loss, config.model.depth),
+            criterion=build_criterion(config.loss, self.run.state.class_weights, self.run.world.device),
         )
 
     def _agree(self, alarm: bool) -> _Due:
-        """Find out what is due after this step. The ranks agree on what signals and the alarm ask for."""
+        """Find out what is due after this step. The ranks agree on what signals, alarm and curves ask for."""
         plan, step, signals = self.run.plan, self.run.state.step, self.run.signals
-        agreed = self.run.world.largest(signals.stop, signals.take_save(), alarm)
-        stops, asked, alarms = map(bool, agreed)
+        lost = self.tracker.failure is not None
+        limit = self.run.config.trainer.max_hours
+        late = limit is not None and self.run.hours >= limit
+        agreed = self.run.world.largest(signals.stop, signals.take_save(), alarm, lost, late)
+        stops, asked, alarms, fails, rests = map(bool, agreed)
         return _Due(
             logs=plan.logs(step),
             evaluates=plan.evaluates(step) and not stops,
-            saves=stops or asked or alarms or plan.saves(step),
+            saves=stops or asked or alarms or fails or rests or plan.saves(step),
             stops=stops,
             alarms=alarms,
+            fails=fails,
+            rests=rests,
         )
 
     def _look_at(self, batches: list[Batch]) -> None:
@@ -227,9 +264,7 @@ class Trainer:
         try:
             found = self.bad.settle()
         except TooManyBadFiles as error:
-            guard.check()
-            if 0 < state.step != self.saver.saved_step:
-                self._save()
+            self._save_if_new(guard)
             raise DataError(f"{error}\nsaved {self.saver.newest()}; a higher data.max_bad goes on") from None
         if found:
             self.tracker.scalars(state.step, {"train/bad_files": len(state.bad_files)})
@@ -290,7 +325,14 @@ class Trainer:
         """Begin to write a checkpoint. All ranks must call this."""
         state = self.run.state
         state.losses, state.loss_steps, state.plain_losses = self.meter.losses()
+        state.hours = self.hours_before + self.run.hours
         self.saver.save()
+
+    def _save_if_new(self, guard: FiniteGuard) -> None:
+        """Save a state that no checkpoint holds. Raises NotFiniteError for one that is not worth it."""
+        guard.check()
+        if 0 < self.run.state.step != self.saver.saved_step:
+            self._save()
 
     def _interrupted(self) -> Interrupted:
         saved = self.saver.newest() if self.run.state.step else "nothing, because no step was done"

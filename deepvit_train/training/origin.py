@@ -97,7 +97,7 @@ def open_splits(
     train, of_train = labelled(train, names, config.data, owner)
     val, of_val = labelled(val, names, config.data, owner)
     if of_train.absent:
-        say(f"{train.folder}: lacks {len(of_train.absent)} of the model's {len(names)} classes")
+        say(f"{train.title}: lacks {len(of_train.absent)} of the model's {len(names)} classes")
     for line in [*of_train.notes, *of_val.lines]:
         say(line)
     return train, val, of_val

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from deepvit_train.config.recipe import ScheduleConfig, TrainerConfig
+from deepvit_train.config.recipe import TrainerConfig
+from deepvit_train.config.schedule import ScheduleConfig
 from deepvit_train.console import amount
 from deepvit_train.error import ConfigError
 

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import deepvit_train
-from deepvit_train.console import amount
-from deepvit_train.data.decode import printable
+from deepvit_train.console import amount, one_line
 from deepvit_train.data.index import ImageIndex
 from deepvit_train.distributed.agreement import differing, told
 from deepvit_train.distributed.world import World
@@ -143,7 +142,7 @@ def _first_other(ours: list[str], other: list[str], rank: int) -> str | None:
 def _listed(index: ImageIndex, with_sizes: bool) -> list[str]:
     """Return the images by path and class, and by size where that is compared."""
     listed = [
-        f"{printable(index.path(image).removeprefix(f'{index.folder}/'))} of class {index.classes[target]}"
+        f"{one_line(index.path(image).removeprefix(f'{index.folder}/'))} of class {index.classes[target]}"
         for image, target in enumerate(index.targets.tolist())
     ]
     if with_sizes:

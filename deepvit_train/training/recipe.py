@@ -1,77 +1,14 @@
-"""Builds optimizer, schedule, mixing of images and averaged weights, from timm and torch."""
+"""Builds the mixing of images and the averaged weights, from timm."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from timm.data import Mixup
-from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
-from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 
 from deepvit_train.config.data import AugmentConfig
-from deepvit_train.config.recipe import OptimConfig, ScheduleConfig
 from deepvit_train.console import amount
 from deepvit_train.error import ConfigError
 from deepvit_train.models import DeepViT
-
-
-def build_optimizer(model: DeepViT, optim: OptimConfig) -> torch.optim.Optimizer:
-    """Build AdamW. One-dimensional parameters, the positions and the class token get no weight decay.
-
-    With layer decay, a block's learning rate is `layer_decay` times that of the block after it. The head has
-    the full rate, and the stem and the tokens have the lowest (timm's groups).
-    """
-    exempt = model.no_weight_decay()
-    if not optim.decay_theta:
-        exempt |= {name for name, _ in model.named_parameters() if name.endswith("theta")}
-    groups: Any
-    if optim.layer_decay == 1.0:
-        groups = param_groups_weight_decay(model, optim.weight_decay, no_weight_decay_list=exempt)
-    else:
-        groups = param_groups_layer_decay(model, optim.weight_decay, exempt, layer_decay=optim.layer_decay)
-    return create_optimizer_v2(
-        groups, opt=optim.name.value, lr=optim.lr, betas=tuple(optim.betas), eps=optim.eps, fused=True
-    )
-
-
-def learning_rate(optimizer: torch.optim.Optimizer) -> float:
-    """Return the highest learning rate of all groups, which is the schedule's: the classifier has it."""
-    return max(group["lr"] for group in optimizer.param_groups)
-
-
-def is_partial(optim: OptimConfig) -> bool:
-    """Return whether some parameters learn slower than others, or not at all."""
-    return optim.layer_decay != 1.0 or optim.freeze_blocks > 0 or optim.head_only
-
-
-def describe_groups(optimizer: torch.optim.Optimizer) -> str:
-    """Return how many parameters have which share of the learning rate: 'x1 for 650, x0.75 for 12,345'."""
-    counts: dict[float, int] = {}
-    for group in optimizer.param_groups:
-        scale = group.get("lr_scale", 1.0)
-        counts[scale] = counts.get(scale, 0) + sum(parameter.numel() for parameter in group["params"])
-    return ", ".join(f"x{scale:.3g} for {counts[scale]:,}" for scale in sorted(counts, reverse=True))
-
-
-def build_schedule(
-    optimizer: torch.optim.Optimizer, schedule: ScheduleConfig, epochs: int, steps_per_epoch: int
-) -> CosineLRScheduler:
-    """Build the schedule by optimizer step: a linear warm-up, then a cosine over `epochs`, then min_lr."""
-    return CosineLRScheduler(
-        optimizer,
-        t_initial=epochs * steps_per_epoch,
-        lr_min=schedule.min_lr,
-        warmup_t=round(schedule.warmup_within(epochs) * steps_per_epoch),
-        warmup_lr_init=schedule.warmup_lr,
-        t_in_epochs=False,
-    )
-
-
-def learning_rate_after(schedule: CosineLRScheduler, steps: int) -> float:
-    """Return the highest learning rate of all groups in the step that follows so many steps."""
-    return max(schedule._get_lr(steps))
 
 
 def build_mixup(

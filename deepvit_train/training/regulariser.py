@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deepvit_train.config.recipe import CosineAxis, LossConfig
+from deepvit_train.config.loss import CosineAxis, LossConfig
 
 # The dimension of maps (B, H, N queries, N keys) that a vector runs over.
 DIMENSION = {CosineAxis.heads: 1, CosineAxis.queries: 2}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deepvit_train.config.data import DataConfig
+from deepvit_train.config.data import DataConfig, absolute
 from deepvit_train.distributed.parallel import whole
 from deepvit_train.run.saving import CheckpointWriter
 from deepvit_train.training.state import TrainState
@@ -63,11 +63,8 @@ class Saver:
 
     def _plain(self) -> dict[str, Any]:
         return self.state.plain() | {
-            "data_root": _absolute(self.data.root),
-            "class_map": _absolute(self.data.class_map),
+            "data_root": absolute(self.data.root),
+            "class_map": absolute(self.data.class_map),
+            "data_keys": self.data.of_data_set(),
             **self.about,
         }
-
-
-def _absolute(path: str | None) -> str | None:
-    return path and str(Path(path).expanduser().resolve())

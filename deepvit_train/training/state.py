@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.scheduler import CosineLRScheduler
+from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor
 
@@ -33,8 +33,12 @@ from deepvit_train.run.checkpoint import (
 )
 from deepvit_train.run.saving import TensorFile
 from deepvit_train.run.tensor import check_finite, check_fit, read_tensors
+from deepvit_train.training.optimizer import build_optimizer
+from deepvit_train.training.optimizer_state import make_state, optimizer_tensors, set_state
 from deepvit_train.training.plan import Plan
-from deepvit_train.training.recipe import build_ema, build_optimizer, build_schedule, learning_rate_after
+from deepvit_train.training.recipe import build_ema
+from deepvit_train.training.schedule import build_schedule, go_on_with, learning_rate_after, plain_schedule
+from deepvit_train.training.schedule_free import ScheduleFreeAverage
 
 
 @dataclass
@@ -42,9 +46,9 @@ class TrainState:
     """All that training changes, step by step."""
 
     model: DeepViT
-    ema: ModelEmaV3 | None
+    ema: ModelEmaV3 | ScheduleFreeAverage | None
     optimizer: torch.optim.Optimizer
-    schedule: CosineLRScheduler
+    schedule: Scheduler
     scaler: torch.amp.GradScaler
     step: int = 0
     scaler_skips: int = 0  # consecutive overflows
@@ -54,6 +58,9 @@ class TrainState:
     calibrated: dict[str, Statistics] = field(
         default_factory=dict
     )  # for live and ema weights at evaluated_step
+    class_weights: list[float] | None = None  # of the loss; None: equal ones
+    worse: int = 0  # evaluations in a row since the best one
+    hours: float = 0.0  # of training, over all starts
     bad_files: list[str] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)  # sums since the last log line, of each rank
     loss_steps: int = 0
@@ -63,11 +70,13 @@ class TrainState:
     def weights(self) -> dict[str, DeepViT]:
         """Return the models to evaluate, by name: 'live', and 'ema' if there are averaged weights."""
         ema: Any = self.ema
+        if isinstance(ema, ScheduleFreeAverage):
+            ema.refresh(self.model, self.optimizer)
         return {"live": self.model} if ema is None else {"live": self.model, "ema": ema.module}
 
     def files(self, header: dict[str, str]) -> dict[str, TensorFile]:
         """Return the tensors of a checkpoint by file name. The files of weights get the header."""
-        files = {"optimizer": TensorFile(_optimizer_tensors(self.model, self.optimizer))}
+        files = {"optimizer": TensorFile(optimizer_tensors(self.model, self.optimizer))}
         for name, model in self.weights().items():
             files[WEIGHT_FILES[name]] = TensorFile(model.state_dict(), header)
         return files | self.evaluation_files()
@@ -89,20 +98,24 @@ class TrainState:
             "evaluated_step": self.evaluated_step,
             "metrics": self.metrics,
             "best": self.best,
+            "class_weights": self.class_weights,
+            "worse": self.worse,
+            "hours": self.hours,
             "bad_files": self.bad_files,
             "losses": self.losses,
             "loss_steps": self.loss_steps,
             "plain_losses": self.plain_losses,
             "learning_rate": learning_rate_after(self.schedule, self.step),
+            "schedule": plain_schedule(self.schedule),
         }
 
     def restore(self, checkpoint: Path) -> None:
         """Take over the state of a verified checkpoint. Raises CheckpointError if it does not fit."""
         state = schema.fitting(read_state(checkpoint), schema.RESUMED, checkpoint / STATE)
-        for name, model in self.weights().items():
-            load_weights(model, signed_file(checkpoint, WEIGHT_FILES[name]))
         stepped = state["scaler_skips"] < state["step"]  # a skipped step leaves no trace
         _load_optimizer(self.model, self.optimizer, signed_file(checkpoint, "optimizer"), stepped)
+        for name, model in self.weights().items():
+            load_weights(model, signed_file(checkpoint, WEIGHT_FILES[name]))
         self.step = state["step"]
         if state["scaler"]:  # empty unless the checkpoint was trained in fp16
             self.scaler.load_state_dict(state["scaler"])
@@ -110,6 +123,7 @@ class TrainState:
         self.evaluated_step = state["evaluated_step"]
         self.metrics = state["metrics"]
         self.best = state["best"]
+        self.worse, self.hours = state.get("worse", 0), state.get("hours", 0.0)
         self.bad_files = state["bad_files"]
         # Checkpoints of earlier versions have none of these.
         self.losses, self.loss_steps = state.get("losses", []), state.get("loss_steps", 0)
@@ -118,6 +132,7 @@ class TrainState:
         self.calibrated = read_calibrated(checkpoint)
         for statistics in self.calibrated.values():
             check_statistics(self.model, statistics, checkpoint)
+        go_on_with(self.schedule, state.get("schedule"), self.step, self.saved_rate)
         self.schedule.step_update(self.step)
 
 
@@ -136,7 +151,7 @@ def build_state(model: DeepViT, config: TrainConfig, plan: Plan, world: World) -
     optimizer = build_optimizer(model, config.optim)
     return TrainState(
         model=model,
-        ema=ema,
+        ema=ScheduleFreeAverage(model) if config.optim.is_schedule_free else ema,
         optimizer=optimizer,
         schedule=build_schedule(optimizer, config.schedule, config.trainer.epochs, plan.steps_per_epoch),
         scaler=torch.amp.GradScaler(world.device.type, enabled=config.trainer.precision == Precision.fp16),
@@ -155,30 +170,14 @@ def load_weights(model: DeepViT, file: Path) -> None:
     model.load_state_dict({name: placed_like(own[name], value) for name, value in tensors.items()})
 
 
-def _optimizer_tensors(model: DeepViT, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return AdamW's state by parameter: `exp_avg.blocks.0.attn.qkv.weight`."""
-    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-    return {
-        f"{key}.{names[parameter]}": value
-        for parameter, state in optimizer.state.items()
-        for key, value in state.items()
-    }
-
-
 def _load_optimizer(model: DeepViT, optimizer: torch.optim.Optimizer, file: Path, stepped: bool) -> None:
-    """Load AdamW's state, of each parameter or, where it has not made a step yet, of none."""
-    trained = {parameter for group in optimizer.param_groups for parameter in group["params"]}
-    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter in trained}
-    expected: dict[str, Tensor] = {f"step.{name}": torch.zeros(()) for name in parameters}
-    expected |= {
-        f"{kind}.{name}": parameter
-        for kind in ("exp_avg", "exp_avg_sq")
-        for name, parameter in parameters.items()
-    }
-    for key, value in _checked(expected, file, may_be_empty=not stepped).items():
-        kind, _, name = key.partition(".")
-        # The step count of fused AdamW lives on the parameter's device as well.
-        optimizer.state[parameters[name]][kind] = placed_like(parameters[name], value)
+    """Load the optimizer's state, or none if no step was made yet. The weights must be loaded afterwards."""
+    make_state(optimizer)
+    tensors = _checked(optimizer_tensors(model, optimizer), file, may_be_empty=not stepped)
+    if tensors:
+        set_state(model, optimizer, tensors)
+    else:
+        optimizer.state.clear()
 
 
 def _checked(expected: Mapping[str, Tensor], file: Path, may_be_empty: bool = False) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ from deepvit_train.distributed.world import World
 from deepvit_train.error import NotFiniteError
 from deepvit_train.precision import autocast
 from deepvit_train.training.finite import FiniteGuard
+from deepvit_train.training.loss import Criterion
 from deepvit_train.training.regulariser import CosineRegulariser
 from deepvit_train.training.state import TrainState
 
@@ -37,11 +38,12 @@ class StepOptions:
     clip_grad: float | None
     max_scaler_skips: int
     regulariser: CosineRegulariser | None = None
+    criterion: Criterion | None = None  # None: cross-entropy
 
     @property
     def separated(self) -> bool:
         """Whether the loss is more than the cross-entropy, so that an evaluation's is another quantity."""
-        return self.label_smoothing > 0 or self.regulariser is not None
+        return self.label_smoothing > 0 or self.regulariser is not None or self.criterion is not None
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class StepResult:
         loss: mean over this rank's images.
         grad_norm: norm of the gradient, before it is clipped.
         penalty: the regulariser's part of the loss.
-        cross_entropy: the loss without label smoothing and penalty; the loss itself if it has neither.
+        cross_entropy: plain, without label smoothing, weights and penalty; the loss itself if it is that.
         query_key: what `query_key_ratio` says of the gradient, if that was asked for.
     """
 
@@ -93,7 +95,8 @@ def train_step(
         with local():
             with autocast(world.device, options.precision):
                 logits, micro_penalty = _regularised(forward, images, options.regulariser)
-            task_loss = F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
+            criterion = options.criterion or _plain
+            task_loss = criterion(logits.float(), targets, smoothing)
             micro_loss = (task_loss + micro_penalty) / len(batches)
             state.scaler.scale(micro_loss).backward()
         loss += micro_loss.detach()
@@ -111,6 +114,10 @@ def train_step(
         torch.nn.utils.clip_grads_with_norm_(parameters, options.clip_grad, grad_norm)
     _update(state, options)
     return StepResult(loss, grad_norm, penalty, plain if options.separated else loss, query_key)
+
+
+def _plain(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    return F.cross_entropy(logits, targets, label_smoothing=smoothing)
 
 
 def _mixed(batch: Batch, options: StepOptions, seed: int) -> tuple[Tensor, Tensor, float]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from deepvit_train.config.recipe import Precision
+from deepvit_train.config.recipe import Precision, SelectBy
 from deepvit_train.data.dataset import Batch
 from deepvit_train.distributed.parallel import gathered
 from deepvit_train.distributed.world import World
@@ -14,8 +14,14 @@ from deepvit_train.evaluation.accuracy import evaluate
 from deepvit_train.evaluation.calibration import calibrate, using
 from deepvit_train.training.state import TrainState
 
-SELECT_BY = "top1"
 COUNTS = ("val/images", "val/of")  # metrics of a partial evaluation alone: images taken, images there are
+
+# What a figure is called in a line, and which one is the best.
+FIGURES = {
+    SelectBy.top1: ("top-1", "highest"),
+    SelectBy.mean_class: ("mean accuracy of classes", "highest"),
+    SelectBy.loss: ("loss", "lowest"),
+}
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,7 @@ class Validation:
     Args:
         total: how many images the split has. An evaluation of fewer is partial.
         absent: the outputs whose classes the images lack. They are left out.
+        select_by: the figure that says which evaluation is the best.
     """
 
     images: Iterable[Batch]
@@ -36,6 +43,7 @@ class Validation:
     total: int
     world: World
     absent: Sequence[int] = ()
+    select_by: SelectBy = SelectBy.top1
 
     def __call__(self, state: TrainState) -> bool:
         """Evaluate the state and note metrics and statistics in it. Returns whether it is the best so far.
@@ -60,10 +68,11 @@ class Validation:
             if result.images < self.total:
                 metrics |= dict(zip(COUNTS, (result.images, self.total), strict=True))
         state.metrics, state.calibrated, state.evaluated_step = metrics, calibrated, state.step
-        select = f"val_ema/{SELECT_BY}" if state.ema is not None else f"val/{SELECT_BY}"
+        select = f"{'val' if state.ema is None else 'val_ema'}/{self.select_by}"
         if _is_best(metrics, state.best, select):
-            state.best = {"step": state.step, **metrics}
+            state.best, state.worse = {"step": state.step, **metrics}, 0
             return True
+        state.worse += 1
         return False
 
 
@@ -72,16 +81,21 @@ def _is_best(metrics: dict[str, float], best: dict[str, float], select: str) -> 
     taken, taken_by_best = ([each.get(name) for name in COUNTS] for each in (metrics, best))
     if best and taken != taken_by_best:
         return best.get(COUNTS[0]) is not None
-    return not best or metrics[select] > best.get(select, -math.inf)
+    # A best one of an earlier version may lack the figure, and a loss may be NaN: any number is better.
+    sign = -1 if select.endswith(f"/{SelectBy.loss}") else 1
+    found, before = (sign * each.get(select, math.nan) for each in (metrics, best))
+    return not best or found > (-math.inf if math.isnan(before) else before)
 
 
-def phrase_best(best: dict[str, float]) -> str:
+def phrase_best(best: dict[str, float], select_by: SelectBy) -> str:
     """Return the best evaluation as text: 'step 630, top-1 0.9918, the highest of all evaluations'."""
-    averaged = best.get(f"val_ema/{SELECT_BY}")
-    of, top1 = ("", best[f"val/{SELECT_BY}"]) if averaged is None else (" of the averaged weights", averaged)
+    averaged = best.get(f"val_ema/{select_by}")
+    of, figure = (" of the averaged weights", averaged) if averaged is not None else ("", None)
+    figure = best.get(f"val/{select_by}", math.nan) if figure is None else figure
     images, total = (best.get(name) for name in COUNTS)
     partial = "" if images is None else f" (partial: {images:.0f} of {total:.0f} images)"
-    return f"step {best['step']:.0f}, top-1{of} {top1:.4f}{partial}, the highest of all evaluations"
+    name, extreme = FIGURES[select_by]
+    return f"step {best['step']:.0f}, {name}{of} {figure:.4f}{partial}, the {extreme} of all evaluations"
 
 
 def phrase(metrics: dict[str, float]) -> str:

@@ -16,7 +16,6 @@ import torch
 from safetensors.torch import save_file
 
 from deepvit_train.collapse import measure
-from deepvit_train.collapse.figure import Line, Panel, draw_lines, share_axes
 from deepvit_train.collapse.report import SECTIONS as ALL_SECTIONS
 from deepvit_train.collapse.report import find
 from deepvit_train.commands import analyze, train
@@ -27,6 +26,7 @@ from deepvit_train.data.dataset import Batch
 from deepvit_train.data.loaders import Loaders
 from deepvit_train.distributed.world import World
 from deepvit_train.error import CheckpointError, ConfigError
+from deepvit_train.report.figure import Line, Panel, draw_lines, share_axes
 from tests.conftest import QUICK
 
 pytestmark = pytest.mark.xdist_group("analyze")  # its report takes seconds, and serves several tests
@@ -83,7 +83,7 @@ def _images_of(root: Path) -> list[Batch]:
     config = compose_command("analyze", [*overrides, "out=unused"])
     world = World(rank=0, size=1, device=torch.device("cpu"))
     preprocessing = from_timm(config.model, None).preprocessing
-    return analyze.images_of(config, Loaders(preprocessing, config.data, world), None)
+    return analyze.images_of(config, Loaders(preprocessing, config.data, world), None).batches
 
 
 def test_maps_of_a_timm_model_are_those_made_by_hand(image_folder: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from deepvit_train.models import DeepViT
 from deepvit_train.training.validation import _is_best
 from tests.conftest import QUICK, Command
 
-FILES = "threads=1", "data.workers=0"
+FILES = "threads=1", "data.workers=0", "report=false"
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +150,7 @@ def foreign(run: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("command", ["eval", pytest.param("analyze", marks=pytest.mark.runs)])
 def test_what_is_assumed_of_a_foreign_file_is_told(call: Command, foreign: Path, command: str) -> None:
-    more = ["report=false", "collapse.images=4", "batch_size=4"] if command == "analyze" else []
+    more = ["collapse.images=4", "batch_size=4"] if command == "analyze" else []
     typed = [command, f"checkpoint={foreign}", *FILES, "data=digits", "crop_pct=0.8", *more]
     result = call(*typed)
     assert result.returncode == 0, result.stderr
@@ -259,3 +260,17 @@ def test_the_best_one_is_chosen_among_evaluations_of_as_many_images(
         return {"val/top1": top1} | ({"val/images": images, "val/of": 364} if images else {})
 
     assert _is_best(metrics(*evaluation), metrics(*best) if best else {}, "val/top1") == expected
+
+
+def test_the_page_explains_every_key_of_a_result(run: Path) -> None:
+    evaluated(run)
+    (found,) = written(run).values()
+    page = (Path(__file__).parents[2] / "docs" / "evaluate.md").read_text()
+    rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", page, flags=re.MULTILINE)
+    explained = {key for row in rows for key in re.findall(r"`(\w+)`", row)}
+    assert found.keys() <= explained
+    assert explained - found.keys() == {"val_share", "group_by", "not_finite"}
+    for part in ("labels", "preprocessing"):
+        content = found[part]
+        assert isinstance(content, dict)
+        assert all(f"`{key}`" in page for key in content), part

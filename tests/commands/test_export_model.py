@@ -16,7 +16,7 @@ from deepvit_train.commands.export_file import write_onnx, write_pt2
 from deepvit_train.commands.export_model import plain_model, traced
 from deepvit_train.commands.export_timm import check_timm, timm_tensors
 from deepvit_train.config.export import NumberType
-from deepvit_train.config.model import AttentionKind, Pool, Stem, ThetaNorm
+from deepvit_train.config.model import Act, AttentionKind, Pool, Stem, ThetaNorm
 from deepvit_train.config.preset import Architecture, choices, model_preset
 from deepvit_train.error import ConfigError
 from deepvit_train.evaluation.calibration import reattention_norms
@@ -53,6 +53,9 @@ CASES = {
     "layer_scale": small(layer_scale=0.1),
     "head_dim": small(head_dim=5),
     "mean_patches": small(pool=Pool.mean_patches, registers=2),
+    "qk_norm": small(qk_norm=True, act=Act.gelu_tanh, pre_norm=True),
+    "no_class_token": small(class_token=False, pool=Pool.mean, registers=2, act=Act.quick_gelu),
+    "no_final_norm": small(class_token=False, pool=Pool.mean_patches, final_norm=False),
 }
 
 
@@ -116,6 +119,11 @@ def test_the_model_itself_stays_as_it_is() -> None:
             {"global_pool": "avg", "fc_norm": False, "reg_tokens": 2},
         ),
         ({"qkv_bias": False}, {"qkv_bias": False}),
+        (
+            {"class_token": False, "pool": Pool.mean_patches, "qk_norm": True, "registers": 2},
+            {"class_token": False, "global_pool": "avg", "qk_norm": True, "reg_tokens": 2},
+        ),
+        ({"final_norm": False, "act": Act.gelu_tanh}, {"final_norm": False, "act_layer": "gelu_tanh"}),
     ],
     ids=str,
 )
@@ -140,6 +148,7 @@ def test_timm_computes_the_same_from_the_tensors(changes: dict, arguments: dict)
         (small(kind=AttentionKind.self, residual_scale=0.5), "nothing like model.residual_scale=0.5"),
         (small(kind=AttentionKind.self, norm_eps=1e-5), "nothing like model.norm_eps=1e-05"),
         (small(kind=AttentionKind.self, head_dim=5), "nothing like model.head_dim=5"),
+        (small(kind=AttentionKind.self, pre_norm=True), "nothing like model.pre_norm=true"),
     ],
 )
 def test_what_timm_cannot_hold_is_refused(architecture: Architecture, told: str) -> None:

@@ -13,7 +13,8 @@ from deepvit_train.config.compose import compose_command
 from deepvit_train.config.preset import Architecture
 from deepvit_train.error import CheckpointError
 from deepvit_train.models import DeepViT, load_model
-from deepvit_train.training.recipe import build_optimizer, build_schedule, describe_groups, learning_rate
+from deepvit_train.training.optimizer import build_optimizer, describe_groups, learning_rate
+from deepvit_train.training.schedule import build_schedule
 from tests.conftest import QUICK
 
 Tensors = dict[str, torch.Tensor]

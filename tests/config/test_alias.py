@@ -182,5 +182,7 @@ def test_a_weights_file_of_version_0_1(call: Command) -> None:
     _with_former_names(file)
     former = load_model(file)
     assert asdict(former.attn) == asdict(today.attn)
-    evaluated = call("eval", f"checkpoint={file}", "data=digits", "threads=1", "data.workers=0")
+    evaluated = call(
+        "eval", f"checkpoint={file}", "data=digits", "threads=1", "data.workers=0", "report=false"
+    )
     assert evaluated.returncode == 0, evaluated.stderr

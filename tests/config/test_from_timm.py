@@ -9,7 +9,7 @@ import pytest
 
 from deepvit_train.config.compose import compose_command
 from deepvit_train.config.from_timm import from_timm
-from deepvit_train.config.preset import config_dir
+from deepvit_train.config.shipped import config_dir
 from deepvit_train.config.timm_command import read_command, table
 from deepvit_train.config.train import TrainConfig
 from deepvit_train.error import ConfigError
@@ -55,7 +55,9 @@ def test_every_flag_of_a_public_command_is_mapped_or_named(line: str) -> None:
     processes = command.processes * command.machines
     assert config.trainer.batch_size == command.number("--batch-size") * processes
     assert words[0] == ("torchrun" if processes > 1 else "deepvit-train")
-    assert ("missing: --opt" in told) == (command.text("--opt") != "adamw")
+    name = command.text("--opt").lower()
+    assert config.optim.name in (name, name.removeprefix("fused"))
+    assert config.schedule.name == command.text("--sched")
     assert (config.trainer.ema_decay is not None) == (
         "--model-ema" in line.split() or (command.deit and "--no-model-ema" not in line)
     )
@@ -135,7 +137,15 @@ def test_the_rate_is_worked_out_as_timm_does(flags: str, rate: float) -> None:
         ("--dataset wds/flowers", "data.name", "tar"),
         ("--output out --experiment try", "run_dir", "out/try"),
         ("--pretrained --model deit_tiny_patch16_224", "model.weights", "timm:deit_tiny_patch16_224"),
-        ("--opt-betas 0.9 0.95", "optim.betas", [0.9, 0.95]),
+        ("--opt adamw --opt-betas 0.9 0.95", "optim.betas", [0.9, 0.95]),
+        ("--opt lion", "optim.betas", [0.9, 0.99]),
+        ("--opt sgd --momentum 0.8", "optim.options", {"momentum": 0.8, "nesterov": True}),
+        ("--opt rmsproptf --opt-eps .001", "optim.name", "rmsproptf"),
+        ("--opt rmsproptf --opt-eps .001", "optim.eps", 0.001),
+        ("--opt adamp", "optim.betas", None),
+        ("--opt fusedlamb", "optim.name", "lamb"),
+        ("--sched step --decay-epochs 2.4 --decay-rate .97", "schedule.decay_epochs", 2.4),
+        ("--bce-loss --bce-target-thresh 0.2", "loss.target_threshold", 0.2),
         ("--val_split val2", "data.split", "val2"),  # an underscore is a dash
         ("--weight-dec 0.1", "optim.weight_decay", 0.1),  # argparse takes the beginning of a flag
         ("-b=32", "trainer.batch_size", 32),
@@ -150,7 +160,6 @@ def test_a_flag_sets_a_key(flags: str, key: str, value: object) -> None:
     ("flags", "note"),
     [
         ("--model resnet50", "missing: --model resnet50 is none of our shapes; nearest: model=vit_small"),
-        ("--opt lion", "missing: --opt lion; nearest: optim=adamw"),
         ("--sched poly", "missing: --sched poly; nearest: schedule=cosine"),
         ("--mixupp 0.2", "unknown: --mixupp 0.2: no flag of timm; did you mean '--mixup'?"),
         ("--log-wandb", "missing: --log-wandb; nearest: TensorBoard"),
@@ -216,3 +225,12 @@ def test_the_page_has_every_flag() -> None:
             default = f"`{flag.default}`" if flag.default else ""
             here = {"-": "not needed", "!": "missing"}.get(flag.here) or f"`{flag.here.removeprefix('~ ')}`"
             assert f"| `{' '.join(flag.names)}` | {default} | {here} | {flag.note} |" in page, flag
+
+
+def test_the_validation_folder_that_timm_would_take_is_named(tmp_path: Path) -> None:
+    (tmp_path / "validation").mkdir()
+    command = f"train.py {tmp_path} --model vit_small_patch16_224"
+    assert "data.split=validation" in from_timm([command]).split()
+    assert "data.split=test" in from_timm([f"{command} --val-split test"]).split()
+    (tmp_path / "val").mkdir()
+    assert "data.split" not in from_timm([command])

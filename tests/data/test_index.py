@@ -58,6 +58,14 @@ def test_what_is_wrong_with_a_folder_is_named(image_folder: Path) -> None:
         scan_split(image_folder, "val", False)
 
 
+def test_images_outside_class_folders_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "val").mkdir()
+    for number in range(3):
+        (tmp_path / "val" / f"{number}.jpg").touch()
+    with pytest.raises(DataError, match=r"no class folders.*\n3 images lie in it directly: sort them"):
+        scan_split(tmp_path, "val", False)
+
+
 def test_a_class_name_that_can_not_be_shown_is_refused(image_folder: Path) -> None:
     os.mkdir(os.fsencode(image_folder / "train") + b"/b\xffd")  # noqa: PTH102 - a name that is not UTF-8
     with pytest.raises(DataError, match=r"b\\\\udcffd"):

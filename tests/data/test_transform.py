@@ -10,10 +10,12 @@ import pytest
 from PIL import Image
 from timm.data import auto_augment
 from timm.data.transforms_factory import create_transform
+from torchvision.transforms import InterpolationMode, v2
 
 from deepvit_train.config.compose import compose_command
 from deepvit_train.data.decode import Limits
 from deepvit_train.data.transform import build_policy, eval_transform, train_transform
+from deepvit_train.determinism import seed_generators
 from deepvit_train.error import ConfigError
 from tests.data.picture import open_picture
 
@@ -116,3 +118,24 @@ def test_an_unknown_policy_is_a_configuration_error(name: str) -> None:
     config = compose_command("train", [f"augment.auto_augment={name}"])
     with pytest.raises(ConfigError, match=rf"augment\.auto_augment={name}"):
         train_transform(config.model.preprocessing, config.augment)
+
+
+def test_trivial_is_torchvisions_by_the_draws_of_the_sample(photographs: list[Path]) -> None:
+    config = compose_command("train", ["augment=trivial", "augment.crop_scale=null", "model.image_size=32"])
+    preprocessing = config.model.preprocessing
+    picture = open_picture(str(photographs[0]), LIMITS)
+    transform, plain = train_transform(preprocessing, config.augment), eval_transform(preprocessing)
+    theirs = v2.TrivialAugmentWide(
+        interpolation=InterpolationMode.BILINEAR, fill=[round(255 * mean) for mean in preprocessing.mean]
+    )
+    changed = 0
+    for seed in range(100):
+        pixels, _ = transform(picture, seed)
+        draws = random.Random(seed)
+        expected = plain(picture, 0)[0]
+        if draws.random() < 0.5:
+            expected = np.ascontiguousarray(expected[:, ::-1])
+        seed_generators(draws.getrandbits(63))
+        changed += not np.array_equal(pixels, expected)
+        assert np.array_equal(pixels, np.asarray(theirs(Image.fromarray(expected))))
+    assert changed > 70

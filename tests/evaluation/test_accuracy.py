@@ -48,6 +48,9 @@ def test_an_evaluation_counts_every_image_once() -> None:
             share * images for share, images in zip(result.class_accuracy, result.class_images, strict=True)
         )
         assert hits == pytest.approx(result.top1 * 23)
+        assert result.mean_class == pytest.approx(sum(result.class_accuracy) / 3)
+        more = evaluate(nn.Sequential(model, nn.Linear(3, 5)), pieces, WORLD, Precision.fp32, classes=5)
+        assert more.mean_class == pytest.approx(sum(more.class_accuracy[:3]) / 3)  # two have no images
     assert model.training
 
 

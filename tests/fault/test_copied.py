@@ -61,7 +61,7 @@ def test_a_damaged_copy_is_kept_and_a_whole_one_takes_the_place_of_a_damaged_che
 def test_results_of_what_is_no_more_do_not_stay(runs: Path, call: Command) -> None:
     checkpoints = runs / "a" / "checkpoints"
     for name in STEPS:
-        done = call("eval", f"checkpoint=a/checkpoints/{name}", "threads=1", "data.workers=0")
+        done = call("eval", f"checkpoint=a/checkpoints/{name}", "threads=1", "data.workers=0", "report=false")
         assert done.returncode == 0, done.stderr
     assert len(list(checkpoints.glob("step_*.json"))) == 4
     done = call("train", *RUN, "run_dir=a", "trainer.epochs=3", "trainer.keep_last=1")

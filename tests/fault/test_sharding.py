@@ -21,7 +21,7 @@ from deepvit_train.distributed.parallel import gathered, shard, whole
 from deepvit_train.error import Interrupted, NotFiniteError
 from deepvit_train.models import DeepViT
 from deepvit_train.training import loop
-from tests.conftest import QUICK, as_ranks, forked
+from tests.conftest import QUICK, as_ranks, forked, slowly
 from tests.fault.test_distributed import begin, weights
 from tests.fault.test_kill import metrics, outcome
 
@@ -40,6 +40,7 @@ SHARDED = [*RUN, "trainer.shard=true", "trainer.timeout_s=60"]
             "trainer.probe_every_steps=2",
             "trainer.eval_batch_size=40",
         ],
+        pytest.param(["optim=sgd", "optim.lr=0.01"], id="sgd", marks=pytest.mark.slow),
         pytest.param(
             ["attn=reattention_vit_pytorch", "trainer.grad_checkpointing=true", "optim.freeze_blocks=1"],
             id="checkpointing",
@@ -63,11 +64,19 @@ def test_sharded_ranks_train_as_whole_ones_do(options: list[str], digits: Path, 
         torch.testing.assert_close(weights(sharded)[name], value, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "optim",
+    [
+        "optim=adamw",
+        *(slowly(f"optim={name}") for name in ("nadamw", "sgd", "lion")),
+        slowly("optim.name=adam"),
+    ],
+)
 def test_a_sharded_run_resumes_bit_for_bit_and_its_checkpoints_are_like_any_other(
-    digits: Path, tmp_path: Path
+    optim: str, digits: Path, tmp_path: Path
 ) -> None:
     never_stopped, stopped = tmp_path / "never-stopped", tmp_path / "stopped"
-    run = [*SHARDED, "model.dropout=0.1"]
+    run = [*SHARDED, "model.dropout=0.1", optim]
     starts = (never_stopped, *run), (stopped, *run, "trainer.max_steps=7"), (stopped, *run)
     assert as_ranks(2, *(partial(begin, *each) for each in starts)) == 0
     assert outcome(stopped) == outcome(never_stopped)

@@ -100,7 +100,10 @@ def test_a_killed_loader_process_ends_the_run_with_a_hint(digits: Path, tmp_path
     assert process.returncode == 1
     assert b"a loader process died" in errors
     assert b"lower data.workers" in errors
+    assert b"; saved " in errors
     assert b"Traceback" not in errors
+    state = json.loads((folder / "checkpoints" / "last" / "state.json").read_text())
+    assert state["step"] == lines_logged(folder)  # no step was lost
 
 
 def _alive(group: int) -> list[int]:

@@ -149,7 +149,7 @@ def last(folder: Path) -> Path:
 
 
 RESUME = ["train", *TRAIN, "trainer.epochs=4", "trainer.max_steps=6"]
-EVAL = ["eval", "checkpoint=run", "limit_batches=1", "threads=1", "data.workers=0"]
+EVAL = ["eval", "checkpoint=run", "limit_batches=1", "threads=1", "data.workers=0", "report=false"]
 ANALYZE = ["analyze", "checkpoint=run", "threads=1", "data.workers=0", "collapse.images=2", "report=false"]
 
 

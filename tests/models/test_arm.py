@@ -13,7 +13,7 @@ from deepvit_train.config.compose import compose_command
 from deepvit_train.config.model import AttentionConfig, ThetaInit, ThetaNorm
 from deepvit_train.config.preset import Architecture, attention_preset, model_preset
 from deepvit_train.models import DeepViT
-from deepvit_train.training.recipe import build_optimizer
+from deepvit_train.training.optimizer import build_optimizer
 
 SHAPE = replace(model_preset("digits").model, depth=3)
 

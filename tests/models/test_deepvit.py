@@ -99,7 +99,7 @@ def outcome(model: nn.Module, images: Tensor, weights: Tensor) -> dict[str, Tens
     (logits * weights).sum().backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     if not isinstance(model, DeepViT):
-        gradients, _ = vit_pytorch.LAYOUT.translate(gradients)
+        gradients = vit_pytorch.LAYOUT.translate(gradients)[0].tensors
     return {name: value.detach().double() for name, value in {"logits": logits, **gradients}.items()}
 
 
@@ -111,7 +111,8 @@ def test_vit_pytorchs_keywords_build_its_model(shape: dict[str, int], pool: str,
     theirs = VitPytorchDeepViT(**{**SHAPE, **shape}, pool=pool).to(dtype)
     ours = DeepViT(**{**SHAPE, **shape}, pool=pool).to(dtype)
     exact = copy.deepcopy(theirs).double()
-    state, unread = vit_pytorch.LAYOUT.translate(theirs.state_dict())
+    translated, unread = vit_pytorch.LAYOUT.translate(theirs.state_dict())
+    state = translated.tensors
     assert not unread
     ours.load_state_dict(state)
     size, channels = shape.get("image_size", 16), shape.get("channels", 3)
@@ -139,7 +140,7 @@ def test_vit_pytorchs_keywords_build_its_model(shape: dict[str, int], pool: str,
 def test_vit_pytorchs_keywords_start_as_its_model() -> None:
     ours = DeepViT(**{**SHAPE, "dim": 128, "heads": 16})
     theirs = VitPytorchDeepViT(**{**SHAPE, "dim": 128, "heads": 16})
-    expected, _ = vit_pytorch.LAYOUT.translate(theirs.state_dict())
+    expected = vit_pytorch.LAYOUT.translate(theirs.state_dict())[0].tensors
     for name, value in ours.state_dict().items():
         assert value.shape == expected[name].shape
         if value.numel() > 1000:
@@ -208,7 +209,7 @@ def test_the_paper_form_trains_by_its_batch_statistics(from_block: int, transfor
     model = DeepViT(
         **{**SHAPE, "mlp_dim": 72, "dim_head": 8}, attn=attn, stem="conv", qkv_bias=True, norm_eps=1e-6
     ).double()  # fmt: skip
-    tensors, _ = AUTHORS.translate(state)
+    tensors = AUTHORS.translate(state)[0].tensors
     model.load_state_dict(tensors)
     images = images_of(count=4, dtype=torch.float64)
     options = {"heads": 3, "transform_scale": transform_scale}
@@ -221,7 +222,8 @@ def test_the_paper_form_trains_by_its_batch_statistics(from_block: int, transfor
     torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-9)
     logits.square().sum().backward()
     expected.square().sum().backward()
-    gradients, _ = AUTHORS.translate({n: v.grad for n, v in leaves.items() if v.grad is not None})
+    graded = {n: v.grad for n, v in leaves.items() if v.grad is not None}
+    gradients = AUTHORS.translate(graded)[0].tensors
     largest = max(gradient.abs().max() for gradient in gradients.values())
     for name, parameter in model.named_parameters():
         # The norm takes Theta's bias out again, which leaves it rounding for a gradient.

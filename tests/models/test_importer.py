@@ -199,7 +199,7 @@ def test_timms_mean_leaves_out_the_class_token(
 @pytest.mark.parametrize(
     ("options", "unread"),
     [
-        ({"class_token": False, "global_pool": "avg"}, "missing: cls_token"),
+        ({"class_token": False, "global_pool": "avg"}, "give preset=timm:NAME, or act=gelu"),
         ({"global_pool": "map"}, r"not read: attn_pool\.latent"),
         ({"global_pool": "avg", "final_norm": False}, r"missing: norm\.weight"),
     ],
@@ -251,7 +251,7 @@ def changed(state: dict[str, Tensor], **changes: Tensor | None) -> dict[str, Ten
         ({"pos_embed": None}, "lacks pos_embed"),
         ({"extra": torch.zeros(1)}, "not read: extra"),
         ({"blocks__0__extra": torch.zeros(1)}, r"not read: blocks\.0\.extra"),
-        ({"head_dist__weight": torch.zeros(5, 24)}, r"not read: head_dist\.weight"),
+        ({"head_other__weight": torch.zeros(5, 24)}, r"not read: head_other\.weight"),
         ({"blocks__1__norm1__weight": torch.zeros(7)}, r"blocks\.1\.norm1\.weight is \(7,\), not \(24,\)"),
         ({"pos_embed": torch.zeros(1, 12, 24)}, "12 positions"),
         ({"pos_embed": torch.zeros(1)}, r"pos_embed has shape \(1,\)"),

@@ -10,6 +10,7 @@ from torch import nn
 from deepvit_train.config.shipped import choices
 from deepvit_train.error import ConfigError
 from deepvit_train.models import DeepViT, record_maps
+from deepvit_train.models.walk import walk_through
 
 SHAPE = {
     "image_size": 16,
@@ -82,9 +83,47 @@ def test_maps_of_timms_vision_transformer(options: dict[str, object]) -> None:
     torch.testing.assert_close(model.norm(records[-1].features), features)
 
 
+EVA = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 4, "num_classes": 5}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit_small_patch16_dinov3",
+        "vit_small_plus_patch16_dinov3_qkvb",
+        "eva02_tiny_patch14_224",
+        "vit_small_patch16_rope_mixed_ape_224",
+        "vit_pe_core_tiny_patch16_384",
+    ],
+)
+def test_maps_of_timms_eva(name: str) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(name, **EVA).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    seen: list[torch.Tensor] = []
+    for block in model.blocks:
+        block.attn.fused_attn = False
+        block.attn.attn_drop.register_forward_hook(lambda _, __, maps: seen.append(maps))
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        logits, expected = model(images), list(seen)
+        records = list(record_maps(model, images))
+        for record, maps in zip(records, expected, strict=True):
+            torch.testing.assert_close(record.before, maps, rtol=1e-4, atol=1e-6)
+        walk = walk_through(model)
+        torch.testing.assert_close(walk.classify(records[-1].features), logits, rtol=1e-4, atol=1e-5)
+        first = walk.through(0, walk.embed(images))
+        torch.testing.assert_close(walk.finish(1, first.features), logits, rtol=1e-4, atol=1e-5)
+    assert records[0].prefix == model.num_prefix_tokens
+
+
 def test_what_can_not_be_recorded_is_named() -> None:
     with pytest.raises(ConfigError, match="Linear"):
         record_maps(nn.Linear(2, 2), torch.zeros(1, 3, 16, 16))
+    with pytest.raises(ConfigError, match=r"DINOv3"):
+        record_maps(timm.create_model("resnet18"), torch.zeros(1, 3, 16, 16))
     diff = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, attn_layer="diff")
     with pytest.raises(ConfigError, match=r"blocks\.0: DiffAttention"):
         record_maps(diff, torch.zeros(1, 3, 32, 32))

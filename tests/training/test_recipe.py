@@ -11,8 +11,10 @@ from deepvit_train.config.compose import compose_command
 from deepvit_train.config.preset import Architecture
 from deepvit_train.error import ConfigError
 from deepvit_train.models import DeepViT
+from deepvit_train.training.optimizer import build_optimizer
 from deepvit_train.training.plan import build_plan
-from deepvit_train.training.recipe import build_ema, build_mixup, build_optimizer, build_schedule
+from deepvit_train.training.recipe import build_ema, build_mixup
+from deepvit_train.training.schedule import build_schedule
 
 
 def small_model(*overrides: str) -> torch.nn.Module:

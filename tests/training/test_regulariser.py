@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from deepvit_train.config.compose import compose_command
-from deepvit_train.config.recipe import CosineAxis, Precision
+from deepvit_train.config.loss import CosineAxis
+from deepvit_train.config.recipe import Precision
 from deepvit_train.config.shipped import choices
 from deepvit_train.models import DeepViT
 from deepvit_train.training.finite import FiniteGuard

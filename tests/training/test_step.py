@@ -18,7 +18,9 @@ from deepvit_train.distributed.world import World
 from deepvit_train.error import NotFiniteError
 from deepvit_train.models import DeepViT
 from deepvit_train.training.finite import FiniteGuard
-from deepvit_train.training.recipe import build_ema, build_mixup, build_optimizer, build_schedule
+from deepvit_train.training.optimizer import build_optimizer
+from deepvit_train.training.recipe import build_ema, build_mixup
+from deepvit_train.training.schedule import build_schedule
 from deepvit_train.training.state import TrainState
 from deepvit_train.training.step import StepOptions, StepResult, train_step
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,26 @@ from deepvit_train.config.preset import Architecture, model_preset
 from deepvit_train.console import amount
 from deepvit_train.error import CheckpointError, ConfigError
 from deepvit_train.models.deepvit import DeepViT
-from deepvit_train.models.importer import authors, older_vit_pytorch, own, timm_vit, vit_pytorch
+from deepvit_train.models.importer import authors, npz, older_vit_pytorch, own, timm_vit, vit_pytorch
 from deepvit_train.models.importer.file import Source, read_source
 from deepvit_train.models.importer.form import depth_of
 from deepvit_train.models.importer.infer import channels_of, checked_choices, infer_architecture
-from deepvit_train.models.importer.layout import Layout, Tensors
+from deepvit_train.models.importer.layout import Layout, Tensors, Translated
+from deepvit_train.models.importer.timm_cache import PREFIX
+from deepvit_train.models.importer.timm_name import timm_architecture
 from deepvit_train.run.checkpoint import Found, find
 from deepvit_train.run.description import ModelDescription
 from deepvit_train.run.tensor import check_finite, check_fit, listed
 
 # A file has the first of these layouts that matches one of its names.
-LAYOUTS = (own.LAYOUT, older_vit_pytorch.LAYOUT, vit_pytorch.LAYOUT, authors.LAYOUT, timm_vit.LAYOUT)
+LAYOUTS = (
+    own.LAYOUT,
+    older_vit_pytorch.LAYOUT,
+    vit_pytorch.LAYOUT,
+    authors.LAYOUT,
+    timm_vit.LAYOUT,
+    npz.LAYOUT,
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +47,7 @@ class Imported:
         description: what the file says about the model, changed by the caller's choices. For a file of
             another program it holds the architecture and the order of classes alone.
         described: whether the file says what its model is, as those of this project do.
+        left_out: names of the file's tensors that the model has no use for.
     """
 
     weights: str
@@ -44,10 +55,15 @@ class Imported:
     model: DeepViT
     description: ModelDescription
     described: bool
+    left_out: list[str]
 
 
 def load_model(
-    path: str | Path, preset: str | None = None, weights: str = "auto", **overrides: Any
+    path: str | Path,
+    preset: str | None = None,
+    weights: str = "auto",
+    download: bool = False,
+    **overrides: Any,
 ) -> DeepViT:
     """Load the model of a weights file, a checkpoint or a run, in evaluation mode.
 
@@ -58,12 +74,14 @@ def load_model(
     else from the defaults of that program. Double precision is kept. Nothing in a file is ever executed.
 
     Args:
-        path: safetensors, or what torch.save wrote; with this project's names, the authors', vit-pytorch's
-            or timm's.
-        preset: name of a model preset: 'deepvit_s'.
+        path: safetensors, what torch.save wrote, or Google's .npz; with this project's names, the authors',
+            vit-pytorch's, or those that timm reads; or hf:ORG/NAME[@REVISION] of the Hugging Face hub,
+            safetensors alone.
+        preset: name of a model preset, 'deepvit_s', or of a model of timm, 'timm:vit_base_patch16_clip_224'.
         weights: 'live', 'ema', or 'auto' for the averaged weights where there are any.
-        overrides: heads, transform_scale, residual_scale, pool, norm_eps, dropout, emb_dropout, drop_path,
-            mean, std, crop_pct, interpolation; classes, a file of names, one a line.
+        download: whether hf:ORG/NAME is fetched where it is not in the hub's cache.
+        overrides: heads, transform_scale, residual_scale, act, pool, norm_eps, dropout, emb_dropout,
+            drop_path, mean, std, crop_pct, interpolation; classes, a file of names, one a line.
 
     Raises:
         CheckpointError: the file is damaged, has no known layout, does not fit its model (the names are
@@ -71,7 +89,7 @@ def load_model(
         ConfigError: an override or the preset does not exist.
         DataError: the file of names can't be read, or does not fit.
     """
-    found = find(str(path), weights)
+    found = find(str(path), weights, download=download)
     model = import_model(found, preset, weights, overrides).model
     model.load_state_dict(found.calibrated(model) or {}, strict=False)
     return model
@@ -84,15 +102,18 @@ def import_model(found: Found, preset: str | None, weights: str, overrides: dict
     """
     said = overrides.get("classes")
     choices = checked_choices({name: value for name, value in overrides.items() if name != "classes"})
-    base = None if preset is None else model_preset(preset)
+    named = preset is not None and preset.startswith(PREFIX)
+    base = None
+    if preset is not None:
+        base = timm_architecture(preset.removeprefix(PREFIX)) if named else model_preset(preset)
     source = read_source(found, weights)
     try:
-        layout, tensors = own_tensors(source)
+        translated = own_tensors(source)
+        layout, tensors = translated.layout, translated.tensors
         if source.description is not None:
             description = _changed(source.description, choices)
         else:
-            if layout is timm_vit.LAYOUT:
-                choices = timm_vit.choices_with_pool(choices, source.tensors)
+            choices = with_shown(translated, choices, base if named else None)
             description = ModelDescription(infer_architecture(tensors, layout.norm_eps, base, choices))
         model = build_from(description.architecture, tensors)
     except (CheckpointError, ConfigError) as error:
@@ -102,7 +123,24 @@ def import_model(found: Found, preset: str | None, weights: str, overrides: dict
     model.class_names = names
     if description.value_range is not None:
         model.value_range = (description.value_range[0], description.value_range[1])
-    return Imported(source.weights, layout.name, model, description, source.description is not None)
+    described = source.description is not None
+    return Imported(source.weights, layout.name, model, description, described, translated.left_out)
+
+
+def with_shown(translated: Translated, choices: dict[str, Any], named: Architecture | None) -> dict[str, Any]:
+    """Return what the caller says of another program's file, with what its layout shows.
+
+    Raises CheckpointError where the two contradict each other, or leave something open.
+    """
+    heads = translated.shown.get("heads")
+    if heads is not None:
+        said = choices.get("heads", heads if named is None else named.model.heads)
+        if said != heads:
+            raise CheckpointError(f"heads={said}, but the file has {amount(heads, 'head')}")
+        choices = choices | {"heads": heads}
+    if translated.layout in (timm_vit.LAYOUT, npz.LAYOUT):
+        return timm_vit.checked_choices_of_timm(translated, choices, named)
+    return choices
 
 
 def class_names(
@@ -157,13 +195,13 @@ def build_from(architecture: Architecture, tensors: Tensors) -> DeepViT:
     return model.eval()
 
 
-def own_tensors(source: Source) -> tuple[Layout, Tensors]:
-    """Return a file's layout, and its tensors under this project's names.
+def own_tensors(source: Source) -> Translated:
+    """Return a file's tensors under this project's names, its layout, and what was left out.
 
     Raises CheckpointError for a file of no known layout, or with tensors that its layout does not know.
     """
     if source.description is not None:
-        return own.LAYOUT, source.tensors
+        return Translated(source.tensors, [], {}, own.LAYOUT)
     names = list(source.tensors)
     layout = next((layout for layout in LAYOUTS if layout.matches(names)), None)
     if layout is None:
@@ -174,7 +212,15 @@ def own_tensors(source: Source) -> tuple[Layout, Tensors]:
     translated, unread = layout.translate(source.tensors)
     if unread:
         raise CheckpointError(f"has {layout.name} layout, but some tensors are {listed('not read', unread)}")
-    return layout, translated
+    return replace(translated, left_out=[*source.left_out, *translated.left_out])
+
+
+def left_out_note(names: list[str]) -> str:
+    """Return a line on the parts of a file that its model has no use for: heads, decoders, text towers."""
+    parts = dict.fromkeys(re.sub(r"\.\d+\..*|\.(weight|bias)$", "", name) for name in names)
+    second = any(name.startswith("head_dist.") for name in names)
+    more = "; timm averages the answers of head and head_dist, here head answers alone" if second else ""
+    return listed(f"left out, {amount(len(names), 'tensor')} of", parts) + more
 
 
 def _changed(description: ModelDescription, choices: dict[str, Any]) -> ModelDescription:

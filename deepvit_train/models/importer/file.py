@@ -1,6 +1,7 @@
 """Read the tensors of any weights file. Nothing in a file is executed, and no size in it is believed.
 
-The file may be safetensors, or what torch.save wrote: its zip format, or its format before torch 1.6.
+The file may be safetensors, or what torch.save wrote: its zip format, or its format before torch 1.6. Or
+it is one of Google's .npz files.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,22 @@ from torch import Tensor
 
 from deepvit_train.error import CheckpointError
 from deepvit_train.models.importer.kind import SAVE_TENSORS, not_weights
+from deepvit_train.models.importer.network import networks_in
+from deepvit_train.models.importer.npz import is_vision, read_arrays
 from deepvit_train.reading import open_file
 from deepvit_train.run.checkpoint import Found
 from deepvit_train.run.description import ModelDescription, read_description
 from deepvit_train.run.tensor import listed, read_tensors
 
 # The keys under which training programs save their tensors, averaged weights first.
-WRAPPERS = {"ema": ("state_dict_ema", "model_ema"), "live": ("state_dict", "model")}
-# What data parallel training and torch.compile put before every name.
-PREFIXES = ("module.", "_orig_mod.")
+# DINO saves a teacher and its student, I-JEPA a target encoder and its encoder.
+WRAPPERS = {
+    "ema": ("teacher", "target_encoder", "model_ema", "state_dict_ema"),
+    "live": ("student", "encoder", "model", "state_dict"),
+}
+
+
+NAME = 300  # letters of a tensor's name, far more than any program writes
 
 
 @dataclass(frozen=True)
@@ -39,11 +47,13 @@ class Source:
         weights: 'live' or 'ema', whichever was read.
         tensors: the tensors on the CPU, by name.
         description: what a file of this project says about its model; None for a file of another program.
+        left_out: names of the tensors of a student beside a teacher, or of the teacher.
     """
 
     weights: str
     tensors: dict[str, Tensor]
     description: ModelDescription | None
+    left_out: list[str] = field(default_factory=list)
 
 
 def read_source(found: Found, weights: str = "auto") -> Source:
@@ -62,8 +72,11 @@ def read_source(found: Found, weights: str = "auto") -> Source:
             raise CheckpointError(f"{file}: {other}")
         if start[8:9] == b"{":
             tensors, description = read_tensors(file), read_description(file)
-            return Source(found.kind, _stripped(file, tensors), description)
-        content = _load_zip(file) if start[:2] == b"PK" else _load_legacy(file)
+            if description is not None:
+                return Source(found.kind, _checked(file, tensors), description)
+            content: Any = tensors
+        else:
+            content = _load_zip(file) if start[:2] == b"PK" else _load_legacy(file)
     except CheckpointError:
         raise
     except pickle.UnpicklingError as error:
@@ -80,13 +93,21 @@ def read_source(found: Found, weights: str = "auto") -> Source:
             f"{file}: not a weights file, or a damaged one ({reason[0] if reason else type(error).__name__})"
         ) from None
     kind, tensors = _unwrapped(file, content, weights)
-    return Source(kind, _stripped(file, tensors), None)
+    inner, tensors, left_out = networks_in(file, _checked(file, tensors), weights)
+    if "ema" in (kind, inner) and weights == "live":
+        raise CheckpointError(f"{file}: holds no live weights; nearest: weights=auto")
+    if weights == "ema" and "ema" not in (kind, inner):
+        raise CheckpointError(f"{file}: holds no ema weights; nearest: weights=auto")
+    return Source("ema" if "ema" in (kind, inner) else kind, tensors, None, left_out)
 
 
 def _load_zip(file: Path) -> Any:
-    """Read torch.save's format since 1.6. The tensors stay on the disk until they are copied."""
+    """Read an .npz file, or torch.save's format since 1.6, whose tensors stay on the disk until copied."""
     with zipfile.ZipFile(file) as archive:
+        names = [entry.filename for entry in archive.infolist()]
         claimed = sum(entry.file_size for entry in archive.infolist())
+    if is_vision(names):
+        return read_arrays(file)
     if claimed > file.stat().st_size:
         raise CheckpointError(f"{file}: claims {claimed:,} bytes of content, but has {file.stat().st_size:,}")
     return _load(file, mmap=True)
@@ -139,26 +160,27 @@ def _unwrapped(file: Path, content: Any, weights: str) -> tuple[str, dict[str, A
         wrapped = {"live": content}
     kind = next(iter(wrapped)) if weights == "auto" else weights
     if kind not in wrapped:
-        raise CheckpointError(f"{file}: holds no {weights} weights; nearest: weights=auto")
+        if len(wrapped) > 1 or kind == "live":
+            raise CheckpointError(f"{file}: holds no {weights} weights; nearest: weights=auto")
+        kind = next(iter(wrapped))  # a teacher may be inside
     return kind, dict(wrapped[kind])
 
 
-def _stripped(file: Path, tensors: dict[str, Any]) -> dict[str, Tensor]:
-    """Remove the prefixes of wrappers from the names, and check that each tensor is as large as it claims."""
-    strangers = [str(name) for name, value in tensors.items() if not _is_plain(name, value)]
+def _checked(file: Path, tensors: dict[str, Any]) -> dict[str, Tensor]:
+    """Check that there are named tensors, each as large as it claims."""
+    strangers = [ascii(name)[:NAME].strip("'") for name, each in tensors.items() if not _is_plain(name, each)]
     if not tensors or strangers:
         raise CheckpointError(
             f"{file}: {listed('not named, dense tensors', strangers) or 'holds no tensors'}"
         )
-    for prefix in PREFIXES * 2:
-        if all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     return tensors
 
 
 def _is_plain(name: Any, value: Any) -> bool:
     return (
         isinstance(name, str)
+        and name.isprintable()  # it stands in messages of one line
+        and len(name) <= NAME
         and isinstance(value, Tensor)
         and value.layout == torch.strided
         and value.device.type == "cpu"

@@ -20,6 +20,9 @@ from deepvit_train.error import CheckpointError
 from deepvit_train.models.attention import attention_class
 from deepvit_train.models.importer.layout import Tensors
 
+# The parts of plain attention; what else there is belongs to the mixing of heads.
+PLAIN = ("qkv", "proj", "q_norm", "k_norm")
+
 
 def depth_of(tensors: Tensors) -> int:
     """Return the number of blocks. Raises CheckpointError if some are missing."""
@@ -42,7 +45,7 @@ def shape_of(tensors: Tensors, name: str, dimensions: int) -> tuple[int, ...]:
 def is_mixing(name: str, block: int) -> bool:
     """Return whether a tensor belongs to a block's attention, and not to that of a plain one."""
     prefix = f"blocks.{block}.attn."
-    return name.startswith(prefix) and not name.startswith((f"{prefix}qkv.", f"{prefix}proj."))
+    return name.startswith(prefix) and not name.startswith(tuple(f"{prefix}{part}." for part in PLAIN))
 
 
 def kind_of(tensors: Tensors, block: int, norm: ThetaNorm) -> str:
@@ -51,7 +54,7 @@ def kind_of(tensors: Tensors, block: int, norm: ThetaNorm) -> str:
     The first block that mixes owns all of them, also where blocks share a Theta.
     """
     given = {name.split(".", 3)[3] for name in tensors if name.startswith(f"blocks.{block}.attn.")}
-    given -= {"qkv.bias"}
+    given -= {"qkv.bias", *(f"{norm}.{part}" for norm in PLAIN[2:] for part in ("weight", "bias"))}
     shape = section_from(ModelConfig, {**plain_from(model_preset("digits").model), "qkv_bias": False})
     for kind in choices("attn"):
         if (preset := attention_preset(kind)).kind == "self":

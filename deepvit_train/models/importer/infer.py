@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from deepvit_train.config.model import (
+    Act,
     AttentionConfig,
     Init,
     ModelConfig,
@@ -34,6 +35,7 @@ from deepvit_train.models.keyword import UNSAID
 # What a caller may say, because no tensor shows it. Theta shows the heads; without one the caller may.
 CHOICES = {
     "heads": int,
+    "act": Act,
     "transform_scale": bool,
     "residual_scale": float,
     "pool": Pool,
@@ -107,11 +109,12 @@ def _sizes(
 ) -> dict[str, Any]:
     patch_size = _patch_size(tensors, stem)
     _, positions, dim = shape_of(tensors, "pos_embed", 3)
-    grid = math.isqrt(max(0, positions - 1))
-    if not grid or grid**2 != positions - 1:
-        raise CheckpointError(
-            f"pos_embed has {positions} positions, not a class token's and a square of patches"
-        )
+    class_token = "cls_token" in tensors
+    patches = positions - class_token
+    grid = math.isqrt(max(0, patches))
+    if not grid or grid**2 != patches:
+        token = "a class token's and " if class_token else ""
+        raise CheckpointError(f"pos_embed has {positions} positions, not {token}a square of patches")
     hidden = shape_of(tensors, "blocks.0.mlp.fc1.weight", 2)[0]
     width = shape_of(tensors, "blocks.0.attn.qkv.weight", 2)[0]
     heads = _heads(tensors, preset, choices)
@@ -129,6 +132,9 @@ def _sizes(
         "head_dim": None if heads * head_dim == dim else head_dim,
         "mlp_ratio": mlp_ratio_of(hidden, dim),
         "qkv_bias": "blocks.0.attn.qkv.bias" in tensors,
+        "qk_norm": "blocks.0.attn.q_norm.weight" in tensors,
+        "class_token": class_token,
+        "pre_norm": "norm_pre.weight" in tensors,
         # The learned factors are loaded, so this value only says that there are some.
         "layer_scale": None if gamma is None else 1.0,
         "registers": shape_of(tensors, "reg_token", 3)[1] if "reg_token" in tensors else 0,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
+from deepvit_train.models.importer.npz import is_vision
+
 SAVE_TENSORS = "save its state_dict alone"
 UNPACK = "unpack it, and name the weights file inside"
 # torch.save's number at the start of its format before 1.6, as pickle writes it.
@@ -71,6 +73,8 @@ def _other_archive(names: list[str]) -> str | None:
     if any(name == "archive_format" or name.startswith("models/") for name in inside):
         return f"a program of torch.export; {SAVE_TENSORS}"
     if names and all(name.endswith(".npy") for name in names):
-        return f"arrays of NumPy (.npz); {SAVE_TENSORS} with torch"
+        if is_vision(names):
+            return None
+        return f"arrays of NumPy (.npz), not of Google's vision transformers; {SAVE_TENSORS} with torch"
     shown = ", ".join(ascii(name)[1:-1] for name in names[:3])  # a name may hold anything
     return f"a zip archive of other files ({shown or 'none'}); {UNPACK}"

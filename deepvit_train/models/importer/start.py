@@ -16,16 +16,16 @@ from deepvit_train.config.model import Pool
 from deepvit_train.console import amount
 from deepvit_train.error import CheckpointError
 from deepvit_train.models.deepvit import DeepViT
-from deepvit_train.models.importer import class_names, own_tensors, timm_cache, timm_vit
-from deepvit_train.models.importer.file import Source, read_source
+from deepvit_train.models.importer import class_names, left_out_note, own_tensors, timm_cache, timm_vit
+from deepvit_train.models.importer.file import read_source
 from deepvit_train.models.importer.form import preset_of_shape
-from deepvit_train.models.importer.layout import Tensors
+from deepvit_train.models.importer.layout import Tensors, Translated
 from deepvit_train.run.checkpoint import find
 from deepvit_train.run.description import ModelDescription
 from deepvit_train.run.tensor import check_finite, check_fit
 
 # The tensors of an attention, of which a plain one has those of qkv and proj alone.
-OF_ATTENTION = re.compile(r"(blocks\.\d+\.)attn\.((?!qkv\.|proj\.).+)")
+OF_ATTENTION = re.compile(r"(blocks\.\d+\.)attn\.((?!qkv\.|proj\.|q_norm\.|k_norm\.).+)")
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,12 @@ def start_from(
     file's attention is plain. Everything else must be there, in the model's shapes.
 
     Args:
-        path: the file, or timm:NAME for the weights of timm's model of that name in timm's cache.
+        path: the file; timm:NAME for the weights of timm's model of that name in timm's cache; or hf:ORG/NAME
+            for those of a repository in the hub's cache.
         classes: the names of the model's outputs, in order. The rows of the classifier are matched to them.
             None: they are not known, and the rows are taken as they are.
         said: what the caller says of the file's classes: a file of their names, or an order.
-        download: whether timm:NAME may be fetched where it is not in the cache.
+        download: whether timm:NAME or hf:ORG/NAME may be fetched where it is not in the cache.
 
     Raises:
         DataError: a file of names can't be used.
@@ -71,16 +72,25 @@ def start_from(
         file = path if name is None else str(timm_cache.weights_file(name, download))
     except CheckpointError as error:
         raise CheckpointError(f"model.weights={path}: {error}") from None
-    found = find(file, key="model.weights")
+    found = find(file, key="model.weights", download=download)
     source = read_source(found)
     try:
-        layout, tensors = own_tensors(source)
+        translated = own_tensors(source)
+        layout, tensors = translated.layout, translated.tensors
+        if translated.left_out:
+            notes.append(left_out_note(translated.left_out))
         tensors = tensors | (found.calibrated() or {})
         if classes is not None:
             names, order = class_names(source, layout, said, _outputs(tensors))
             tensors = _rows_by_name(model, tensors, classes, names, order or TORCHVISION, notes)
-        _check_heads(model, source.description, name or _architecture_beside(found.file), tensors)
-        _check_pool(model, source)
+        name = name or _architecture_beside(found.file)
+        _check_heads(model, source.description, name, translated)
+        _check_pool(model, translated)
+        asks = translated.shown.get(timm_vit.ASKS)
+        if asks is not None and not (name or "").startswith("deit3"):
+            raise CheckpointError(
+                f"{asks}; nearest: model.weights=DIR after deepvit-convert preset=timm:NAME"
+            )
         expected = model.state_dict()
         for adapt in (_head, _positions, _patches, _attention):
             tensors = adapt(expected, tensors, notes)
@@ -94,16 +104,18 @@ def start_from(
 
 
 def _check_heads(
-    model: DeepViT, description: ModelDescription | None, name: str | None, tensors: Tensors
+    model: DeepViT, description: ModelDescription | None, name: str | None, translated: Translated
 ) -> None:
     """Refuse another number of heads: no tensor of a plain attention shows it, and any number would load."""
     how = ""
     if description is not None:
         heads = description.architecture.model.heads
+    elif "heads" in translated.shown:
+        heads = translated.shown["heads"]
     elif name is not None:
         heads, how = timm_cache.heads_of(name) or model.heads, f", as timm's {name}"
     else:
-        preset, heads = preset_of_shape(tensors) or ("", model.heads)
+        preset, heads = preset_of_shape(translated.tensors) or ("", model.heads)
         how = f", as model={preset}, which has its shape (deepvit-convert heads={model.heads} says otherwise)"
     if heads != model.heads:
         raise CheckpointError(
@@ -130,9 +142,9 @@ def _tell_range(model: DeepViT, name: str | None, notes: list[str]) -> None:
             notes.append(f"they were trained with model.{key}=[{listed}], not {list(own)}")
 
 
-def _check_pool(model: DeepViT, source: Source) -> None:
+def _check_pool(model: DeepViT, translated: Translated) -> None:
     """Refuse the norm that timm puts after the mean of the patches for a head that reads something else."""
-    if timm_vit.NORM_AFTER_MEAN in source.tensors and model.pool != Pool.mean_patches:
+    if translated.shown.get("pool") == Pool.mean_patches and model.pool != Pool.mean_patches:
         raise CheckpointError(
             f"its head reads the mean of the patches (fc_norm), not model.pool={model.pool}; nearest: "
             "model.pool=mean_patches"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import matplotlib
@@ -16,6 +18,7 @@ from deepvit_train.atomic import replacing
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart too.
 COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]
+LETTERS = 16  # of a caption in an inch
 STYLE: Any = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "deepvit_train",  # a figure drawn again gives the same bytes
@@ -23,6 +26,7 @@ STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.axisbelow": True,
     "grid.alpha": 0.3,
 }
 
@@ -32,7 +36,7 @@ class Line:
     """A line of a panel.
 
     Args:
-        label: its name in the legend.
+        label: its name in the legend; '' for none, where the panel's title says enough.
         x, y: its points.
         colour: index in COLOURS; after the last colour the first comes again.
         style: as matplotlib writes it; '--' for an untrained model.
@@ -70,7 +74,8 @@ def draw_lines(panels: Sequence[Panel], caption: str) -> Figure:
                 (handle,) = axis.plot(
                     line.x, line.y, line.style, color=colour, marker="o", markersize=3, linewidth=1.4
                 )
-                handles[line.label] = handle
+                if line.label:
+                    handles[line.label] = handle
                 if line.spread is not None:
                     low = [y - spread for y, spread in zip(line.y, line.spread, strict=True)]
                     high = [y + spread for y, spread in zip(line.y, line.spread, strict=True)]
@@ -79,8 +84,10 @@ def draw_lines(panels: Sequence[Panel], caption: str) -> Figure:
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             if panel.y_range is not None:
                 axis.set_ylim(*panel.y_range)
-        figure.legend(handles.values(), handles.keys(), loc="outside right upper", frameon=False, fontsize=8)
-        figure.supxlabel(caption, fontsize=8, color="#555555")
+        if handles:
+            names, where = handles.keys(), "outside right upper"
+            figure.legend(handles.values(), names, loc=where, frameon=False, fontsize=8)
+        _write_caption(figure, caption)
         return figure
 
 
@@ -131,7 +138,7 @@ def draw_heat(
                 for side in (axis.xaxis, axis.yaxis):
                     side.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         figure.colorbar(shown, ax=axes, shrink=0.8)
-        figure.supxlabel(f"{labels[0]}\n{caption}", fontsize=8, color="#555555")
+        _write_caption(figure, caption, f"{labels[0]}\n")
         figure.supylabel(labels[1], fontsize=8, color="#555555")
         return figure
 
@@ -142,13 +149,13 @@ def draw_overlays(
     """Draw images, and beside each the same image overlaid with the attention of several blocks.
 
     Args:
-        rows: for each image a label, the image (height, width, 3) in 0..1, and for each block the weights
-            (rows, columns) of the patches.
+        rows: for each image what is written above it, the image (height, width, 3) in 0..1, and for each
+            block the weights (rows, columns) of the patches.
         blocks: numbers of the blocks, one for each column.
         caption: the line below the figure.
     """
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(1.3 * (len(blocks) + 1), 1.4 * len(rows) + 0.5), layout="constrained")
+        figure = Figure(figsize=(1.3 * (len(blocks) + 1), 1.6 * len(rows) + 0.5), layout="constrained")
         axes = figure.subplots(len(rows), len(blocks) + 1, squeeze=False)
         for row, (label, image, overlays) in zip(axes, rows, strict=True):
             extent = (0, image.shape[1], image.shape[0], 0)
@@ -156,12 +163,12 @@ def draw_overlays(
                 axis.imshow(image, extent=extent, interpolation="nearest")
                 axis.set(xticks=[], yticks=[])
                 axis.grid(False)
-            row[0].set_ylabel(label, fontsize=7)
+            row[0].set_title(label, fontsize=7, loc="left")
             for axis, weights in zip(row[1:], overlays, strict=True):
                 axis.imshow(weights, extent=extent, cmap="inferno", alpha=0.75, interpolation="nearest")
         for axis, block in zip(axes[0][1:], blocks, strict=True):
             axis.set_title(f"block {block}", fontsize=8)
-        figure.supxlabel(caption, fontsize=8, color="#555555")
+        _write_caption(figure, caption)
         return figure
 
 
@@ -180,20 +187,30 @@ def draw_bars(
         axis.set_xticks(range(len(names)), names)
         axis.set(ylabel=y_label, ylim=(0, 1.1))
         axis.legend(frameon=False, fontsize=8)
-        figure.supxlabel(caption, fontsize=8, color="#555555")
+        _write_caption(figure, caption)
         return figure
 
 
-def save(figure: Figure, folder: Path, name: str) -> Path:
+def _write_caption(figure: Figure, caption: str, above: str = "") -> None:
+    """Write the caption below a figure, in as many lines as its width needs."""
+    lines = wrap(caption, round(LETTERS * figure.get_figwidth()), break_long_words=False)
+    figure.supxlabel(above + "\n".join(lines), fontsize=8, color="#555555")
+
+
+def save(figure: Figure, folder: Path, name: str, kind: str | None = None) -> Path:
     """Write the figure to folder/NAME.svg, or to NAME.png if it shows photographs. Returns the file.
 
-    Raises OutputError if it can't be written.
+    Letters that matplotlib's font lacks become boxes. Raises OutputError if it can't be written.
+
+    Args:
+        kind: 'svg' or 'png' whatever it shows.
     """
     shown: list[Any] = [image.get_array() for axis in figure.axes for image in axis.images]
-    kind = "png" if any(pixels.ndim == 3 for pixels in shown) else "svg"
+    kind = kind or ("png" if any(pixels.ndim == 3 for pixels in shown) else "svg")
     options: dict[str, Any] = {"metadata": {"Date": None}} if kind == "svg" else {"dpi": 150}
     file = folder / f"{name}.{kind}"
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
         figure.savefig(drawn := io.BytesIO(), format=kind, **options)
     with replacing(file, flush=False) as opened:
         opened.write(drawn.getvalue())

@@ -1,0 +1,1 @@
+"""How a result looks: figures, and pages of one file."""

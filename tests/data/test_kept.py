@@ -1,0 +1,93 @@
+"""data.cache=true reads each file once, for all processes, and changes no batch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from deepvit_train.data.index import ImageIndex, scan_split
+from deepvit_train.data.kept import KeptBytes, free_memory
+from deepvit_train.training.images import kept_in_memory
+from tests.conftest import QUICK, Command, forked
+
+
+def opened(root: Path) -> ImageIndex:
+    return scan_split(root, "train", follow_links=False)
+
+
+def test_a_file_is_read_once_for_all_processes(image_folder: Path) -> None:
+    index = replace(opened(image_folder), kept=KeptBytes(24, 10**6))
+    expected = [Path(index.path(image)).read_bytes() for image in range(24)]
+
+    def read(*images: int) -> None:
+        assert [index.read(image, 10**6) for image in images] == [expected[image] for image in images]
+
+    assert forked(lambda: read(*range(12)), lambda: read(*range(8, 24))) == 0
+    assert index.kept is not None
+    # Two processes may both have read an image before the other had kept it.
+    assert sum(map(len, expected)) <= index.kept.used <= 2 * sum(map(len, expected))
+    for image in range(24):
+        Path(index.path(image)).unlink()
+    read(*range(24))
+    with pytest.raises(Exception, match="No such file"):
+        index.read_from_disk(0, 10**6)
+
+
+def test_what_does_not_fit_is_read_from_the_disk(image_folder: Path) -> None:
+    index = opened(image_folder)
+    sizes = [Path(index.path(image)).stat().st_size for image in range(24)]
+    index = replace(index, kept=KeptBytes(24, sizes[0] + sizes[1]))
+    for _ in range(2):
+        for image in range(24):
+            assert index.read(image, 10**6) == Path(index.path(image)).read_bytes()
+    assert index.kept is not None
+    assert index.kept.used <= index.kept.limit
+    assert index.kept.get(0) is not None
+    assert index.kept.get(23) is None
+    assert replace(index, kept=KeptBytes(24, 0)).read(3, 10**6) == Path(index.path(3)).read_bytes()
+
+
+def test_bytes_that_are_half_written_are_not_given_out() -> None:
+    kept = KeptBytes(2, 100)
+    kept.put(1, b"abcd")
+    assert (kept.get(0), kept.get(1)) == (None, b"abcd")
+    kept._memory[0:1] = b"x"
+    assert kept.get(1) is None
+
+
+def test_a_line_says_how_much_it_takes(image_folder: Path) -> None:
+    said: list[str] = []
+    index = opened(image_folder)
+    (kept,) = kept_in_memory([index], said.append)
+    assert kept.kept is not None
+    assert 0 < kept.kept.limit <= free_memory()
+    assert said[0].startswith("cache: up to ")
+    assert said[0].endswith("all will be about 0 MiB, so all of them fit")
+
+
+@pytest.mark.runs
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_is_the_same_with_it(image_folder: Path, call: Command, workers: int) -> None:
+    learn = [*QUICK, "data=imagefolder", "augment=basic", f"data.root={image_folder}", "trainer.batch_size=4"]
+    learn += [f"data.workers={workers}"]
+    assert call("train", *learn, "run_dir=plain").returncode == 0
+    done = call("train", *learn, "run_dir=kept", "data.cache=true")
+    assert (done.returncode, "cache: up to" in done.stdout) == (0, True), done.stderr
+    plain, kept = (load_file(f"{run}/checkpoints/last/model.safetensors") for run in ("plain", "kept"))
+    assert all(plain[name].equal(kept[name]) for name in plain)
+
+
+def test_a_system_that_allows_no_such_memory_goes_without(
+    image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(images: int, limit: int) -> KeptBytes:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr("deepvit_train.training.images.KeptBytes", refuse)
+    said: list[str] = []
+    index = opened(image_folder)
+    assert kept_in_memory([index], said.append) == [index]
+    assert "Cannot allocate memory" in said[0]
