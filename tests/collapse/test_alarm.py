@@ -18,7 +18,7 @@ from deepvit_train.models import DeepViT, load_model
 from deepvit_train.training.state import TrainState
 from deepvit_train.training.watch import CollapseWatch
 
-pytestmark = pytest.mark.slow  # it trains the demo, with plain attention and with re-attention
+pytestmark = pytest.mark.slow  # it trains a third of the demo, with plain attention and with re-attention
 
 WATCHED = compose_command("train", ["collapse.warn_above=0.4", "collapse.stop_above=0.4"]).collapse
 
@@ -26,7 +26,8 @@ WATCHED = compose_command("train", ["collapse.warn_above=0.4", "collapse.stop_ab
 @pytest.fixture(scope="module", params=["self", "reattention"])
 def demo(request: pytest.FixtureRequest, digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo") / request.param
-    train.run(compose_command("train", [f"attn={request.param}", f"run_dir={folder}", "trainer.threads=1"]))
+    shorter = ["trainer.epochs=20", "trainer.eval_every_epochs=20", "trainer.threads=1"]
+    train.run(compose_command("train", [f"attn={request.param}", f"run_dir={folder}", *shorter]))
     return folder
 
 
