@@ -115,7 +115,14 @@ def _curves(model: dict[str, Any], config: CollapseConfig, tokens: int) -> dict[
             single("with the maps of the block before", "map_swap", "rise of the loss, nats"),
             single("without the block", "removal", "rise of the loss, nats"),
         ]
-    return {
+    pruned = {}
+    if "prune" in model:
+        count = range(len(model["prune"]["top1"]))
+        panel = Panel("accuracy", "blocks left out", "top-1", [Line("pruned", count, model["prune"]["top1"])])
+        pruned["prune"] = draw_lines(
+            [panel], "those that are missed least go first; nothing is trained again"
+        )
+    return pruned | {
         "contribution": draw_lines(contributed, "one block is changed at a time; means over images"),
         "similarity": draw_lines(
             [

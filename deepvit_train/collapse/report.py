@@ -21,6 +21,12 @@ SECTIONS = [
         "that do nothing of their own.",
     ),
     (
+        "prune",
+        "How many blocks can be left out?",
+        "The blocks that are missed least go first, and nothing is trained again. Re-attention's BatchNorm "
+        "is calibrated after each cut.",
+    ),
+    (
         "similarity",
         "Do maps repeat from block to block?",
         "All softmax maps share the uniform part 1/N, so small logits alone make them look alike. Compare "

@@ -19,7 +19,9 @@ from deepvit_train.collapse.contribution import contributions
 from deepvit_train.collapse.gallery import draw_all, take_pictures
 from deepvit_train.collapse.measurement import as_data, measure_model, theta_of
 from deepvit_train.collapse.report import SECTIONS, write_html
+from deepvit_train.collapse.verdict import read_findings, verdict
 from deepvit_train.commands.analyze_features import measure_features
+from deepvit_train.commands.analyze_prune import prune
 from deepvit_train.commands.analyze_subject import TIMM, Subject, data_of, from_checkpoint, from_timm
 from deepvit_train.config.analyze import AnalyzeConfig
 from deepvit_train.config.recipe import Precision
@@ -31,7 +33,7 @@ from deepvit_train.data.loaders import Loaders
 from deepvit_train.data.transform import denormalise
 from deepvit_train.distributed.world import World, choose_device
 from deepvit_train.error import ConfigError, OutputError
-from deepvit_train.evaluation.accuracy import evaluate
+from deepvit_train.evaluation.accuracy import EvalResult, evaluate
 from deepvit_train.evaluation.calibration import calibrate, reattention_norms, using
 from deepvit_train.evaluation.loaded import LoadedModel, measure_statistics
 from deepvit_train.models import DeepViT
@@ -74,6 +76,9 @@ def run(config: AnalyzeConfig) -> dict[str, Any]:
     }
     write_text(out / "analysis.json", json.dumps(analysis, indent=1) + "\n")
     console.print(f"written: {out / 'analysis.json'}")
+    for entry in analyses:
+        for line in entry["verdict"]:
+            console.print(f"{entry['label']}: {line}")
 
     # Draw.
     if config.report:
@@ -103,8 +108,9 @@ def _subjects(config: AnalyzeConfig) -> list[Subject]:
         found.append(from_timm(config.compare, None) if is_timm else ours(config.compare, "compare"))
     if len({subject.label for subject in found}) < len(found):  # runs of one name in two folders
         found = [replace(subject, label=str(subject.home)) for subject in found]
-    if config.accuracy and any(subject.loaded is None for subject in found):
-        raise ConfigError("accuracy=true needs checkpoints of deepvit-train; nearest: accuracy=false")
+    for key in ("accuracy", "prune"):
+        if getattr(config, key) and any(subject.loaded is None for subject in found):
+            raise ConfigError(f"{key}=true needs checkpoints of deepvit-train; nearest: {key}=false")
     return found
 
 
@@ -167,6 +173,9 @@ def _analyse(
         found["theta"][state] = theta_of(model)
     found["accuracy"] = _accuracy(subject, config, loaders) if config.accuracy else None
     found["depth"] = depth
+    if config.prune:
+        found["prune"] = _prune(subject, found["trained"]["averages"]["removal"], config, loaders)
+    found["verdict"] = verdict(found, config.collapse, read_findings())
     return found
 
 
@@ -243,3 +252,24 @@ def _accuracy(subject: Subject, config: AnalyzeConfig, loaders: Loaders) -> dict
             result = evaluate(model, batches, world, Precision.fp32, len(labels.names), labels.absent)
         found[name] = {"top1": result.top1, "loss": result.loss, "images": result.images}
     return {**found, "labels": labels.summary()}
+
+
+def _prune(
+    subject: Subject, removal: list[float], config: AnalyzeConfig, loaders: Loaders
+) -> dict[str, list[float]]:
+    """Measure accuracy without the blocks that are missed least. BatchNorms are calibrated after each cut."""
+    loaded = subject.loaded
+    assert loaded is not None
+    data, world = loaders.data, loaders.world
+    index, labels = loaded.labelled(open_split(data, data.split), data)
+    model, batch_size = loaded.model.to(world.device), config.eval_batch_size
+
+    def measure() -> EvalResult:
+        statistics = None
+        if reattention_norms(model):
+            statistics = measure_statistics(loaded, loaders, batch_size, Precision.fp32, console.print)
+        with using(model, statistics):
+            batches = loaders.evaluation(index, batch_size)
+            return evaluate(model, batches, world, Precision.fp32, len(labels.names), labels.absent)
+
+    return prune(model, removal, measure)

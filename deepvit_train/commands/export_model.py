@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from deepvit_train.models import DeepViT
 from deepvit_train.models.attention import ReAttention, TalkingHeads
+from deepvit_train.models.reattention import Centring
 
 
 class MixedAttention(nn.Module):
@@ -74,6 +75,17 @@ class _NormalisedMixing(_Mixing):
         return self.norm(super().forward(maps).movedim(1, -1)).movedim(-1, 1)
 
 
+class _CentredMixing(_Mixing):
+    """The same with the rows centred after it, and a factor."""
+
+    def __init__(self, theta: Tensor, bias: Tensor, norm: Centring, scale: float) -> None:
+        super().__init__(theta, bias)
+        self.norm, self.scale = copy.deepcopy(norm).float(), scale
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.norm(super().forward(maps)) * self.scale
+
+
 def _folded(attention: ReAttention) -> _Mixing:
     """Return the mixing of softmax maps, with its norm and factor. It is computed in float64."""
     theta, bias, norm, scale = attention.head_mixer
@@ -81,6 +93,8 @@ def _folded(attention: ReAttention) -> _Mixing:
     bias = torch.zeros(len(theta), dtype=torch.float64) if bias is None else bias.detach().double()
     if isinstance(norm, nn.LayerNorm):
         return _NormalisedMixing(theta, bias, norm, scale)
+    if isinstance(norm, Centring):
+        return _CentredMixing(theta, bias, norm, scale)
     if isinstance(norm, nn.BatchNorm2d):
         assert norm.running_mean is not None
         assert norm.running_var is not None

@@ -1,49 +1,46 @@
-"""`deepvit-study` trains and measures a model for every depth, attention, width and seed, and compares them.
+"""`deepvit-study` trains and measures a model for every depth, arm, width and seed, and compares them.
 
 OUT/data/               the images that every cell reads
+OUT/search/             the images of the search for learning rates, if there is one
 OUT/runs/CELL/          a run of deepvit-train, with analysis/analysis.json of deepvit-analyze
-OUT/cells/CELL.json     what the table takes from the cell, or why it failed; CELL.log holds what it printed
+OUT/cells/CELL.json     what is compared of the cell, or why it failed; CELL.log holds what it printed
+OUT/times/CELL.json     how long it took
 OUT/settings.json       the settings that all cells share
 OUT/study.json          how many cells are finished, and which failed
-OUT/table.md, figures/  the results
+OUT/table.md, figures/  means over seeds, and the paper's figures
+OUT/findings.md, .json  differences of pairs, tests, and which measure predicts
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from deepvit_train.atomic import inside, make_folder, write_text
 from deepvit_train.commands.study_cell import STOPS, CellProcesses
-from deepvit_train.commands.study_store import read_cell, read_losses, read_settings
+from deepvit_train.commands.study_figure import draw_findings
+from deepvit_train.commands.study_finding import findings
+from deepvit_train.commands.study_grid import (
+    Cell,
+    arm_of,
+    best_rate,
+    cells_of,
+    commands_of,
+    searches_of,
+)
+from deepvit_train.commands.study_page import page
+from deepvit_train.commands.study_result import found_in
+from deepvit_train.commands.study_store import read_cell, read_cells, read_settings
 from deepvit_train.commands.study_table import figures, table
-from deepvit_train.config.compose import compose_command, plain
-from deepvit_train.config.study import GridConfig, StudyConfig
+from deepvit_train.config.compose import plain
+from deepvit_train.config.study import StudyConfig
 from deepvit_train.console import amount, console
-from deepvit_train.data.subset import copy_images
+from deepvit_train.data.subset import copy_images, hold_out
 from deepvit_train.error import ConfigError, Interrupted, OutputError, UserError
-from deepvit_train.reading import read_json
 from deepvit_train.report.figure import save
 from deepvit_train.run.change import differences
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One model of the study, to be trained with one seed."""
-
-    attn: str
-    depth: int
-    dim: int
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """Return the name of the cell's run."""
-        return f"{self.attn}-d{self.depth:02}-w{self.dim}-s{self.seed}"
 
 
 def run(config: StudyConfig) -> dict[str, Any]:
@@ -57,13 +54,20 @@ def run(config: StudyConfig) -> dict[str, Any]:
     """
     out = Path(config.out).expanduser()
     cells = list(cells_of(config.study))
-    for cell in cells:
-        commands_of(cell, config)  # raises an error about the configuration before hours of training
+    for cell in cells:  # raises an error about the configuration before hours of training
+        commands_of(cell, config, min(config.study.rates, default=None))
     try:
         settings = _settings(config, out / "settings.json")
-        counts = {"train": config.train_images, "val": config.val_images}
-        copy_images(Path(config.root).expanduser(), out / "data", counts)
-        for name in ("cells", "runs"):
+        root, counts = (
+            Path(config.root).expanduser(),
+            {"train": config.train_images, "val": config.val_images},
+        )
+        copy_images(root, out / "data", counts)
+        if config.study.rates:
+            assert config.search_images is not None
+            assert config.train_images is not None
+            hold_out(root, out / "search", out / "data" / "train", config.train_images, config.search_images)
+        for name in ("cells", "runs", "times"):
             make_folder(out, name)
         write_text(out / "settings.json", json.dumps(settings, indent=1) + "\n")
     except OSError as error:
@@ -77,9 +81,12 @@ def run(config: StudyConfig) -> dict[str, Any]:
                 raise Interrupted("stopped between two cells; the same command goes on", processes.stop)
             console.print(f"cell {number} of {len(due)}: {cell.name}")
             inside(out, "runs", cell.name)
+            began = time.perf_counter()
             outcome = _run_cell(cell, config, out, processes)
-            write_text(out / "cells" / f"{cell.name}.json", json.dumps(outcome, indent=1) + "\n")
-            console.print(f"  {outcome['status']} in {outcome['seconds']:.0f} s {outcome.get('error', '')}")
+            seconds = time.perf_counter() - began
+            write_text(out / "cells" / f"{cell.name}.json", json.dumps(outcome) + "\n")
+            write_text(out / "times" / f"{cell.name}.json", json.dumps({"seconds": round(seconds, 1)}) + "\n")
+            console.print(f"  {outcome['status']} in {seconds:.0f} s {outcome.get('error', '')}")
     result = _summarise(cells, config, out)
     if failed := result["failed"]:
         raise _failure(failed, [_stored(out, cell) for cell in cells])
@@ -88,8 +95,10 @@ def run(config: StudyConfig) -> dict[str, Any]:
 
 def _settings(config: StudyConfig, file: Path) -> dict[str, Any]:
     """Return the settings that all cells share. Raises ConfigError if the study in the file has others."""
-    common = ("train", "root", "train_images", "val_images", "collapse")
+    common = ("train", "train_images", "val_images", "search_images", "collapse")
     settings = {key: value for key, value in plain(config).items() if key in common}
+    if not config.study.rates:
+        del settings["search_images"]  # nothing is searched
     before = read_settings(file)
     if before is not None and (changes := differences(before, settings)):
         told = "; ".join(changes.values())
@@ -97,61 +106,22 @@ def _settings(config: StudyConfig, file: Path) -> dict[str, Any]:
     return settings
 
 
-def cells_of(grid: GridConfig) -> Iterator[Cell]:
-    """Give every cell once. For each seed all depths come first, then the series over widths."""
-    for seed in grid.seeds:
-        square = [Cell(attn, depth, grid.dim, seed) for depth in grid.depths for attn in grid.attentions]
-        series = [
-            Cell(attn, grid.width_depth, dim, seed) for dim in grid.widths for attn in grid.width_attentions
-        ]
-        yield from dict.fromkeys([*square, *series])
-
-
-def commands_of(cell: Cell, config: StudyConfig) -> dict[str, list[str]]:
-    """Return the overrides of the cell's two commands. Raises ConfigError if they are not valid."""
-    out = Path(config.out).expanduser()
-    run_dir, threads = out / "runs" / cell.name, f"threads={config.threads or 'null'}"
-    commands = {
-        "train": [
-            *config.train,
-            "data=imagefolder",
-            f"data.root={out / 'data'}",
-            f"attn={cell.attn}",
-            f"model.depth={cell.depth}",
-            f"model.dim={cell.dim}",
-            f"seed={cell.seed}",
-            f"name={cell.name}",
-            f"run_dir={run_dir}",
-            f"trainer.{threads}",
-        ],
-        "analyze": [
-            f"checkpoint={run_dir / 'checkpoints' / 'last'}",
-            f"out={run_dir / 'analysis'}",
-            "accuracy=true",
-            "report=false",
-            f"batch_size={config.batch_size}",
-            threads,
-            *[
-                f"collapse.{key}={'null' if value is None else value}"
-                for key, value in plain(config.collapse).items()
-            ],
-        ],
-    }
-    for command, overrides in commands.items():
-        compose_command(command, overrides)
-    return commands
-
-
 def _run_cell(cell: Cell, config: StudyConfig, out: Path, processes: CellProcesses) -> dict[str, Any]:
     """Train and analyse a cell in a process of its own, so that even a crash stops no other cell.
 
     Raises Interrupted if a stop signal ended it.
     """
-    commands, log = commands_of(cell, config), out / "cells" / f"{cell.name}.log"
-    began = time.perf_counter()
+    outcome = cell.described | {"overrides": list(arm_of(cell, config.study).overrides)}
+    rate = None
+    if config.study.rates and cell.rate is None:
+        tried = [each for each in searches_of(config.study) if each.place == cell.place]
+        rate = best_rate([_stored(out, each) for each in tried])
+        if rate is None:
+            error = "the search for its learning rate is not finished"
+            return outcome | {"status": "failed", "exit_code": 1, "error": error}
+        outcome["rate"] = rate
+    commands, log = commands_of(cell, config, rate), out / "cells" / f"{cell.name}.log"
     code = processes.run(commands, log)
-    outcome = {"name": cell.name, "attn": cell.attn, "depth": cell.depth, "dim": cell.dim, "seed": cell.seed}
-    outcome |= {"seconds": round(time.perf_counter() - began, 1), "train": commands["train"]}
     stop = processes.stop if code and processes.stop else code - 128
     if stop in STOPS:
         raise Interrupted(f"cell {cell.name} was stopped; the same command continues it", stop)
@@ -159,50 +129,41 @@ def _run_cell(cell: Cell, config: StudyConfig, out: Path, processes: CellProcess
         said = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
         error = f"exit code {code}: {said[-1] if said else log}"
         return outcome | {"status": "failed", "exit_code": code, "error": error}
-    return outcome | {"status": "done", **_result(out / "runs" / cell.name)}
-
-
-def _result(run: Path) -> dict[str, Any]:
-    """Read what the table and the figures need from a finished cell."""
-    analysis = read_json(run / "analysis" / "analysis.json")["models"][0]
-    states = {state: _compact(analysis[state]) for state in ("trained", "untrained")}
-    return {"accuracy": analysis["accuracy"], "train_loss": read_losses(run)[-1], **states}
-
-
-def _compact(measured: dict[str, Any]) -> dict[str, Any]:
-    """Reduce a measurement to its similar blocks and to one number for each measure and block."""
-    by_block: dict[str, Any] = {}
-    for name, values in measured["averages"].items():
-        if name.startswith("similarity/"):
-            by_block[name] = [None, *[row[block] for block, row in enumerate(values[1:])]]
-        elif name == "features":
-            by_block[name] = [row[-1] for row in values]
-        elif name == "map_swap" or name.startswith("vectors/"):
-            by_block[name] = [None, *values]  # the first block has none before it
-        elif isinstance(values, list) and isinstance(values[0], list):
-            by_block[name] = [sum(heads) / len(heads) for heads in values]
-        else:
-            by_block[name] = values
-    return {"similar_blocks": measured["similar_blocks"], "by_block": by_block}
+    return outcome | {"status": "done", **found_in(out / "runs" / cell.name, analysed="analyze" in commands)}
 
 
 def _summarise(cells: list[Cell], config: StudyConfig, out: Path) -> dict[str, Any]:
     stored = [found for cell in cells if (found := _stored(out, cell))]
     done = [found for found in stored if found["status"] == "done"]
+    compared = [found for found in done if "accuracy" in found]
     failed = {found["name"]: found["error"] for found in stored if found["status"] != "done"}
     result = {"config": plain(config), "finished": len(done), "cells": len(cells), "failed": failed}
     write_text(out / "study.json", json.dumps(result, indent=1) + "\n")
-    if done:
-        write_text(out / "table.md", table(done))
+    if compared:
+        write_text(out / "table.md", table(compared))
         make_folder(out, "figures")
-        for name, figure in figures(done, config.study, config.collapse).items():
+        for name, figure in figures(compared, config.study, config.collapse).items():
             save(figure, out / "figures", name)
-        console.print(table(done))
-    written = f"; written: {out / 'table.md'}, {out / 'figures'}" if done else ""
+        console.print(table(compared))
+    _write_findings(config, out)
+    written = f"; written: {out / 'table.md'}, {out / 'figures'}" if compared else ""
     console.print(f"{len(done)} of {len(cells)} cells finished{written}")
     for name, error in failed.items():
         console.print(f"failed: {name}: {error}")
     return result
+
+
+def _write_findings(config: StudyConfig, out: Path) -> None:
+    """Write what all cells in the folder say, of this grid and of others."""
+    cells = read_cells(out / "cells")
+    if not cells:
+        return
+    found = findings(cells, config.study)
+    write_text(out / "findings.json", json.dumps(found, indent=1) + "\n")
+    write_text(out / "findings.md", page(found))
+    make_folder(out, "figures")
+    for name, figure in draw_findings(found, cells).items():
+        save(figure, out / "figures", name)
 
 
 def _failure(failed: dict[str, str], stored: list[dict[str, Any]]) -> UserError:
@@ -217,4 +178,4 @@ def _failure(failed: dict[str, str], stored: list[dict[str, Any]]) -> UserError:
 
 
 def _stored(out: Path, cell: Cell) -> dict[str, Any]:
-    return read_cell(out / "cells", {"name": cell.name, **asdict(cell)})
+    return read_cell(out / "cells", cell.described)

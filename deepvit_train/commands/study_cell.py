@@ -59,7 +59,7 @@ class CellProcesses:
         """Train and analyse a cell. Returns its exit code, as a shell gives it: 128 and a signal's number.
 
         Args:
-            commands: the overrides of 'train' and of 'analyze'.
+            commands: the overrides of 'train', and of 'analyze' where it is due.
             log: what the cell prints is added to this file.
         """
         # A server that has already imported torch forks a process for each cell. That saves seconds a cell,
@@ -135,8 +135,9 @@ def _in_process(commands: dict[str, list[str]], log: str, heeded: list[int], loc
     try:
         with explained("train"):
             train.run(compose_command("train", commands["train"]))
-        with explained("analyze"):
-            analyze.run(compose_command("analyze", commands["analyze"]))
+        if "analyze" in commands:
+            with explained("analyze"):
+                analyze.run(compose_command("analyze", commands["analyze"]))
     except UserError as error:
         tell_error(error)
         sys.exit(error.exit_code)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from deepvit_train.commands.study_grid import NOT_FINITE, SEARCH
 from deepvit_train.error import CheckpointError
 from deepvit_train.reading import read_json, read_json_lines
 from deepvit_train.run import schema
@@ -24,7 +25,7 @@ def read_cell(folder: Path, expected: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         folder: the study's folder of cells.
-        expected: the name, attn, depth, dim and seed of the cell.
+        expected: the name, attn, depth, dim and seed of the cell, and the rate if it belongs to a search.
 
     Raises CheckpointError for an outcome that can't be used, or is another cell's.
     """
@@ -32,27 +33,43 @@ def read_cell(folder: Path, expected: dict[str, Any]) -> dict[str, Any]:
     found = _read(file, {"status": schema.TEXT})
     if found is None:
         return {}
-    fitting(found, schema.DONE_CELL if found["status"] == "done" else schema.FAILED_CELL, file)
+    done = schema.SEARCH_CELL if "rate" in expected else schema.DONE_CELL
+    fitting(found, done if found["status"] == "done" else schema.FAILED_CELL, file)
     for key, value in expected.items():
         if found.get(key) != value:
             raise CheckpointError(f"{file}: is about another cell ({key}={found.get(key)!a}, not {value})")
-    lengths = {len(each) for each in _by_block(found)}
+    lengths = set() if "rate" in expected else {len(each) for each in _by_block(found)}
     if lengths - {expected["depth"]}:
         raise CheckpointError(f"{file}: damaged (not a value for each of {expected['depth']} blocks)")
     return found
 
 
-def read_losses(run: Path) -> list[float]:
-    """Return the training losses that a run logged. Raises CheckpointError if there are none."""
+def read_cells(folder: Path) -> list[dict[str, Any]]:
+    """Return all cells of a folder, of any grid, that are finished or were not finite, by name.
+
+    Raises CheckpointError for one that can't be used.
+    """
+    cells = []
+    for file in sorted(folder.glob("*.json")):
+        found = _read(file, {"name": schema.TEXT, "status": schema.TEXT}) or {}
+        done, searched = found["status"] == "done", found["name"].startswith(SEARCH)
+        if done:
+            fitting(found, schema.SEARCH_CELL if searched else schema.DONE_CELL, file)
+        elif found.get("exit_code") == NOT_FINITE:
+            fitting(found, schema.PLACE | ({"rate": schema.POSITIVE} if searched else {}), file)
+        if done or found.get("exit_code") == NOT_FINITE:
+            cells.append(found)
+    return cells
+
+
+def read_lines(run: Path) -> list[dict[str, Any]]:
+    """Return the scalars that a run logged, line by line, each with its step. Raises CheckpointError."""
     file = run / "metrics.jsonl"
     try:
         lines = [content for _, content in read_json_lines(file) if isinstance(content, dict)]
     except OSError as error:
         raise CheckpointError(f"{file}: can't be read ({error.strerror})") from None
-    losses = [line["train/loss"] for line in lines if schema.NUMBER.fits(line.get("train/loss"))]
-    if not losses:
-        raise CheckpointError(f"{file}: holds no training loss")
-    return losses
+    return [line for line in lines if schema.COUNT.fits(line.get("step"))]
 
 
 def _by_block(cell: dict[str, Any]) -> list[list[float]]:

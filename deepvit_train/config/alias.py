@@ -32,6 +32,7 @@ WORDS = {"attn.from_block": "auto"}
 # What a version without such a key did. A key that is not here asked for nothing: false or null.
 BEFORE = {
     "trainer.ema_warmup": True,
+    "attn.qk_gain": 1.0,
     "trainer.report": True,
     "tracker": ["tensorboard"],
     "trainer.select_by": "top1",
@@ -51,6 +52,8 @@ BEFORE = {
 }
 # Keys of `model` that a description in a weights file of an earlier version does not have.
 NEWER = {"act": "gelu", "class_token": True, "final_norm": True, "pre_norm": False, "qk_norm": False}
+# The same of `attn`.
+NEWER_ATTN = {"theta_frozen": False, "qk_gain": 1.0}
 
 # Keys that may be typed without their section.
 SHORT = {"class_map": "data.class_map"}

@@ -51,6 +51,10 @@ class AnalyzeConfig(ForeignKeys):
         low=1,
     )
     features_probe: bool = option("whether features=true fits linear probes, which take most of its time")
+    prune: bool = option(
+        "whether to leave blocks out, one more each time, and measure accuracy: those first that are missed "
+        "least"
+    )
     report: bool = option("whether to draw figures and write report.html")
     batch_size: int = option("images whose attention maps are in memory at a time", low=1)
     eval_batch_size: int = option("images in a batch while accuracy or features are measured", low=1)

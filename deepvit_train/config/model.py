@@ -20,6 +20,8 @@ class AttentionKind(Choice):
 class ThetaNorm(Choice):
     batch = "batch"  # BatchNorm over images, queries and keys, with one mean and variance per head
     layer = "layer"  # LayerNorm across heads at each (query, key)
+    centred = "centred"  # the mean of each row is taken out, and the rest gets a learned gain per head
+    attn_scale = "attn_scale"  # the mean of each row stays, and the rest gets a learned gain (AttnScale)
     none = "none"
 
 
@@ -163,9 +165,18 @@ class AttentionConfig(Section):
     )
     norm: ThetaNorm = option("normalisation of the mixed maps")
     theta_init: ThetaInit = option("how the H x H mixing matrix starts")
+    theta_frozen: bool = option(
+        "whether the mixing matrix stays as it starts; with theta_init=identity no heads are mixed, and the "
+        "norm acts alone"
+    )
     theta_shared: bool = option("whether all blocks that mix share one mixing matrix")
     transform_scale: bool = option("whether to multiply the normalised maps by head_dim^-0.5 (DeepViT-S)")
     dropout: float | None = option("dropout on the softmax maps; null: as model.dropout", low=0, below=1)
+    qk_gain: float = option(
+        "factor on the fresh weights of queries and keys in every block; above 1 maps start less uniform",
+        above=0,
+        high=100,
+    )
 
     @classmethod
     def prefix(cls) -> str:

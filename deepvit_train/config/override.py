@@ -13,6 +13,7 @@ from hydra.core.override_parser.types import Sweep
 from hydra.errors import HydraException
 
 from deepvit_train.config.command import COMMANDS, NAMED, console_name, groups_of, keys_of
+from deepvit_train.config.listing import typed_list
 from deepvit_train.config.shipped import config_dir
 from deepvit_train.error import ConfigError, nearest, slips
 
@@ -101,6 +102,7 @@ def take_texts(
     and strips spaces; here they are the text that was typed. Text that Hydra reads as text stays with Hydra:
     quotes, escapes and ${key} mean what they mean there. A key that has the name of a folder of configs/,
     such as deepvit-analyze's model, is taken as well: Hydra would look for a file of that folder.
+    So are lists of texts, which need no quotes inside: train=[model.depth=2,augment=none].
     Of a key that is given twice the last value counts, as with Hydra. Values under names are added to those
     of the files.
 
@@ -122,7 +124,10 @@ def take_texts(
             continue
         value = _as_hydra_reads(override)
         several = isinstance(value, Sweep)
-        if types.get(name) in TEXT and not (several and sweeps):
+        if types.get(name) == "list[str]" and (texts := typed_list(typed.strip())) is not None:
+            taken.pop(name, None)
+            taken[name] = texts
+        elif types.get(name) in TEXT and not (several and sweeps):
             taken.pop(name, None)
             if "\\${" in typed:
                 raise ConfigError(f"{override}: a text can't hold '${{'; ${{KEY}} is another key's value")

@@ -28,24 +28,54 @@ def copy_images(root: Path, folder: Path, counts: dict[str, int | None]) -> None
     due = {split: count for split, count in counts.items() if not (folder / split).exists()}
     # Every split is looked at before the first folder is made, so that a wrong root leaves none behind.
     splits = {split: scan_split(root, split, follow_links=False) for split in due}
-    chosen = {split: _evenly(splits[split], count) for split, count in due.items() if count is not None}
+    chosen = {
+        split: _evenly(splits[split], count, after=0) for split, count in due.items() if count is not None
+    }
     for split, index in splits.items():
         make_folder(folder)
         if split not in chosen:
             place_link(folder / split, str(index.folder.resolve()))
             continue
-        with new_folder(folder / split) as copied:
-            for place in chosen[split]:
-                file = Path(index.path(place))
-                target = copied / file.relative_to(index.folder)
-                make_folder(target.parent)
-                with file.open("rb") as original, create(target) as copy:
-                    shutil.copyfileobj(original, copy)
+        _copy(index, folder / split, chosen[split])
 
 
-def _evenly(index: ImageIndex, count: int) -> list[int]:
-    """Choose the places of `count` images, as many of each class. Every study gets the same choice."""
+def hold_out(root: Path, folder: Path, train: Path, after: int, count: int) -> None:
+    """Make a data set for a search: `val` holds training images that are not among the first `after`.
+
+    Args:
+        root: folder of the data set.
+        folder: where to make it. A split that is there already stays as it is.
+        train: the folder that `copy_images` made of the first `after` training images. A link leads to it.
+        count: images to hold out, as many of each class.
+
+    Raises DataError where there are not enough images.
+    """
+    if not (folder / "val").exists():
+        index = scan_split(root, "train", follow_links=False)
+        chosen = _evenly(index, count, after)
+        make_folder(folder)
+        _copy(index, folder / "val", chosen)
+    if not (folder / "train").exists():
+        place_link(folder / "train", str(train.resolve()))
+
+
+def _copy(index: ImageIndex, folder: Path, chosen: list[int]) -> None:
+    with new_folder(folder) as copied:
+        for place in chosen:
+            file = Path(index.path(place))
+            target = copied / file.relative_to(index.folder)
+            make_folder(target.parent)
+            with file.open("rb") as original, create(target) as copy:
+                shutil.copyfileobj(original, copy)
+
+
+def _evenly(index: ImageIndex, count: int, after: int) -> list[int]:
+    """Choose the places of `count` images behind the first `after`, as many of each class.
+
+    Every study gets the same choice.
+    """
     each, rest = divmod(count, len(index.classes))
+    before = after // len(index.classes)
     if rest:
         raise DataError(
             f"{amount(count, 'image')} can't be shared evenly by "
@@ -54,10 +84,11 @@ def _evenly(index: ImageIndex, count: int) -> list[int]:
     chosen: list[int] = []
     for label in range(len(index.classes)):
         members = (index.targets == label).nonzero()[0]
-        if len(members) < each:
+        if len(members) < before + each:
             raise DataError(
                 f"{index.folder}: class {index.classes[label]} has {amount(len(members), 'image')}, "
-                f"not {each}"
+                f"not {before + each}"
             )
-        chosen += members[permutation(len(members), derive_seed("study", label))[:each]].tolist()
+        order = permutation(len(members), derive_seed("study", label))
+        chosen += members[order[before : before + each]].tolist()
     return chosen

@@ -22,7 +22,14 @@ from torch import Tensor, nn
 from deepvit_train.config.model import AttentionConfig, ThetaInit, ThetaNorm
 from deepvit_train.config.preset import Architecture
 from deepvit_train.error import ConfigError, nearest
-from deepvit_train.models.reattention import HeadMixer, mix_heads, reattention, softmax_maps
+from deepvit_train.models.reattention import (
+    AttentionScale,
+    Centring,
+    HeadMixer,
+    mix_heads,
+    reattention,
+    softmax_maps,
+)
 
 # The class of each form that was registered, by its name in configs/attn/.
 FORMS: dict[str, type[Attention]] = {}
@@ -93,6 +100,11 @@ class Attention(nn.Module):
         """Return the maps that multiply V, of softmax maps (B, H, N, N): mixed, where heads are mixed."""
         return self._drop(maps)
 
+    @torch.no_grad()
+    def scale_queries_and_keys(self, gain: float) -> None:
+        """Multiply the weights that make queries and keys. Logits grow by the square of the gain."""
+        self.qkv.weight[: 2 * self.heads * self.head_dim] *= gain
+
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # unbind comes before heads and tokens change places, so that one copy puts the gradients together.
         qkv = rearrange(self.qkv(x), "b n (three h k) -> b n three h k", three=3, h=self.heads).unbind(dim=2)
@@ -112,7 +124,8 @@ class ReAttention(Attention):
 
     It adds the parameters `theta` (H, H), `theta_bias` (H,) in the paper's form, and those of `norm`. With
     `sync_norm` a BatchNorm trains with the statistics of all ranks' batches. Blocks may share one Theta
-    (`attn.theta_shared`): the first block that mixes owns it, and the others `borrow` it.
+    (`attn.theta_shared`): the first block that mixes owns it, and the others `borrow` it. Theta and its bias
+    may stay as they start (`attn.theta_frozen`): as the identity, they leave a norm without mixing.
 
     Source: arXiv 2103.11886, section 4.2. Theta starts as the authors' 1x1 convolution does, or as in
     vit-pytorch.
@@ -128,6 +141,8 @@ class ReAttention(Attention):
         self._lender: tuple[ReAttention, ...] = ()
         if not attn.borrows(index):
             self._build_theta(self.heads, attn)
+        for parameter in self.parameters(recurse=False):  # those of `_build_theta`
+            parameter.requires_grad_(not attn.theta_frozen)
         self.norm = _build_norm(attn.norm, self.heads)
         self.sync_norm = False
 
@@ -229,9 +244,13 @@ def attention_class(kind: str) -> type[Attention]:
     return FORMS[kind]
 
 
+_NORMS: dict[ThetaNorm, type[nn.Module]] = {
+    ThetaNorm.batch: nn.BatchNorm2d,
+    ThetaNorm.layer: nn.LayerNorm,
+    ThetaNorm.centred: Centring,
+    ThetaNorm.attn_scale: AttentionScale,
+}
+
+
 def _build_norm(norm: ThetaNorm, heads: int) -> nn.Module | None:
-    if norm == ThetaNorm.batch:
-        return nn.BatchNorm2d(heads)
-    if norm == ThetaNorm.layer:
-        return nn.LayerNorm(heads)
-    return None
+    return None if norm == ThetaNorm.none else _NORMS[norm](heads)

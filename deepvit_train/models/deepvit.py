@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from deepvit_train.config.model import Init, Pool
 from deepvit_train.config.preset import Architecture, file_limits
+from deepvit_train.models.attention import Attention
 from deepvit_train.models.block import build_blocks
 from deepvit_train.models.keyword import vit_pytorch_architecture
 from deepvit_train.models.stem import build_stem
@@ -83,6 +84,10 @@ class DeepViT(TimmInterface):
         self.head_drop = nn.Dropout(0.0)  # timm's drop_rate sets it
         self.head = nn.Linear(model.dim, num_classes) if num_classes else nn.Identity()
         self._init_weights(model.init)
+        if architecture.attn.qk_gain != 1.0:
+            for module in self.modules():
+                if isinstance(module, Attention):
+                    module.scale_queries_and_keys(architecture.attn.qk_gain)
 
     def _init_weights(self, init: Init) -> None:
         for tokens in (self.cls_token, self.reg_token, self.pos_embed):

@@ -10,7 +10,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from deepvit_train.classes import ORDERS
-from deepvit_train.config.alias import NEWER
+from deepvit_train.config.alias import NEWER, NEWER_ATTN
 from deepvit_train.config.data import DataName
 from deepvit_train.config.model import AttentionConfig, ModelConfig
 from deepvit_train.config.preset import Architecture, plain_from, section_from
@@ -102,7 +102,7 @@ def _parsed(content: Any) -> ModelDescription:
     if (problem := misfit(content, schema.DESCRIPTION)) is not None:
         raise ValueError(problem)
     model = section_from(ModelConfig, NEWER | content["model"])
-    attn = section_from(AttentionConfig, content["attn"])
+    attn = section_from(AttentionConfig, NEWER_ATTN | content["attn"])
     return ModelDescription(
         architecture=Architecture(model, attn),
         classes=[str(name) for name in content.get("classes") or []] or None,

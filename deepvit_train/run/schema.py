@@ -123,14 +123,13 @@ MEASURED = {
     "by_block": {name: [NUMBER | NULL] for name in [*OF_PRE_MIX, "features", "tokens"]},
 }
 EVALUATED = {statistics: {"top1": NUMBER, "loss": NUMBER} for statistics in ("calibrated", "running")}
-FAILED_CELL = {"name": TEXT, "status": TEXT, "error": TEXT}
-DONE_CELL = {
-    "name": TEXT,
-    "status": TEXT,
-    "attn": TEXT,
-    "depth": COUNT,
-    "dim": COUNT,
-    "seed": COUNT,
+PLACE = {"name": TEXT, "status": TEXT, "attn": TEXT, "depth": COUNT, "dim": COUNT, "seed": COUNT}
+FAILED_CELL = {"name": TEXT, "status": TEXT, "error": TEXT, "exit_code?": COUNT}
+SEARCH_CELL = PLACE | {"rate": POSITIVE, "top1": NUMBER, "train_loss": NUMBER}
+EARLY = Kind("the scalars of a look", lambda value: value is None or misfit(value, {ANY: NUMBER}) is None)
+DONE_CELL = PLACE | {
+    "rate?": POSITIVE | NULL,
+    "early?": EARLY,
     "accuracy": EVALUATED,
     "train_loss": NUMBER,
     "trained": MEASURED,

@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import save_file
 
 from deepvit_train.collapse import measure
-from deepvit_train.collapse.report import SECTIONS, find
+from deepvit_train.collapse.report import SECTIONS as ALL_SECTIONS
+from deepvit_train.collapse.report import find
 from deepvit_train.commands import analyze, train
 from deepvit_train.commands.analyze_subject import from_timm
 from deepvit_train.config.collapse import Axis, Metric
@@ -29,6 +30,7 @@ from deepvit_train.report.figure import Line, Panel, draw_lines, share_axes
 from tests.conftest import QUICK
 
 pytestmark = pytest.mark.xdist_group("analyze")  # its report takes seconds, and serves several tests
+SECTIONS = [section for section in ALL_SECTIONS if section[0] != "prune"]  # which is drawn on request
 QUICKLY = ["threads=1", "collapse.images=4", "batch_size=3", "data.workers=0"]
 TIMM = "vit_tiny_patch16_224"
 
@@ -299,3 +301,19 @@ def test_what_the_report_says() -> None:
     assert "No block is similar." in sentences([], [])
     assert "does not show collapse" in sentences([1], [1, 2])
     assert "These blocks are similar, counted from 0: 1." in sentences([1], [])
+
+
+def test_pruning_leaves_out_blocks_from_the_least_missed_on(digits: Path, tmp_path: Path) -> None:
+    train.run(compose_command("train", [*QUICK, f"run_dir={tmp_path / 'run'}", "model.depth=3"]))
+    found = analysed(f"checkpoint={tmp_path / 'run'}", "prune=true", "accuracy=true")
+    (model,) = found["models"]
+    pruned, removal = model["prune"], model["trained"]["averages"]["removal"]
+    assert [removal[block] for block in pruned["order"]] == sorted(removal)
+    assert len(pruned["top1"]) == len(pruned["loss"]) == 3
+    assert pruned["top1"][0] == model["accuracy"]["calibrated"]["top1"]
+    assert pruned["loss"][0] == pytest.approx(model["accuracy"]["calibrated"]["loss"])
+    assert pruned["loss"][1] != pruned["loss"][0]
+    html = unescape((tmp_path / "run" / "analysis" / "report.html").read_text())
+    assert "How many blocks can be left out?" in html
+    assert all(f"<li>{line}</li>" in html for line in model["verdict"])
+    assert len(model["verdict"]) > 1

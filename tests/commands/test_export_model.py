@@ -42,6 +42,8 @@ CASES = {
     "rearrange": small(stem=Stem.rearrange),
     "layer_norm_and_scale": small(norm=ThetaNorm.layer, transform_scale=True),
     "no_norm": small(norm=ThetaNorm.none),
+    "centred_and_scale": small(norm=ThetaNorm.centred, transform_scale=True),
+    "attn_scale": small(norm=ThetaNorm.attn_scale),
     "shared_theta": small(theta_shared=True),
     "talking_heads": small(kind=AttentionKind.talking_heads, norm=ThetaNorm.none),
     "talking_heads_shared": small(kind=AttentionKind.talking_heads, norm=ThetaNorm.batch, theta_shared=True),

@@ -6,13 +6,16 @@ import json
 import os
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import pytest
 
 from deepvit_train.commands import study
 from deepvit_train.commands.study_cell import CellProcesses
+from deepvit_train.commands.study_grid import best_rate
 from deepvit_train.commands.study_table import table
 from deepvit_train.config.compose import compose_command
+from deepvit_train.config.listing import typed_list
 from deepvit_train.config.preset import choices
 from deepvit_train.error import ConfigError, DataError, OutputError, UserError
 from tests.conftest import Command
@@ -24,8 +27,10 @@ TINY = [
     "study.widths=[8,16]",
     "study.width_depth=2",
     "collapse.images=2",
-    "train=['model.image_size=8','model.patch_size=4','model.heads=2','augment=none','trainer.epochs=1',"
-    "'trainer.batch_size=10','schedule.warmup_epochs=0','trainer.calibrate_images=10','data.workers=0']",
+    "train=[model.image_size=8,model.patch_size=4,model.heads=2,augment=none,trainer.epochs=1,"
+    "trainer.batch_size=10,schedule.warmup_epochs=0,trainer.calibrate_images=10,data.workers=0]",
+    "study.rates=[]",
+    "study.attentions=[self,reattention]",
     "train_images=40",
     "val_images=20",
     "threads=1",
@@ -57,9 +62,127 @@ def test_every_cell_of_the_shipped_studies_composes(name: str, digits: Path, tmp
     for cell in study.cells_of(config.study):
         overrides = study.commands_of(cell, config)["train"]
         composed = compose_command("train", overrides)
-        assert composed.attn.kind.value == cell.attn
         assert (composed.model.depth, composed.model.dim) == (cell.depth, cell.dim)
-        assert composed.data.root == str(tmp_path / "data")
+        assert composed.data.root == str(tmp_path / ("data" if cell.rate is None else "search"))
+        assert cell.rate in (None, composed.optim.lr)
+        assert composed.seed == (0 if cell.rate is None else 100)
+
+
+def test_arms_are_typed_without_quotes(digits: Path, tmp_path: Path) -> None:
+    arms = "self,scaled: attn=self model.layer_scale=0.1,far: model.mean=[0, 0.5,1] loss.cosine_weight=0"
+    typed = f"study.attentions=[{arms}]"
+    config = configure(digits, tmp_path, typed, "study.widths=[]", "study.seeds=[3]")
+    found = {
+        cell.name: compose_command("train", study.commands_of(cell, config)["train"])
+        for cell in study.cells_of(config.study)
+    }
+    assert list(found) == ["self-d02-w16-s3", "scaled-d02-w16-s3", "far-d02-w16-s3"]
+    assert [str(each.attn.kind) for each in found.values()] == ["self", "self", "reattention"]
+    assert [each.model.layer_scale for each in found.values()] == [None, 0.1, None]
+    assert found["far-d02-w16-s3"].model.mean == [0.0, 0.5, 1.0]
+    assert found["far-d02-w16-s3"].model.patch_size == 4
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ("[self,self: attn=self]", "another arm has the name self"),
+        ("[a b: attn=self]", "an arm is a name in attn="),
+        ("[far: model.mean=0]", "model.mean"),
+    ],
+)
+def test_an_arm_that_can_not_be_read_is_named(
+    entries: str, message: str, digits: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        study.run(configure(digits, tmp_path / "out", f"study.attentions={entries}", "limit_cells=0"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[]", []),
+        ("[a=1]", ["a=1"]),
+        ("[a=1,b=[2,3], c=x y]", ["a=1", "b=[2,3]", "c=x y"]),
+        ("['a=1',\"b=2,3\"]", ["a=1", "b=2,3"]),
+        ("[name='a,b',c=1]", ["name='a,b'", "c=1"]),
+        ("[a=(1,2),b={x: 1, y: 2}]", ["a=(1,2)", "b={x: 1, y: 2}"]),
+        ("[a=[1]", None),
+        ("[a='1]", None),
+        ("a", None),
+    ],
+)
+def test_a_typed_list(text: str, expected: list[str] | None) -> None:
+    assert typed_list(text) == expected
+
+
+SEARCH = [
+    "study.attentions=[plain: attn=self]",
+    "study.widths=[]",
+    "study.seeds=[0]",
+    "study.rates=[1e-3,3e-3]",
+    "search_images=10",
+]
+
+
+def test_the_rate_with_the_best_accuracy_is_chosen() -> None:
+    def outcome(rate: float, top1: float | None) -> dict[str, Any]:
+        if top1 is None:
+            return {"rate": rate, "status": "failed", "exit_code": 5}
+        return {"rate": rate, "status": "done", "top1": top1}
+
+    assert best_rate([outcome(1e-3, 0.5), outcome(3e-3, 0.6)]) == 3e-3
+    assert best_rate([outcome(3e-3, 0.6), outcome(1e-3, 0.6)]) == 1e-3
+    assert best_rate([outcome(1e-3, 0.5), outcome(3e-3, None)]) == 1e-3
+    means = [outcome(1e-3, 0.5), outcome(1e-3, 0.7), outcome(3e-3, 0.8), outcome(3e-3, None)]
+    assert best_rate(means) == 1e-3
+    assert best_rate([outcome(1e-3, 0.5), {}]) is None
+    assert best_rate([outcome(1e-3, 0.5), {"rate": 3e-3, "status": "failed", "exit_code": 6}]) is None
+
+
+@pytest.mark.runs
+def test_a_study_searches_for_its_rate_on_images_of_their_own_and_is_repeated(
+    digits: Path, tmp_path: Path
+) -> None:
+    """Two folders get the same bits, and one that begins with their cells trains none of them again."""
+    cells = {}
+    for name in ("a", "b"):
+        study.run(configure(digits, tmp_path / name, *SEARCH))
+        cells[name] = {file.name: file.read_bytes() for file in (tmp_path / name / "cells").glob("*.json")}
+    assert cells["a"] == cells["b"]
+    found = {name: json.loads(content) for name, content in cells["a"].items()}
+    final = found.pop("plain-d02-w16-s0.json")
+    assert sorted(cell["rate"] for cell in found.values()) == [1e-3, 3e-3]
+    assert final["rate"] == best_rate(list(found.values()))
+    run = tmp_path / "a" / "runs" / final["name"]
+    assert final["accuracy"]["calibrated"]["images"] == 20
+    assert f"lr: {final['rate']}" in (run / "config.yaml").read_text()
+
+    def images(folder: str, split: str) -> set[str]:
+        return {file.read_bytes().hex() for file in (tmp_path / "a" / folder / split).glob("*/*")}
+
+    assert images("search", "train") == images("data", "train")
+    held_out = images("search", "val")
+    assert len(held_out) == 10
+    assert not held_out & images("data", "train")
+
+    (tmp_path / "c" / "cells").mkdir(parents=True)
+    for name, content in cells["a"].items():
+        (tmp_path / "c" / "cells" / name).write_bytes(content)
+    assert study.run(configure(digits, tmp_path / "c", *SEARCH))["finished"] == 3
+    assert not list((tmp_path / "c" / "runs").iterdir())
+
+
+def test_a_search_needs_images_and_seeds_of_its_own(digits: Path, tmp_path: Path) -> None:
+    for override, message in (
+        ("search_images=null", "give search_images="),
+        ("study.search_seeds=[0]", "0 is one of study.seeds"),
+        ("study.search_seeds=[]", "at least one seed"),
+        ("study.widths=[8]", "searched at one width"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            configure(digits, tmp_path, *SEARCH, override)
 
 
 @pytest.mark.runs
@@ -83,7 +206,8 @@ def test_a_study_goes_on_where_it_stopped_and_past_a_broken_cell(digits: Path, t
     assert "holds stranger but no run" in second["failed"]["reattention-d02-w16-s0"]
     drawn = {file.name for file in (out / "figures").iterdir()}
     figures = ("accuracy", "similar_blocks", "similarity", "head_similarity", "feature_cosine", "width")
-    assert drawn == {f"{name}.svg" for name in figures}
+
+    assert drawn == {f"{name}.svg" for name in (*figures, "depths")}
     (broken / "stranger").unlink()
     third = study.run(configure(digits, out, "study.seeds=[0]"))
     assert (third["finished"], third["failed"]) == (3, {})

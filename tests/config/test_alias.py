@@ -97,7 +97,7 @@ def test_contenders_of_a_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_study_and_a_sweep(tmp_path: Path) -> None:
-    overrides = [f"study.attentions=[{FORMER}]", "study.widths=[]", "study.width_attentions=[]"]
+    overrides = [f"study.attentions=[{FORMER}]", "study.widths=[]", "study.rates=[]"]
     config = compose_command("study", ["root=x", f"out={tmp_path}", *overrides])
     cell = next(cells_of(config.study))
     assert cell.name.startswith(FORMER)  # so the cells of a study that version 0.1 began are found

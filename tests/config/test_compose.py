@@ -164,7 +164,10 @@ def test_an_image_folder_is_cropped_and_flipped_unless_told_otherwise() -> None:
         (["model.mean=[0.5"], "model.mean=[0.5: must be list[float]"),
         (["optim.betas=0.9,0.95"], "must be list[float] or null; nearest: optim.betas=[0.9,0.95]"),
         (["model.depth=4,8"], "model.depth=4,8: must be int; deepvit-train -m"),
-        (["attn.norm=(layer"], "attn.norm=(layer: must be batch|layer|none; did you mean 'layer'?"),
+        (
+            ["attn.norm=(layer"],
+            "attn.norm=(layer: must be batch|layer|centred|attn_scale|none; did you mean 'layer'?",
+        ),
         (["model=base"], "model=base: unknown"),
         (["name='a\tb'"], "control characters"),
         (["data.root=${nowhere}", "seed=3"], "data.root=${nowhere}: Interpolation key 'nowhere' not found"),

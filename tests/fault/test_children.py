@@ -30,9 +30,10 @@ STUDY = [
         "study.widths=[]",
         "study.attentions=[reattention]",
     ),
-    "train=['model.image_size=8','model.patch_size=4','model.heads=2','augment=none','trainer.epochs=60',"
-    "'trainer.batch_size=10','trainer.log_every_steps=1','trainer.eval_every_epochs=60',"
-    "'schedule.warmup_epochs=0','trainer.calibrate_images=10','data.workers=1']",
+    "train=[model.image_size=8,model.patch_size=4,model.heads=2,augment=none,trainer.epochs=60,"
+    "trainer.batch_size=10,trainer.log_every_steps=1,trainer.eval_every_epochs=60,"
+    "schedule.warmup_epochs=0,trainer.calibrate_images=10,data.workers=1]",
+    "study.rates=[]",
     *("train_images=40", "val_images=20", "threads=1", "collapse.images=2"),
 ]
 

@@ -38,8 +38,9 @@ STUDY = [
     "study.widths=[]",
     "study.dim=16",
     "study.width_depth=2",
-    "train=['model.image_size=8','model.patch_size=4','model.heads=2','augment=none','trainer.epochs=1',"
-    "'trainer.batch_size=10','schedule.warmup_epochs=0','trainer.calibrate_images=10','data.workers=0']",
+    "train=[model.image_size=8,model.patch_size=4,model.heads=2,augment=none,trainer.epochs=1,"
+    "trainer.batch_size=10,schedule.warmup_epochs=0,trainer.calibrate_images=10,data.workers=0]",
+    "study.rates=[]",
     "root=../images",
     "train_images=24",
     "val_images=6",

@@ -48,6 +48,13 @@ CHOICES = {
     "crop_pct": float,
     "interpolation": Interpolation,
 }
+# What tells the norm of mixed maps: the first of these tensors that a file has.
+NORM_TENSORS = {
+    "running_mean": ThetaNorm.batch,
+    "weight": ThetaNorm.layer,
+    "gain": ThetaNorm.centred,
+    "omega": ThetaNorm.attn_scale,
+}
 
 
 def checked_choices(overrides: dict[str, Any]) -> dict[str, Any]:
@@ -169,9 +176,10 @@ def _attention(tensors: Tensors, preset: Architecture | None, choices: dict[str,
 
 
 def _theta_norm(tensors: Tensors, block: int) -> ThetaNorm:
-    if f"blocks.{block}.attn.norm.running_mean" in tensors:
-        return ThetaNorm.batch
-    return ThetaNorm.layer if f"blocks.{block}.attn.norm.weight" in tensors else ThetaNorm.none
+    for name, norm in NORM_TENSORS.items():
+        if f"blocks.{block}.attn.norm.{name}" in tensors:
+            return norm
+    return ThetaNorm.none
 
 
 def _heads(tensors: Tensors, preset: Architecture | None, choices: dict[str, Any]) -> int:

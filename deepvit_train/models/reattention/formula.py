@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, distributed, nn
 
+from deepvit_train.models.reattention.centring import Centring
 from deepvit_train.models.reattention.operator import operator
 
 
@@ -24,7 +25,7 @@ class HeadMixer(NamedTuple):
         theta: (H, H), rows are input heads and columns output heads.
         bias: (H,) or None.
         norm: BatchNorm2d(H), whose mode decides between batch and running statistics; LayerNorm(H), which
-            normalises across heads at each (query, key); or None.
+            normalises across heads at each (query, key); Centring, which works on each row; or None.
         scale: the factor on the normalised maps.
     """
 
@@ -82,8 +83,8 @@ def reattention(
 
     Args:
         q, k, v: (B, H, N, K).
-        mixer: how heads are mixed. A norm that is neither BatchNorm2d nor LayerNorm is called as a module, on
-            maps that are kept.
+        mixer: how heads are mixed. A norm of another kind than HeadMixer names is called as a module, on maps
+            that are kept. So is Centring under dropout, because the mean of a row is not known then.
         dropout: probability of dropping an entry of the softmax maps, before mixing; 0 outside training.
         chunk: rows of maps (queries, counted over images) worked on at a time; 0: chosen from the sizes.
         sync: whether BatchNorm takes its statistics from the batches of all ranks, which must be of one size.
@@ -93,14 +94,17 @@ def reattention(
         RuntimeError: a second derivative is asked for.
     """
     norm = mixer.norm
-    if norm is not None and type(norm) not in (nn.BatchNorm2d, nn.LayerNorm):
+    known = isinstance(norm, Centring) and not dropout
+    if norm is not None and not known and type(norm) not in (nn.BatchNorm2d, nn.LayerNorm):
         return plain_reattention(q, k, v, mixer, dropout=dropout)
     mode = _mode(norm, sync)
     count = q.shape[0] * q.shape[2] ** 2 * (distributed.get_world_size() if mode == "ranks" else 1)
     if mode in ("batch", "ranks") and count <= 1:
         raise ValueError(f"BatchNorm needs more than one value per head to train, got q {tuple(q.shape)}")
     theta, bias, weight, shift = _folded(mixer, mode, torch.promote_types(v.dtype, torch.float32))
-    eps = 0.0 if norm is None else norm.eps
+    if isinstance(norm, Centring):
+        weight, shift = centred_affine(mixer, q.shape[2], theta.dtype)
+    eps = getattr(norm, "eps", 0.0)
     seed = torch.randint(2**62, (), device="cpu") if dropout else None
     out, _, mean, var = operator(q, k, v, theta, bias, weight, shift, seed, mode, eps, dropout, chunk)
     if mode in ("batch", "ranks") and isinstance(norm, nn.BatchNorm2d) and norm.training:
@@ -132,14 +136,29 @@ def _folded(mixer: HeadMixer, mode: str, full: torch.dtype) -> tuple[Tensor, Ten
     return theta, bias, weight, shift
 
 
+def centred_affine(mixer: HeadMixer, tokens: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return weight and shift (H,) with weight Theta^T A + shift = scale * Centring(Theta^T A + bias).
+
+    Rows of the softmax maps A sum to 1, so the mean of a row of Theta^T A is Theta's column sum / N.
+    """
+    assert isinstance(mixer.norm, Centring)
+    own, common = (factor.to(dtype) * mixer.scale for factor in mixer.norm.factors())
+    mean = mixer.theta.to(dtype).sum(0) / tokens
+    shift = (common - own) * mean
+    return own, shift if mixer.bias is None else shift + common * mixer.bias.to(dtype)
+
+
 def _mode(norm: nn.Module | None, sync: bool) -> str:
     """Return what the maps are normalised over, a key of `norm.NORMS`.
 
     'batch' is this process's batch, 'ranks' the batches of all ranks, 'layer' the heads at each query and
-    key. 'none' is also BatchNorm with running statistics, which are known before the maps.
+    key. 'none' is also a norm whose statistics are known before the maps: BatchNorm's running ones, and the
+    mean of a row.
     """
     if isinstance(norm, nn.LayerNorm):
         return "layer"
+    if isinstance(norm, Centring):
+        return "none"
     has_running = norm is not None and norm.running_mean is not None and norm.running_var is not None
     if norm is None or (has_running and not norm.training):
         return "none"
