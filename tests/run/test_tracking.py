@@ -181,39 +181,38 @@ def test_curves_that_can_not_be_written_cost_no_step(
     assert resumed["val/loss"] == whole["val/loss"]
 
 
-@pytest.mark.runs
-def test_trackers_elsewhere_show_a_run_that_went_on_as_one(digits: Path, tmp_path: Path) -> None:
-    """Weights & Biases and MLflow write to local files here, without a network."""
-    pytest.importorskip("wandb")
-    pytest.importorskip("mlflow")
-    database = (tmp_path / "mlflow").as_uri()
-    more = [
-        *(
-            "-m",
-            "deepvit_train.cli",
-            "train",
-            *QUICK,
-            "tracker=[wandb,mlflow]",
-            f"run_dir={tmp_path / 'run'}",
-        ),
-        "trainer.log_every_steps=2",
-    ]
-    place = {"WANDB_MODE": "offline", "MLFLOW_TRACKING_URI": database, "WANDB_SILENT": "true"}
+def run_in_two_starts(tracker: str, folder: Path, environment: dict[str, str]) -> str:
+    """Train a run in two starts. Returns the run's number."""
+    more = [*("-m", "deepvit_train.cli", "train", *QUICK, f"tracker={tracker}", f"run_dir={folder / 'run'}")]
     for steps in ("trainer.max_steps=4", "trainer.max_steps=8"):
         done = subprocess.run(
-            [sys.executable, *more, steps],
+            [sys.executable, *more, "trainer.log_every_steps=2", steps],
             capture_output=True,
             text=True,
-            cwd=tmp_path,
-            env=os.environ | place,
+            cwd=folder,
+            env=os.environ | environment,
         )
         assert done.returncode == 0, done.stderr
         assert "left out" not in done.stdout
+    return json.loads((folder / "run" / "identity.json").read_text())["run"]
+
+
+@pytest.mark.runs
+def test_mlflow_shows_a_run_that_went_on_as_one(digits: Path, tmp_path: Path) -> None:
+    pytest.importorskip("mlflow")
+    place = (tmp_path / "mlflow").as_uri()
+    number = run_in_two_starts("mlflow", tmp_path, {"MLFLOW_TRACKING_URI": place})
     looked = subprocess.run(
-        [sys.executable, "-c", LOOK, database], capture_output=True, text=True, cwd=tmp_path, check=True
+        [sys.executable, "-c", LOOK, place], capture_output=True, text=True, cwd=tmp_path, check=True
     )
-    number = json.loads((tmp_path / "run" / "identity.json").read_text())["run"]
     assert json.loads(looked.stdout) == [[number, "FINISHED", [2, 4, 6, 8]]]
+
+
+@pytest.mark.runs
+def test_wandb_shows_a_run_that_went_on_as_one(digits: Path, tmp_path: Path) -> None:
+    """It writes to local files here, without a network."""
+    pytest.importorskip("wandb")
+    number = run_in_two_starts("wandb", tmp_path, {"WANDB_MODE": "offline", "WANDB_SILENT": "true"})
     folders = [path.name for path in (tmp_path / "run" / "wandb").glob("offline-run-*")]
     assert len(folders) == 2
     assert {name.rpartition("-")[2] for name in folders} == {number}
