@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from deepvit_train.cli import run_command
-from deepvit_train.commands import sweep, train
+from deepvit_train.commands import sweep, train_build
 from deepvit_train.config.train import TrainConfig
 from deepvit_train.error import ConfigError, DataError, UserError
 from tests.conftest import QUICK, as_ranks
@@ -57,7 +57,7 @@ def test_a_run_that_fails_on_one_rank_ends_no_other_run(
 ) -> None:
     """Whichever of the ranks it is, the others lose it, and all meet again in the next run."""
     monkeypatch.chdir(tmp_path)
-    real: Callable[..., Any] = train.build_plan
+    real: Callable[..., Any] = train_build.build_plan
 
     def plan(trainer: Any, *others: Any) -> Any:
         # The first run fails on rank 0, the second on rank 1.
@@ -68,7 +68,7 @@ def test_a_run_that_fails_on_one_rank_ends_no_other_run(
     three_runs = ["trainer.batch_size=36", "trainer.accumulate=1,2,3", "trainer.timeout_s=60"]
 
     def work() -> None:
-        monkeypatch.setattr(train, "build_plan", plan)
+        monkeypatch.setattr(train_build, "build_plan", plan)
         with pytest.raises(UserError, match=r"2 of 3 runs failed"):
             sweep.run([*QUICK, *three_runs], partial(run_command, "train"))
 
