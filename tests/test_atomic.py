@@ -140,7 +140,7 @@ ALLOWED = {
     "run/saving.py": {"mkdir", "save_file", "hardlink_to"},
     # The ending of its file's name can't be foreseen.
     # And it is given a descriptor of atomic.open_end.
-    "run/tracking.py": {"SummaryWriter", "fdopen"},
+    "run/curves.py": {"SummaryWriter", "fdopen"},
     # Into a folder of the system's own for such files.
     "commands/bench_cost.py": {"TemporaryDirectory", "export_chrome_trace"},
     "commands/export_check.py": {"TemporaryDirectory"},

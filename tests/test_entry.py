@@ -83,6 +83,7 @@ COMMAND_LINES = {
     "data-check": ["data", "check", "root=images"],
     "analyze": ["analyze", "checkpoint=run"],
     "study": ["study", "root=images"],
+    "compare": ["compare", "a", "b"],
     "data-demo": ["data", "demo", "out=out"],
     "data-fashion-mnist": ["data", "fashion-mnist", "out=out"],
 }

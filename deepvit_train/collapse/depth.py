@@ -7,6 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from deepvit_train.console import amount
 from deepvit_train.report.figure import Line, Panel, draw_lines
 
 TOKEN_LABELS = {"class_token": "class token", "mean_patch": "mean of the patch tokens"}
@@ -38,7 +39,8 @@ def draw(depth: dict[str, Any]) -> Figure:
         )
         for kind in depth["trained"]
     ]
-    caption = f"{depth['images']} images of {depth['split']}, classified by {depth['train_images']} of train"
+    images = amount(depth["images"], "image")
+    caption = f"{images} of {depth['split']}, classified by {depth['train_images']} of train"
     return draw_lines(panels, caption)
 
 

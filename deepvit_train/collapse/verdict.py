@@ -97,9 +97,10 @@ def _contrast(study: dict[str, Any], arm: str, depth: int) -> str:
         return _unfinished(study)
     row = min(rows, key=lambda row: abs(row["depth"] - depth))
     did = "helped" if row["low"] > 0 else "did harm" if row["high"] < 0 else "made no sure difference"
+    blocks, seeds = amount(row["depth"], "block"), amount(row["seeds"], "seed")
     return (
-        f"In the study it {did} at {row['depth']} blocks: {row['mean']:+.2f} points of top-1 beside plain "
-        f"attention (95 %: {row['low']:+.2f} to {row['high']:+.2f}, {amount(row['seeds'], 'seed')})."
+        f"In the study it {did} at {blocks}: {row['mean']:+.2f} points of top-1 beside plain attention "
+        f"(95 %: {row['low']:+.2f} to {row['high']:+.2f}, {seeds})."
     )
 
 
@@ -109,7 +110,9 @@ def _rate(study: dict[str, Any], arm: str, depth: int) -> str:
         return _unfinished(study)
     row = min(rows, key=lambda row: abs(row["depth"] - depth))
     tried = ", ".join(row["top1"])
-    return f"In the study {row['best']:g} was the best of {tried} at {row['depth']} blocks (one seed)."
+    return (
+        f"In the study {row['best']:g} was the best of {tried} at {amount(row['depth'], 'block')} (one seed)."
+    )
 
 
 def _depth(study: dict[str, Any], arm: str) -> str:
@@ -117,9 +120,10 @@ def _depth(study: dict[str, Any], arm: str) -> str:
     if len(rows) < 2:
         return _unfinished(study)
     told = ", ".join(
-        f"{row['mean']:.2f} ({row['low']:.2f} to {row['high']:.2f}) with {row['depth']}" for row in rows
+        f"{row['mean']:.2f} ({row['low']:.2f} to {row['high']:.2f}) with {amount(row['depth'], 'block')}"
+        for row in rows
     )
-    return f"In the study top-1 was {told} blocks, in points with 95 % intervals."
+    return f"In the study top-1 was {told}, in points with 95 % intervals."
 
 
 def _whole(row: dict[str, Any], study: dict[str, Any]) -> bool:

@@ -49,7 +49,7 @@ def measure_features(subject: Subject, config: AnalyzeConfig, loaders: Loaders) 
     images = min(len(train), config.features_images or len(train))
     if images < min(NEIGHBOURS):
         raise DataError(
-            f"{train.folder}: features=true needs {min(NEIGHBOURS)} training images, not {images}"
+            f"{train.folder}: features=true needs {amount(min(NEIGHBOURS), 'training image')}, not {images}"
         )
     chosen = "" if images == len(train) else f" of {len(train):,}, chosen at random"
     console.print(

@@ -23,7 +23,7 @@ from deepvit_train.commands.compare_report import (
 from deepvit_train.commands.compare_subject import Subject, load_subjects
 from deepvit_train.commands.compare_verdict import conclude, groups_of, pair_of
 from deepvit_train.config.compare import CompareConfig
-from deepvit_train.console import console, print_report
+from deepvit_train.console import amount, console, print_report
 from deepvit_train.error import OutputError
 
 LONGEST = 80  # letters of a folder's name
@@ -41,7 +41,7 @@ def run(config: CompareConfig) -> dict[str, Any]:
     pairs = [pair_of(subjects[0], other) for other in subjects[1:]]
     comparison = Comparison(subjects, pairs, groups_of(subjects))
     _show("models", MODEL_COLUMNS, map(model_row, subjects))
-    _show(f"on the same {len(subjects[0].rows):,} images", PAIR_COLUMNS, map(pair_row, pairs))
+    _show(f"on the same {amount(len(subjects[0].rows), 'image')}", PAIR_COLUMNS, map(pair_row, pairs))
     if len(comparison.groups) < len(subjects):
         _show("seeds", GROUP_COLUMNS, map(group_row, comparison.groups))
     for line in conclude(pairs, comparison.groups):

@@ -8,6 +8,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from deepvit_train.commands.compare_subject import Subject
+from deepvit_train.console import amount
 from deepvit_train.evaluation.interval import Estimate, Shift, mcnemar, paired_difference, seeds_difference
 
 CLEAR = 0.05  # a p-value below it is not taken for noise
@@ -52,8 +53,8 @@ class Pair:
         figures = f"{_points(self.difference)}, McNemar's p = {self.p:.2g}"
         if self.verdict != "within noise":
             return (
-                f"{self.second} is {self.verdict} than {self.first} on these images: {figures}. "
-                f"{self.lost} images became wrong and {self.gained} right."
+                f"{self.second} is {self.verdict} than {self.first}: {figures}. "
+                f"{amount(self.lost, 'image')} became wrong and {self.gained} right."
             )
         text = f"The difference between {self.second} and {self.first} is within noise: {figures}."
         if self.is_clear:

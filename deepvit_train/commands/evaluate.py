@@ -124,7 +124,7 @@ def _at_size(loaded: LoadedModel, image_size: int, say: Callable[[str], None]) -
     if grids[1] > LARGE * grids[0]:
         say(
             f"warning: image_size={image_size}: {grids[1]:,} patches of an image instead of {grids[0]:,}: "
-            f"each attention map has {(grids[1] / grids[0]) ** 2:,.0f} times as many weights"
+            f"an attention map has {(grids[1] / grids[0]) ** 2:,.0f} weights for one"
         )
     needed = resized is not loaded and bool(reattention_norms(resized.model))
     if needed and not resized.description.calibrate_images:

@@ -147,7 +147,8 @@ class EvaluationReport:
             "losses": draw_losses(self.predictions),
             "classes": draw_classes(figures),
         }
-        if named := most_telling(confused, self.present):
+        named = most_telling(confused, self.present)
+        if len(named) > 1:  # one class is confused with no other
             found["confusion"] = draw_confusion(self.predictions, self.names, named)
         if READABLE < len(self.present) <= OVERVIEW:
             found["confusion_overview"] = draw_overview(self.predictions, self.present)

@@ -155,7 +155,9 @@ def _recipe(state: dict[str, Any]) -> str:
     if not keys:
         return ""
     lines = [f"{key}: {json.dumps(config[key])}" for key in sorted(keys)]
-    return "\n".join([f"## Recipe\nTrained for {state['step']:,} steps.\n", "```yaml", *lines, "```", ""])
+    return "\n".join(
+        [f"## Recipe\nTrained for {amount(state['step'], 'step')}.\n", "```yaml", *lines, "```", ""]
+    )
 
 
 def _use(name: str, report: dict[str, Any], on_hub: bool) -> str:

@@ -9,6 +9,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from deepvit_train.commands.study_finding import MARGIN, MEASURES
+from deepvit_train.console import amount
 from deepvit_train.report.figure import COLOURS, STYLE
 
 Row = dict[str, Any]
@@ -42,7 +43,9 @@ def _rates(found: Row, state: str) -> Figure:
             if row["depth"] == depth:
                 rates = [float(rate) for rate in row["top1"]]
                 (handles[row["arm"]],) = axis.plot(rates, [*row["top1"].values()], **_look(found, row["arm"]))
-        axis.set(xscale="log", title=f"{depth} blocks", xlabel="learning rate", ylabel="top-1 of the search")
+        axis.set(
+            xscale="log", title=amount(depth, "block"), xlabel="learning rate", ylabel="top-1 of the search"
+        )
     figure.legend(handles.values(), handles.keys(), loc="outside right upper", frameon=False)
     figure.supxlabel("held-out training images; one line an arm", fontsize=8, color="#555555")
     return figure
@@ -81,7 +84,7 @@ def _forest(found: Row, state: str) -> Figure:
         axis.errorbar(row["mean"], place, xerr=half, capsize=2, **look)
     axis.axvline(0, color="black", linewidth=0.8)
     axis.axvspan(-MARGIN, MARGIN, color="grey", alpha=0.12, linewidth=0)
-    axis.set_yticks(range(len(rows)), [f"{row['arm']}, {row['depth']} blocks" for row in rows])
+    axis.set_yticks(range(len(rows)), [f"{row['arm']}, {amount(row['depth'], 'block')}" for row in rows])
     axis.invert_yaxis()
     axis.set_xlabel(f"top-1 less that of {found['arms'][0]}, points")
     caption = f"dots: pairs of one seed; bars: 95 % intervals; grey: +-{MARGIN:g} points; {state}"

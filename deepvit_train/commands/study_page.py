@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from deepvit_train.commands.study_finding import MARGIN
+from deepvit_train.console import amount
 
 Row = dict[str, Any]
 
@@ -100,10 +101,10 @@ def _tests(found: Row) -> list[str]:
     rows = []
     if (primary := found["primary"]) is not None:
         gain = f"{found['subject']} - {found['arms'][0]}"
-        what = f"primary: ({gain}) at {found['deep']} less at {found['shallow']} blocks"
+        what = f"primary: ({gain}) at {found['deep']} less at {amount(found['shallow'], 'block')}"
         rows.append([what, *_tested(primary, len(primary["differences"])), f"{primary['p']:.4f}", ""])
     for row in found["secondary"]:
-        what = f"{row['arm']} - {row['against']} at {row['depth']} blocks"
+        what = f"{row['arm']} - {row['against']} at {amount(row['depth'], 'block')}"
         rows.append([what, *_tested(row, row["seeds"]), f"{row['p']:.4f}", f"{row['p_holm']:.4f}"])
     lines = _table(["test", "seeds", "mean", "95 %", "p", "p, Holm"], rows)
     if (row := found["best_control"]) is not None:

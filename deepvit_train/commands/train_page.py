@@ -141,7 +141,7 @@ def _table(
         yield "best checkpoint", str(job.folder.checkpoints / "best")
     rates = [value for _, value in curves.get("train/images_per_s", [])]
     if rates:
-        yield "speed", f"{median(rates):,.0f} images a second (median of {amount(len(rates), 'line')})"
+        yield "images a second", f"{median(rates):,.0f} (median of {amount(len(rates), 'line')})"
     waits = [value for _, value in curves.get("train/data_wait", [])]
     if waits:
         yield "waiting for data", f"{fmean(waits):.0%} of the time"

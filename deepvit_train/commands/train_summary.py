@@ -66,7 +66,7 @@ def _balance(train: ImageIndex, balance: Balance) -> str:
     sizes = np.where(counts > 0, counts, counts.max())
     told = [
         f"{train.classes[number]} has {amount(int(counts[number]), 'image')}, each shown "
-        f"{samples[number] / counts[number]:.3g} times an epoch"
+        f"{samples[number] / counts[number]:.3g} x an epoch"
         for number in (int(counts.argmax()), int(sizes.argmin()))
     ]
     return f"balance: {balance}; {'; '.join(told)}"

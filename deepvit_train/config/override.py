@@ -65,7 +65,6 @@ def _is_bare(override: str) -> bool:
 def check_overrides(command: str, overrides: Sequence[str]) -> None:
     """Raise ConfigError for an override that names no key or choice, with the nearest that exists."""
     groups, keys = groups_of(command), [key.name for key in keys_of(COMMANDS[command])]
-    sections = {name.rsplit(".", 1)[0] for name in keys if "." in name}
     for override in overrides:
         name, equals, value = override.lstrip("+~").partition("=")
         if not equals and not override.startswith("~"):
@@ -73,15 +72,9 @@ def check_overrides(command: str, overrides: Sequence[str]) -> None:
         if name in groups and value not in groups[name] and (name, value) != ("experiment", "null"):
             known = groups[name]
             raise ConfigError(f"{name}={value}: unknown{nearest(value, known)} (choices: {', '.join(known)})")
-        if name not in {*keys, *groups, *sections}:
+        if name not in {*keys, *groups}:
             guess = _nearest_key(name, [*keys, *groups])
             raise ConfigError(f"{name}: no such key{guess} ({console_name(command)} --help lists all)")
-        if name in sections and name not in groups and not value.startswith("{"):
-            inside = [key for key in keys if key.startswith(f"{name}.")]
-            guess = nearest(value, [key.removeprefix(f"{name}.") for key in inside])
-            raise ConfigError(
-                f"{override}: {name} is no key but a section{guess} (its keys: {', '.join(inside)})"
-            )
 
 
 def _nearest_key(name: str, keys: Sequence[str]) -> str:

@@ -62,7 +62,11 @@ class Tracker:
 
     def _open(self, folder: Path, kept: int, evaluated: bool) -> None:
         self._file = MetricsFile(folder, kept, evaluated)
-        self._board = TensorBoard(folder, kept)
+        try:
+            self._board = TensorBoard(folder, kept)
+        except BaseException:
+            self._file.close()
+            raise
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Log scalars by their TensorBoard names: {'train/loss': 1.2}."""

@@ -50,8 +50,7 @@ def plain(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pushed(mixed: Path, plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what was pushed of both runs: `mixed` with a .pt2 file, `plain` as timm has it."""
     folder = tmp_path_factory.mktemp("pushed")
-    for run, form in ((mixed, "pt2"), (plain, "timm")):
-        name = run.parent.name.rstrip("0")
+    for name, run, form in (("mixed", mixed, "pt2"), ("plain", plain, "timm")):
         options = [f"checkpoint={run}", f"out={folder / f'out-{name}'}", f"push={folder / name}"]
         export.run(compose_command("export", [*options, f"format={form}", "check_images=64", *COMMON]))
     return folder

@@ -49,7 +49,7 @@ def test_every_command_composes_with_every_key(command: str) -> None:
     for overrides in [[], *([f"{group}={name}"] for group, names in chosen for name in names)]:
         tree = compose_tree(command, overrides)
         required = {str(key) for key in OmegaConf.missing_keys(tree)}
-        assert required <= {"checkpoint", "source", "out", "root"}
+        assert required <= {"checkpoint", "source", "out", "root", "runs"}
         assert keys == set(flat_values(tree)) | required
 
 

@@ -117,7 +117,7 @@ def test_a_balanced_run_is_the_same_after_a_resume_and_with_ranks(image_folder: 
     ]
     done = call("train", *learn, "run_dir=whole")
     assert not done.returncode, done.stderr
-    assert "balance: uniform; ant has 8 images, each shown 0.75 times an epoch; cat has 2" in done.stdout
+    assert "balance: uniform; ant has 8 images, each shown 0.75 x an epoch; cat has 2" in done.stdout
     for more in ("trainer.max_steps=6", "trainer.max_steps=null"):
         assert call("train", *learn, "run_dir=parts", more, "data.workers=2").returncode == 0
     whole, parts = (load_file(f"{run}/checkpoints/last/model.safetensors") for run in ("whole", "parts"))
