@@ -51,6 +51,7 @@ PATHS = [
     ("bench", ["vary=model.depth", "values=[1,2]"], "plot", 6),
     ("data check", [], "root", 4),
     ("data check", ["root=images"], "data.class_map", 4),
+    ("compare", ["a", "b"], "out", 6),
     ("analyze", [], "checkpoint", 3),
     ("analyze", ["checkpoint=run"], "compare", 3),
     ("analyze", ["checkpoint=run"], "out", 6),

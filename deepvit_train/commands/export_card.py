@@ -184,7 +184,7 @@ model = timm.create_model("{timm}", pretrained=True).eval()
 With this project (`pip install deepvit-train`):
 
     deepvit-eval checkpoint={here}{fetched} data=imagefolder data.root=FOLDER
-    deepvit-predict checkpoint={here}{fetched} images=FOLDER
+    deepvit-predict images=FOLDER checkpoint={here}{fetched}
 
 ```python
 import deepvit_train

@@ -325,7 +325,8 @@ class Trainer:
         """Begin to write a checkpoint. All ranks must call this."""
         state = self.run.state
         state.losses, state.loss_steps, state.plain_losses = self.meter.losses()
-        state.hours = self.hours_before + self.run.hours
+        if self.run.config.trainer.max_hours is not None:  # else equal runs have equal states
+            state.hours = self.hours_before + self.run.hours
         self.saver.save()
 
     def _save_if_new(self, guard: FiniteGuard) -> None:

@@ -60,7 +60,7 @@ class TrainState:
     )  # for live and ema weights at evaluated_step
     class_weights: list[float] | None = None  # of the loss; None: equal ones
     worse: int = 0  # evaluations in a row since the best one
-    hours: float = 0.0  # of training, over all starts
+    hours: float = 0.0  # of training, over all starts with trainer.max_hours
     bad_files: list[str] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)  # sums since the last log line, of each rank
     loss_steps: int = 0

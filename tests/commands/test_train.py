@@ -121,7 +121,6 @@ def test_a_stopped_run_ends_as_the_uninterrupted_one(
     assert len(digests(tmp_path / "whole")) == 3
     whole, stopped = state_of(tmp_path / "whole"), state_of(tmp_path / "stopped")
     assert whole["identity"].pop("run") != stopped["identity"].pop("run")
-    assert whole.pop("hours") > 0 < stopped.pop("hours")
     assert whole == stopped
     for name in ("train/loss", "val/top1"):
         steps = steps_logged(tmp_path / "stopped", name)

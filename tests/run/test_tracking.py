@@ -200,10 +200,15 @@ def run_in_two_starts(tracker: str, folder: Path, environment: dict[str, str]) -
 @pytest.mark.runs
 def test_mlflow_shows_a_run_that_went_on_as_one(digits: Path, tmp_path: Path) -> None:
     pytest.importorskip("mlflow")
-    place = (tmp_path / "mlflow").as_uri()
-    number = run_in_two_starts("mlflow", tmp_path, {"MLFLOW_TRACKING_URI": place})
+    place, allowed = (tmp_path / "mlflow").as_uri(), {"MLFLOW_ALLOW_FILE_STORE": "true"}
+    number = run_in_two_starts("mlflow", tmp_path, {"MLFLOW_TRACKING_URI": place, **allowed})
     looked = subprocess.run(
-        [sys.executable, "-c", LOOK, place], capture_output=True, text=True, cwd=tmp_path, check=True
+        [sys.executable, "-c", LOOK, place],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | allowed,
+        check=True,
     )
     assert json.loads(looked.stdout) == [[number, "FINISHED", [2, 4, 6, 8]]]
 
