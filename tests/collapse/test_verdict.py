@@ -56,7 +56,10 @@ def test_blocks_that_do_nothing_and_what_helped_such_models() -> None:
         " ".join(lines)
     )
     assert "In the study 0.0003 was the best of 0.0003, 0.001 at 24 blocks" in " ".join(lines)
-    assert "top-1 was 85.50 (85.00 to 86.00) with 8, 83.50 (83.00 to 84.00) with 24 blocks" in " ".join(lines)
+    assert (
+        "top-1 was 85.50 (85.00 to 86.00) with 8 blocks, 83.50 (83.00 to 84.00) with 24 blocks"
+        in " ".join(lines)
+    )
     assert len(told) == len(lines) - 1
 
 

@@ -60,6 +60,8 @@ def test_every_cell_of_the_shipped_studies_composes(name: str, digits: Path, tmp
         "study", [f"study={name}", f"root={digits}", f"out={tmp_path}", "study.seeds=[0]"]
     )
     for cell in study.cells_of(config.study):
+        if cell.rate not in (None, *config.study.rates[:1]):
+            continue  # the others differ by a number
         overrides = study.commands_of(cell, config)["train"]
         composed = compose_command("train", overrides)
         assert (composed.model.depth, composed.model.dim) == (cell.depth, cell.dim)
