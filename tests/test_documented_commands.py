@@ -52,9 +52,10 @@ SHORT = {
     "analyze": ["collapse.images=2", "batch_size=2", "threads=1", "data.workers=0"],
     "export": [],
     "convert": [],
+    "compare": ["threads=1"],
     "bench": ["repeats=1", "batch_size=1", "threads=1"],
     "data": ["threads=1"],
-    "study": ["limit_cells=1", "threads=1", "train_images=20", "val_images=10"],
+    "study": ["limit_cells=1", "threads=1", "train_images=60", "val_images=10", "search_images=4"],
 }
 # Appended where a model is built, but for sweeps over its depth.
 SMALL = ["model.depth=2", "attn.from_block=0"]
@@ -73,6 +74,9 @@ ELSEWHERE = {
     r"device=cuda|scripts\.bench_gpu": "needs a GPU",
     r"\$COMMON": "needs words that its page keeps in a variable of the shell, and minutes",
     r"=hf:": "needs the network",
+    r"wandb": "needs packages that development goes without",
+    r"out=runs/mine": "trains arms of 96 images a step; tests/commands/test_study.py types such arms",
+    r"suite=imagenet": "needs ImageNet's test sets; tests/commands/test_evaluate_suite.py imitates them",
     r"=timm:|vit_s\.safetensors": "needs weights of timm: a file of its cache, or the network",
     r"python train\.py": "is timm's own script",
     r"study=imagenet": "trains each cell for 300 epochs, which no key of a study shortens",
@@ -94,7 +98,8 @@ def stage(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
     sets = {"flowers": (64, 48), "imagenet": (64, 48), "fashion": (28, 28)}
     for name, size in sets.items():
-        for split, count in (("train", 10), ("val", 5)):
+        many = 40 if name == "fashion" else 10  # a study trains 50 images a step
+        for split, count in (("train", many), ("val", 5)):
             for label in ("daisy", "rose"):
                 images = folder / "data" / name / split / label
                 images.mkdir(parents=True)
@@ -116,7 +121,11 @@ def stage(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     broken = folder / "broken"
     shutil.copytree(folder / "data" / "flowers", broken)
     (broken / "train" / "rose" / "9.png").write_bytes(b"")
-    for name, model in (("NAME", []), ("OTHER", ["attn=self"]), ("PLAIN", ["attn=self", *SIX_HEADS])):
+    runs = {"NAME": [], "OTHER": ["attn=self"], "PLAIN": ["attn=self", *SIX_HEADS]}
+    runs |= {"A": [], "B": ["seed=1"], "C": ["attn=self"]}
+    runs |= {f"plain-s{seed}": ["attn=self", f"seed={seed}"] for seed in range(3)}
+    runs |= {f"deep-s{seed}": ["model.depth=3", f"seed={seed}"] for seed in range(3)}
+    for name, model in runs.items():
         run_dir = folder / "runs" / name
         train.run(compose_command("train", [*QUICK, *model, f"name={name}", f"run_dir={run_dir}"]))
     torch.save(DeepViT(model_preset("deepvit_s"), 2).state_dict(), folder / "FILE.pth")
