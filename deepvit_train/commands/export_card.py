@@ -31,6 +31,7 @@ COLLAPSE = {
     "collapse/feature_cosine_to_last": "cosine of features to the last block's",
 }
 # Keys of the configuration that are no part of a recipe: the model's own stand in the file.
+PATHS = ("classes", "loss.class_weight")  # keys that may hold the path of a file
 LEFT_OUT = ("model.", "attn.", "collapse.", "trainer.limit_batches")
 
 
@@ -102,7 +103,7 @@ def _worth(loaded: LoadedModel, report: dict[str, Any], state: dict[str, Any]) -
         rows.append((f"the run, at step {step}", float(top1), int(images)))
     chosen = []
     if rows and state.get("best", {}).get("step") == step:
-        chosen = ["The run kept the step with the highest accuracy, so its figure is a little too high.", ""]
+        chosen = ["The run chose this step by these images, so its figure is a little too high.", ""]
     check = report["check"]
     rows.append((f"this export ({check['program_exported']})", check["top1_exported"], check["images"]))
     lines = [
@@ -154,10 +155,15 @@ def _recipe(state: dict[str, Any]) -> str:
     keys = [key for key in config if not key.startswith(LEFT_OUT)]
     if not keys:
         return ""
-    lines = [f"{key}: {json.dumps(config[key])}" for key in sorted(keys)]
+    lines = [f"{key}: {json.dumps(_without_folder(key, config[key]))}" for key in sorted(keys)]
     return "\n".join(
         [f"## Recipe\nTrained for {amount(state['step'], 'step')}.\n", "```yaml", *lines, "```", ""]
     )
+
+
+def _without_folder(key: str, value: Any) -> Any:
+    """Return a value; of a path its last part alone, because the folders are of somebody's machine."""
+    return Path(value).name if key in PATHS and value is not None else value
 
 
 def _use(name: str, report: dict[str, Any], on_hub: bool) -> str:

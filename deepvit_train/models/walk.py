@@ -112,7 +112,22 @@ class _OwnWalk(Walk):
         return self.model.attn.mixes(block)
 
 
-class _TimmWalk(Walk):
+class TimmWalk(Walk):
+    """What the walks through timm's models share: their head, and that no block mixes its heads."""
+
+    model: Any
+
+    def normalise(self, x: Tensor) -> Tensor:
+        return self.model.norm(x)
+
+    def classify(self, x: Tensor) -> Tensor:
+        return self.model.forward_head(self.normalise(x))
+
+    def mixes(self, block: int) -> bool:
+        return False
+
+
+class _VisionTransformerWalk(TimmWalk):
     def __init__(self, model: VisionTransformer) -> None:
         for index, block in enumerate(model.blocks):
             if type(block) is not TimmBlock or type(block.attn) is not TimmAttention:
@@ -136,22 +151,13 @@ class _TimmWalk(Walk):
             attended + part.drop_path2(part.ls2(part.mlp(part.norm2(attended)))), branch, maps, maps
         )
 
-    def normalise(self, x: Tensor) -> Tensor:
-        return self.model.norm(x)
-
-    def classify(self, x: Tensor) -> Tensor:
-        return self.model.forward_head(self.normalise(x))
-
-    def mixes(self, block: int) -> bool:
-        return False
-
 
 def walk_through(model: nn.Module) -> Walk:
     """Return a walk through a model. Raises ConfigError if the model is of a kind that can't be recorded."""
     if isinstance(model, DeepViT):
         return _OwnWalk(model)
     if isinstance(model, VisionTransformer):
-        return _TimmWalk(model)
+        return _VisionTransformerWalk(model)
     if isinstance(model, Eva):
         from deepvit_train.models.walk_eva import EvaWalk  # it is a Walk, so it needs this module first
 

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from deepvit_train.error import ConfigError
 from deepvit_train.models.reattention import softmax_maps
-from deepvit_train.models.walk import Passage, Walk
+from deepvit_train.models.walk import Passage, TimmWalk
 
 
-class EvaWalk(Walk):
+class EvaWalk(TimmWalk):
     """An Eva model as a row of blocks. Its rotary positions are those of the images that were embedded last.
 
     Raises:
@@ -51,15 +51,6 @@ class EvaWalk(Walk):
 
     def advance(self, block: int, x: Tensor) -> Tensor:
         return self.blocks[block](x, rope=self._rope_of(block))
-
-    def normalise(self, x: Tensor) -> Tensor:
-        return self.model.norm(x)
-
-    def classify(self, x: Tensor) -> Tensor:
-        return self.model.forward_head(self.normalise(x))
-
-    def mixes(self, block: int) -> bool:
-        return False
 
     def _rope_of(self, block: int) -> Tensor | None:
         """Return a block's rotary positions: (N, 2 K), or its own of (L, H, N, 2 K)."""

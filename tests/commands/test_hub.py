@@ -18,7 +18,7 @@ from timm.models import VisionTransformer
 
 import deepvit_train
 from deepvit_train.commands import export, train
-from deepvit_train.commands.export_card import interval
+from deepvit_train.commands.export_card import _recipe, interval
 from deepvit_train.config.compose import compose_command
 from deepvit_train.models import DeepViT
 from deepvit_train.run import hub
@@ -179,7 +179,7 @@ def test_the_card_says_what_the_run_knows(mixed: Path, pushed: Path) -> None:
     low, high = interval(round(top1 * images), images)
     step = read_state(mixed / "checkpoints" / "best")["step"]
     assert f"| the run, at step {step} | {top1:.4f} | {low:.4f} to {high:.4f} | {images} |" in card
-    assert "The run kept the step with the highest accuracy, so its figure is a little too high." in card
+    assert "The run chose this step by these images, so its figure is a little too high." in card
     assert "library_name: timm" in card
     assert "| attention | reattention, from block 1 on (norm: batch) |" in card
     assert "share of blocks that do as well with the maps of the block before" in card
@@ -187,6 +187,14 @@ def test_the_card_says_what_the_run_knows(mixed: Path, pushed: Path) -> None:
     assert json.loads(report)["digests"]["file"] in card
     assert 'timm.create_model("local-dir:mixed", pretrained=True)' in card
     assert str(mixed) not in card  # where things lay is nobody's business
+
+
+def test_the_recipe_of_a_card_names_files_without_their_folders() -> None:
+    config = {"classes": "/home/me/names.txt", "loss.class_weight": "balanced", "data.group_by": "(a/b)"}
+    recipe = _recipe({"step": 1, "identity": {"config": config}})
+    assert 'classes: "names.txt"' in recipe
+    assert 'loss.class_weight: "balanced"' in recipe
+    assert 'data.group_by: "(a/b)"' in recipe
 
 
 @pytest.mark.parametrize(
