@@ -101,9 +101,11 @@ def _curves(file: Path) -> dict[str, list[tuple[int, float]]]:
     """Read every curve of metrics.jsonl: its steps and values."""
     curves: dict[str, list[tuple[int, float]]] = {}
     for _, line in read_json_lines(file):
+        if not isinstance(line, dict) or not isinstance(step := line.get("step"), int):
+            continue
         for name, value in line.items():
-            if name != "step" and value is not None:
-                curves.setdefault(name, []).append((line["step"], value))
+            if name != "step" and isinstance(value, (int, float)):
+                curves.setdefault(name, []).append((step, value))
     return curves
 
 

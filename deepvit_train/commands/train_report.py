@@ -7,7 +7,7 @@ from typing import Any
 from deepvit_train.commands.train_job import Job
 from deepvit_train.config.compose import compose_command, plain
 from deepvit_train.console import amount, console
-from deepvit_train.error import ConfigError, OutputError
+from deepvit_train.error import ConfigError
 from deepvit_train.run.change import FREE_KEYS, flatten
 from deepvit_train.run.tracking import Tracker
 from deepvit_train.training.validation import COUNTS, phrase, phrase_best
@@ -46,7 +46,7 @@ def _write_page(job: Job, lines: list[str], notable: dict[str, Any]) -> None:
         return
     try:
         job.run.say(f"report: {write_page(job, lines, notable)}")
-    except (OutputError, OSError) as error:
+    except Exception as error:  # a damaged line of an older start, for example
         job.run.say(f"warning: the report was not written: {error}")
 
 

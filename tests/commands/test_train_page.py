@@ -37,6 +37,8 @@ def test_a_page_that_can_not_be_written_is_no_failure(
     digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trained(tmp_path / "run", "trainer.max_steps=3", "trainer.report=false")
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('7\n{"step": 3, "train/loss": "high"}\n')  # no line of a run's own
     (tmp_path / "run" / "curves.png").mkdir()
     assert "val/top1" in trained(tmp_path / "run")
     assert "warning: the report was not written: " in capsys.readouterr().out
