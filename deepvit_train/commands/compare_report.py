@@ -1,4 +1,4 @@
-"""Write the report of a comparison: a page of one file, its figures, its numbers, and the images between."""
+"""Write the report of a comparison: a page, its figures, its numbers, and the images that changed sides."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class Pair:
 
     @property
     def is_clear(self) -> bool:
-        """Whether other images would hardly have turned the difference around."""
+        """Whether the difference is more than noise of images: a low p-value, and an interval without 0."""
         return self.p < CLEAR and _without_zero(self.difference)
 
     @property

@@ -26,7 +26,7 @@ TEMPERATURES = (0.05, 20.0)  # between these the temperature is looked for
 
 @dataclass(frozen=True)
 class ClassFigures:
-    """What is known of one class. A share is None where nothing it is of was seen.
+    """What is known of one class. A share of no images is None.
 
     Args:
         precision: share of right ones among the images that were told to be of this class.

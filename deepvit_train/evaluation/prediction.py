@@ -65,7 +65,7 @@ class Recorder:
 
     def __init__(self, order: EvalOrder, classes: int, world: World) -> None:
         self.order, self.classes, self.world = order, classes, world
-        # Every so manieth image, so that all ranks know whose logits they keep.
+        # Evenly over the split, so that all ranks know whose logits they keep.
         self.stride = -(-len(order.images) * classes // MOST_LOGITS) or 1
         self._starts = iter(order.starts)
         self._columns: list[Tensor] = []
