@@ -39,6 +39,7 @@ def from_timm(arguments: Sequence[str]) -> str:
         _optimizer,
         _schedule,
         _loss,
+        _watching,
         _augment,
         _trainer,
     ):
@@ -204,6 +205,15 @@ def _loss(command: Command) -> None:
         command.keys["loss"] = "bce"
         if threshold := command.text("--bce-target-thresh"):
             command.keys["loss.target_threshold"] = threshold
+
+
+def _watching(command: Command) -> None:
+    if command.has("--log-wandb"):
+        command.keys["tracker"] = "wandb"
+    if (metric := command.text("--eval-metric")) == "loss":
+        command.keys["trainer.select_by"] = metric
+    elif metric not in ("", "top1"):
+        command.missing(f"--eval-metric {metric}", "trainer.select_by=top1")
 
 
 def _augment(command: Command) -> None:

@@ -146,6 +146,8 @@ def test_the_rate_is_worked_out_as_timm_does(flags: str, rate: float) -> None:
         ("--opt fusedlamb", "optim.name", "lamb"),
         ("--sched step --decay-epochs 2.4 --decay-rate .97", "schedule.decay_epochs", 2.4),
         ("--bce-loss --bce-target-thresh 0.2", "loss.target_threshold", 0.2),
+        ("--eval-metric loss", "trainer.select_by", "loss"),
+        ("--log-wandb", "tracker", ["wandb"]),
         ("--val_split val2", "data.split", "val2"),  # an underscore is a dash
         ("--weight-dec 0.1", "optim.weight_decay", 0.1),  # argparse takes the beginning of a flag
         ("-b=32", "trainer.batch_size", 32),
@@ -162,7 +164,7 @@ def test_a_flag_sets_a_key(flags: str, key: str, value: object) -> None:
         ("--model resnet50", "missing: --model resnet50 is none of our shapes; nearest: model=vit_small"),
         ("--sched poly", "missing: --sched poly; nearest: schedule=cosine"),
         ("--mixupp 0.2", "unknown: --mixupp 0.2: no flag of timm; did you mean '--mixup'?"),
-        ("--log-wandb", "missing: --log-wandb; nearest: TensorBoard"),
+        ("--eval-metric top5", "missing: --eval-metric top5; nearest: trainer.select_by=top1"),
         ("--model-kwargs colour=red", "missing: --model-kwargs colour=red"),
         ("/other", "unknown: /other: a second word"),
     ],
