@@ -75,6 +75,7 @@ def write_page(job: Job, said: Sequence[str], notable: dict[str, Any]) -> Path:
         if (drawn := _drawn(panels, curves)) is not None:
             figures[name] = draw_lines(drawn, CAPTIONS[name])
     images = []
+    job.folder.check_held()  # drawing takes a second, in which another run may begin under this name
     for name, figure in figures.items():
         file = save(figure, folder, name, kind="png")
         images.append((name, inline(file, f"curves of the run: {name}")))
@@ -93,6 +94,7 @@ def write_page(job: Job, said: Sequence[str], notable: dict[str, Any]) -> Path:
         bad_files=state.bad_files[:BAD_FILES],
         bad_count=len(state.bad_files),
     )
+    job.folder.check_held()
     write_text(folder / "report.html", page)
     return folder / "report.html"
 

@@ -60,8 +60,8 @@ class CheckpointWriter:
     A kill at any moment leaves whole checkpoints. The one that was being written may be missing.
 
     Args:
-        check: raises OutputError where the folder may not be written any more. Called before and after the
-            tensors are written.
+        check: raises OutputError where the folder may not be written any more. Called before anything is
+            written, before a checkpoint gets its name, before a link leads to it, and before older ones go.
     """
 
     def __init__(self, folder: Path, keep_last: int, check: Callable[[], None] = lambda: None) -> None:
@@ -114,11 +114,12 @@ class CheckpointWriter:
         self._check()
         if not completes:
             remove_evaluations(self.folder, f"step_{step:07d}")  # of a checkpoint whose place this one takes
-        written = write_checkpoint(self.folder, step, files, state, completes)
+        written = write_checkpoint(self.folder, step, files, state, completes, self._check)
         self._check()
         point(self.folder, "last", written)
         if best:
             point(self.folder, "best", written)
+        self._check()
         prune(self.folder, self.keep_last, written, keep={target_of(self.folder / "best")})
 
 
@@ -128,6 +129,7 @@ def write_checkpoint(
     files: dict[str, TensorFile],
     state: dict[str, Any],
     completes: bool = False,
+    check: Callable[[], None] = lambda: None,
 ) -> Path:
     """Write folder/step_NNNNNNN. If that fails, raises OutputError and leaves nothing half-written.
 
@@ -135,6 +137,8 @@ def write_checkpoint(
 
     Args:
         completes: take over the tensors that the checkpoint of this step holds already.
+        check: raises OutputError where the folder may not be written any more. Called once all is written:
+            until then another run may have begun under the folder's name.
     """
     target = folder / f"step_{step:07d}"
     partial = folder / f"{TEMPORARY}{secrets.token_hex(8)}"
@@ -150,6 +154,7 @@ def write_checkpoint(
         _write_json(partial / MANIFEST, {"format": FORMAT, "sha256": digests})
         digest_of(partial / MANIFEST, flush=True)
         _flush(partial)
+        check()
         before = set_aside(target)
         partial.rename(target)
         _flush(folder)
@@ -162,6 +167,9 @@ def write_checkpoint(
             f"{target}: can't write the checkpoint ({error}); it needs {need / 2**20:.1f} MiB, "
             f"{free / 2**20:.1f} MiB are free"
         ) from None
+    except OutputError:
+        remove(partial)
+        raise
     return target
 
 

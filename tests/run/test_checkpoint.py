@@ -316,3 +316,28 @@ def test_a_name_that_differs_in_its_unicode_form_only_is_told_apart(tmp_path: Pa
     assert r"did you mean 'cafe\u0301'? It differs from 'caf\xe9' in its Unicode form only" in str(
         error.value
     )
+
+
+@pytest.mark.parametrize("allowed", [0, 1, 2, 3])
+def test_a_save_stops_where_the_folder_became_another_runs(tmp_path: Path, allowed: int) -> None:
+    """Another run's checkpoint of the same step, and its older ones, stay as they are."""
+    theirs = {step: saving.write_checkpoint(tmp_path, step, {}, {"note": "theirs"}) for step in (1, 2)}
+    saving.point(tmp_path, "last", theirs[2])
+    calls = []
+
+    def check() -> None:
+        calls.append(None)
+        if len(calls) > allowed:
+            raise OutputError("another run's")
+
+    writer = saving.CheckpointWriter(tmp_path, keep_last=1, check=check)
+    writer.save(3 if allowed > 1 else 2, {}, {"note": "ours"}, best=False)
+    with pytest.raises(OutputError, match="another run's"):
+        writer.wait()
+    writer.close()
+    assert len(calls) == allowed + 1
+    assert not list(tmp_path.glob(f"{saving.TEMPORARY}*"))
+    assert [json.loads((path / "state.json").read_text())["note"] for path in theirs.values()] == [
+        "theirs"
+    ] * 2
+    assert (tmp_path / "last").resolve().name == ("step_0000003" if allowed > 2 else "step_0000002")
