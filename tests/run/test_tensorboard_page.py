@@ -54,25 +54,26 @@ def page(digits: Path, tmp_path: Path) -> Iterator[str]:
 
 def test_the_scalar_page_shows_every_curve(page: str, tmp_path: Path) -> None:
     picture = tmp_path / "tensorboard.png"
-    dom = subprocess.run(
-        [
-            str(BROWSER),
-            "--headless=new",
-            "--no-sandbox",
-            "--disable-gpu",
-            f"--user-data-dir={tmp_path / 'profile'}",
-            "--window-size=1600,2400",
-            "--virtual-time-budget=60000",
-            f"--screenshot={picture}",
-            "--dump-dom",
-            f"{page}/?tagFilter=^({'|'.join(CURVES)})$#timeseries",  # cards out of sight are not drawn
-        ],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    ).stdout
-    for name in CURVES:
-        assert name in dom
+    command = [
+        str(BROWSER),
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--window-size=1600,2400",
+        f"--screenshot={picture}",
+        "--dump-dom",
+        f"{page}/?tagFilter=^({'|'.join(CURVES)})$#timeseries",  # cards out of sight are not drawn
+    ]
+    # The browser's clock runs ahead of the server's answers when the machine is quick, so it gets more time.
+    for budget in (60_000, 240_000, 960_000):
+        shown = subprocess.run(
+            [*command, f"--virtual-time-budget={budget}"], capture_output=True, text=True, timeout=300
+        ).stdout
+        missing = [name for name in CURVES if name not in shown]
+        if not missing:
+            break
+    assert not missing
     colours = Image.open(picture).convert("RGB").getcolors(maxcolors=1 << 24)
     assert colours is not None
     assert len(colours) > 50  # a page with curves, not a blank one
