@@ -58,7 +58,7 @@ def run(config: DataCheckConfig) -> dict[str, Any]:
     world = distributed.start(config.device.value, timeout_s=60)
 
     # List the folders, then read every file.
-    names = dict.fromkeys(("train", config.data.split))  # data.split=train names it twice
+    names = dict.fromkeys(("train", config.data.evaluated))  # data.split=train names it twice
     splits = [check.list_split(root, config.data, name) for name in names]
     workers = worker_count(config.data)
     with progress_bar() as progress:
