@@ -169,7 +169,7 @@ def _dispatch(arguments: list[str]) -> int:
             f"{command}: no such command{nearest(command, COMMANDS)} (choices: {', '.join(COMMANDS)})"
         )
     if command == "train" and "--from-timm" in arguments:
-        print(from_timm(arguments[arguments.index("--from-timm") + 1 :]))
+        print(from_timm(arguments[arguments.index("--from-timm") + 1 :], _timm))
         return 0
     flags = [argument for argument in arguments[1:] if argument.startswith("-")]
     overrides = [argument for argument in arguments[1:] if not argument.startswith("-")]
@@ -189,6 +189,11 @@ def _dispatch(arguments: list[str]) -> int:
     else:
         run_command(command, compose_command(command, overrides))
     return 0
+
+
+def _timm() -> Any:
+    """Import what asks timm, which takes seconds."""
+    return importlib.import_module("deepvit_train.commands.train_timm")
 
 
 def _told_configuration(command: str, overrides: list[str], sweeps: bool) -> str:
