@@ -85,4 +85,6 @@ def _type_name(hint: Any) -> str:
         return "|".join(hint.__members__)
     if get_origin(hint) is dict:
         return NAMED
+    if get_origin(hint) is list:
+        return f"list of {_type_name(get_args(hint)[0])}"
     return str(hint) if get_args(hint) else hint.__name__

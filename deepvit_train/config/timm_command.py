@@ -66,6 +66,12 @@ def table(program: str) -> dict[str, Flag]:
     return {names.split()[0]: Flag(tuple(names.split()), *rest) for names, *rest in rows}
 
 
+def is_flag_of_timm(word: str) -> bool:
+    """Return whether train.py of timm, or DeiT's main.py, has a flag: --model, or --model=NAME."""
+    flags = [*table("train").values(), *table("deit").values()]
+    return word.partition("=")[0] in {name for flag in flags for name in flag.names}
+
+
 @dataclass
 class Command:
     """A command line that was read: its flags, and on how many processes it runs."""

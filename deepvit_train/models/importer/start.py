@@ -13,12 +13,13 @@ from timm.layers import resample_abs_pos_embed, resample_patch_embed
 
 from deepvit_train.classes import TORCHVISION, difference, ordered, shortened
 from deepvit_train.config.model import Pool
+from deepvit_train.config.preset import model_preset
 from deepvit_train.console import amount
 from deepvit_train.error import CheckpointError
 from deepvit_train.models.deepvit import DeepViT
 from deepvit_train.models.importer import class_names, left_out_note, own_tensors, timm_cache, timm_vit
 from deepvit_train.models.importer.file import read_source
-from deepvit_train.models.importer.form import preset_of_shape
+from deepvit_train.models.importer.form import preset_of_shape, presets_of_shape
 from deepvit_train.models.importer.layout import Tensors, Translated
 from deepvit_train.run.checkpoint import find
 from deepvit_train.run.description import ModelDescription
@@ -84,6 +85,7 @@ def start_from(
             names, order = class_names(source, layout, said, _outputs(tensors))
             tensors = _rows_by_name(model, tensors, classes, names, order or TORCHVISION, notes)
         name = name or _architecture_beside(found.file)
+        _check_width(model, translated.tensors)
         _check_heads(model, source.description, name, translated)
         _check_pool(model, translated)
         asks = translated.shown.get(timm_vit.ASKS)
@@ -101,6 +103,18 @@ def start_from(
         raise CheckpointError(f"model.weights={path}: {error}") from None
     model.load_state_dict(tensors)
     return Start(found.file, layout.name, notes)
+
+
+def _check_width(model: DeepViT, tensors: Tensors) -> None:
+    """Refuse tensors of another width, and name the preset that has it."""
+    given = tensors["pos_embed"].shape[-1] if "pos_embed" in tensors else model.embed_dim
+    if given == model.embed_dim:
+        return
+    presets = presets_of_shape(tensors)
+    # Of presets of one shape the one whose images have the same range as the model's.
+    presets.sort(key=lambda name: tuple(model_preset(name).model.mean) != tuple(model.pretrained_cfg["mean"]))
+    near = f"model={presets[0]}" if presets else f"model.dim={given}"
+    raise CheckpointError(f"has width {given}, not model.dim={model.embed_dim}; nearest: {near}")
 
 
 def _check_heads(
@@ -155,7 +169,8 @@ def _head(expected: Tensors, tensors: Tensors, notes: list[str]) -> Tensors:
     own, given = _outputs(expected), _outputs(tensors)
     if own == given:
         return tensors
-    notes.append(f"fresh head of {amount(own, 'class', 'classes')}, not {given}")
+    other = f"not {given}" if given else "because the file has no head"
+    notes.append(f"fresh head of {amount(own, 'class', 'classes')}, {other}")
     return _with_head_of(expected, tensors)
 
 
