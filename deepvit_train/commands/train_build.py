@@ -10,6 +10,7 @@ import torch
 
 from deepvit_train.commands.train_graft import settle_graft
 from deepvit_train.commands.train_job import Job, Opened
+from deepvit_train.commands.train_teacher import open_teacher
 from deepvit_train.config.compose import plain
 from deepvit_train.config.preset import Architecture
 from deepvit_train.config.train import TrainConfig
@@ -60,11 +61,13 @@ def build(config: TrainConfig, stack: ExitStack) -> Job:
         graft.start_norms(opened.model)
     # The files of the embedded digits are written on each machine, by whatever Pillow is there.
     ranks.check_weights(world, opened.origin.weights)
+    ranks.check_teacher(world, opened.teacher_digest)
     ranks.check_data(world, opened.labels.names, opened.splits, sizes=config.data.root is not None)
 
     together(world, lambda: _take(folder, config, opened.splits, stack, say))
     state = build_state(opened.model, config, opened.plan, world)
     state.class_weights = opened.class_weights
+    state.teacher = opened.teacher_digest
     run = Run(
         config=config,
         world=world,
@@ -102,6 +105,7 @@ def _open(config: TrainConfig, folder: RunFolder, world: World, say: Callable[[s
         model=model,
         initial=initial,
         class_weights=class_weights(config.loss, train),
+        teacher=open_teacher(config, train, say),
     )
 
 

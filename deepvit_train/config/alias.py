@@ -35,6 +35,10 @@ BEFORE = {
     "attn.qk_gain": 1.0,
     "trainer.report": True,
     "tracker": ["tensorboard"],
+    "distill.weights": "auto",
+    "distill.kind": "soft",
+    "distill.share": 0.5,
+    "distill.temperature": 1.0,
     "trainer.select_by": "top1",
     "schedule.name": "cosine",
     "schedule.decay_share": 0.2,  # this and other keys of choices that were not there

@@ -8,6 +8,8 @@ from deepvit_train.config.alias import BEFORE
 
 # These may change when a run goes on. They say where it runs and what it tells, not what it computes.
 FREE_KEYS = {
+    "distill.teacher",  # the teacher's weights are compared themselves
+    "distill.file",
     "download",
     "tracker",
     "data.root",
