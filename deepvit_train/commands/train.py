@@ -148,7 +148,7 @@ def _training_batches(job: Job, loaders: Loaders) -> Iterator[Batch]:
     order = TrainOrder(
         len(job.train),
         batch_size=config.trainer.batch_size,
-        accumulate=config.trainer.accumulate,
+        accumulate=config.trainer.parts,
         steps_per_epoch=plan.steps_per_epoch,
         steps=range(job.run.state.step, plan.total_steps),
         seed=config.seed,

@@ -28,6 +28,7 @@ from deepvit_train.training import images, ranks
 from deepvit_train.training.class_weight import class_weights
 from deepvit_train.training.interruption import StopSignals
 from deepvit_train.training.loop import Run
+from deepvit_train.training.micro_batch import settle_accumulate
 from deepvit_train.training.optimizer import build_optimizer
 from deepvit_train.training.origin import Origin, check_length, find_origin, open_splits
 from deepvit_train.training.plan import build_plan
@@ -56,6 +57,7 @@ def build(config: TrainConfig, stack: ExitStack) -> Job:
     # All that can be wrong is looked at before the folder is made: a mistake leaves no folder behind.
     folder = RunFolder(config.run_dir, config.data, writes=world.is_main)
     graft = settle_graft(config, folder, world, say)
+    settle_accumulate(config, folder, world, say)
     opened = together(world, lambda: _open(config, folder, world, say))
     if graft is not None:
         graft.start_norms(opened.model)

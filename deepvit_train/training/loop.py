@@ -158,7 +158,7 @@ class Trainer:
             self._save_if_new(guard)
 
         try:
-            return receive(batches, run.config.trainer.accumulate, run.signals, run.world, save)
+            return receive(batches, run.config.trainer.parts, run.signals, run.world, save)
         except NotFiniteError as error:
             raise NotFiniteError(f"{error}; last good checkpoint: {self.saver.newest()}") from None
         except WaitInterrupted:
@@ -233,6 +233,7 @@ class Trainer:
             regulariser=build_regulariser(config.loss, config.model.depth),
             criterion=build_criterion(config.loss, self.run.state.class_weights, self.run.world.device),
             distillation=self.distillation,
+            channels_last=config.trainer.channels_last,
         )
 
     def _agree(self, alarm: bool) -> _Due:

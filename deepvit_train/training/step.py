@@ -41,6 +41,7 @@ class StepOptions:
     regulariser: CosineRegulariser | None = None
     criterion: Criterion | None = None  # None: cross-entropy
     distillation: Distillation | None = None
+    channels_last: bool = False
 
     @property
     def separated(self) -> bool:
@@ -98,6 +99,8 @@ def train_step(
         images, targets, smoothing = _mixed(batch, options, seed)
         # Replicas exchange gradients once a step, after its last micro-batch; sharded ranks after each.
         local: Any = getattr(forward, "no_sync", nullcontext) if number + 1 < len(batches) else nullcontext
+        if options.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
         # Before the model's activations take memory.
         answer = None if options.distillation is None else options.distillation.answer(images)
         with local():
