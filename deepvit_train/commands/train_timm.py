@@ -12,6 +12,7 @@ from torch import nn
 
 from deepvit_train.config.preset import plain_from
 from deepvit_train.error import ConfigError, nearest
+from deepvit_train.models.importer.timm_cache import known
 from deepvit_train.models.importer.timm_name import architecture_of, differences
 
 PLAIN = [f"vit_{size}_patch16_224" for size in ("tiny", "small", "base")]
@@ -20,13 +21,21 @@ PLAIN = [f"vit_{size}_patch16_224" for size in ("tiny", "small", "base")]
 def model_keys(name: str) -> dict[str, Any]:
     """Return the keys of `model` for timm's model of a name, 'vit_large_patch16_224', with or without '.TAG'.
 
-    Mean, deviation, crop and interpolation are those that timm keeps for the name and tag.
+    Mean, deviation, crop and interpolation are those that timm keeps for the name and tag. `weights` names
+    its pretrained weights as they are called today.
 
     Raises ConfigError for a name that timm does not know, and for a model that can't be trained here.
     """
-    if not timm.is_model(name) and not _is_deprecated(name):
-        raise ConfigError(f"--model {name}: timm has no such model{nearest(name, timm.list_models())}")
-    model = _built(name)
+    if ":" in name or "/" in name:
+        raise ConfigError(
+            f"--model {name}: its shape is known to its server alone; nearest: --model NAME of timm, and "
+            "model.weights=hf:ORG/NAME"
+        )
+    try:
+        model = _built(name)
+    except RuntimeError:  # an unknown name, or an unknown tag
+        names = timm.list_models(pretrained="." in name)
+        raise ConfigError(f"--model {name}: timm has no such model{nearest(name, names)}") from None
     if problems := list(differences(model)):
         own = _parameters(model)
         near = min(PLAIN, key=lambda plain: abs(_parameters(_built(plain)) - own))
@@ -36,21 +45,16 @@ def model_keys(name: str) -> dict[str, Any]:
         )
     keys: Any = plain_from(architecture_of(model).model)
     scale = model.blocks[0].ls1  # its architecture has the scale of loaded weights
-    return keys | ({} if isinstance(scale, nn.Identity) else {"layer_scale": scale.init_values})
+    if not isinstance(scale, nn.Identity):
+        keys["layer_scale"] = scale.init_values
+    if known(name) is None:  # an earlier name, under which timm finds no weights
+        name = ".".join(filter(None, (model.pretrained_cfg["architecture"], model.pretrained_cfg["tag"])))
+    return keys | {"weights": f"timm:{name}"}
 
 
 def optimizers() -> list[str]:
     """Return the names of timm's optimizers."""
     return [str(name) for name in list_optimizers()]
-
-
-def _is_deprecated(name: str) -> bool:
-    """Return whether timm takes an earlier name for one of today's."""
-    try:
-        _built(name)
-    except RuntimeError:
-        return False
-    return True
 
 
 def _built(name: str) -> Any:

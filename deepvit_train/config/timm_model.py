@@ -22,8 +22,8 @@ def translate_model(command: Command) -> None:
 
     Raises ConfigError for a model that can't be trained here: any command would train another one.
     """
-    keys, full = command.keys, command.text("--model")
-    name = full.removeprefix("timm/")
+    keys, name = command.keys, command.text("--model").removeprefix("timm/")
+    weights = f"timm:{name}"
     if shape := PRESET.fullmatch(name):
         keys["model"] = f"{shape[1]}_{shape[2]}"
     elif command.deit and (shape := DEIT_V2.fullmatch(name)):
@@ -32,17 +32,20 @@ def translate_model(command: Command) -> None:
         keys["model"] = name
     else:
         known = command.timm().model_keys(name)
+        weights = known["weights"]
         keys["model"], changed = _nearest_preset("deit" if name.startswith("deit") else "vit", known)
         for key, value in changed.items():
             keys.setdefault(key, value)
+        if "distilled" in name:
+            command.notes.append("differs: the distillation token is a register; it has no head of its own")
     if not keys["model"].startswith("deepvit"):
         keys["attn"] = "self"
     _shape_keys(command)
     _interpolation(command)
     if command.has("--pretrained"):
-        keys["model.weights"] = f"timm:{full}"
+        keys["model.weights"] = weights
         command.notes.append(
-            f"model.weights=timm:{full} is read from timm's cache; download=true fetches it where it is not"
+            f"model.weights={weights} is read from timm's cache; download=true fetches it where it is not"
         )
     if "://" in keys.get("model.weights", ""):
         command.notes.append(f"download {keys['model.weights']} first, and give its path")

@@ -42,6 +42,8 @@ FOREIGN = {
     "deit_small_pla": "timm has no such model",
 }
 SIZES = ("tiny", "small", "base")
+TODAY = "vit_base_patch16_224.augreg_in21k"  # its name once ended in _in21k
+DISTILLED = "deit_tiny_distilled_patch16_224"
 VIT = "--model vit_small_patch16_224"
 
 
@@ -190,6 +192,7 @@ def test_the_rate_is_worked_out_as_timm_does(flags: str, rate: float) -> None:
         ("--dataset wds/flowers", "data.name", "tar"),
         ("--output out --experiment try", "run_dir", "out/try"),
         ("--pretrained --model deit_tiny_patch16_224", "model.weights", "timm:deit_tiny_patch16_224"),
+        ("--pretrained --model vit_base_patch16_224_in21k", "model.weights", f"timm:{TODAY}"),
         ("--opt adamw --opt-betas 0.9 0.95", "optim.betas", [0.9, 0.95]),
         ("--opt lion", "optim.betas", [0.9, 0.99]),
         ("--opt sgd --momentum 0.8", "optim.options", {"momentum": 0.8, "nesterov": True}),
@@ -236,6 +239,11 @@ def test_what_has_no_counterpart_is_named(flags: str, note: str) -> None:
         (f"train.py /data {VIT} --lr", "--lr: needs a value"),
         ("train.py /data", "--model resnet50: it is a ResNet, not a VisionTransformer"),
         ("train.py /data --model resnet50", "25.6 million parameters: --model vit_small_patch16_224"),
+        (
+            "train.py /data --model hf-hub:timm/vit_small",
+            "nearest: --model NAME of timm, and model.weights=hf:",
+        ),
+        ("train.py /d --model vit_small_patch16_224.dini", "did you mean 'vit_small_patch16_224.dino'"),
         ("train.py /data --model vit_smal_patch16_224", "did you mean 'vit_small_patch16_224'"),
         (f"train.py /data {VIT} --opt adamww", "--opt adamww: timm has no such optimizer; did you mean"),
         (f"train.py /data {VIT} --opt foo", "--opt foo: timm has no such optimizer; nearest: --opt adamw"),
@@ -352,6 +360,7 @@ def test_what_is_typed_wins_over_what_timm_keeps_for_a_tag() -> None:
     assert any("download=true fetches it" in note for note in notes)
     model = composed(f"{line} --mean 0.1 0.2 0.3 --crop-pct 0.8 --interpolation bilinear").model
     assert (model.mean, model.crop_pct, model.interpolation) == ([0.1, 0.2, 0.3], 0.8, "bilinear")
+    assert any("no head of its own" in each for each in translated(f"main.py --model {DISTILLED}")[0])
     assert any("pip install" in note for note in translated(f"train.py /d {VIT} --log-wandb")[0])
 
 

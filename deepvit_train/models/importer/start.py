@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -31,14 +32,19 @@ OF_ATTENTION = re.compile(r"(blocks\.\d+\.)attn\.((?!qkv\.|proj\.|q_norm\.|k_nor
 
 @dataclass(frozen=True)
 class Start:
-    """The file of a model's initial weights, its layout, and notes on what was resampled or stayed fresh."""
+    """The file of a model's initial weights, its layout, and notes on what was resampled or stayed fresh.
+
+    `warnings` are of images that the model gets otherwise than the weights did.
+    """
 
     file: Path
     layout: str
     notes: list[str]
+    warnings: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        return "; ".join([f"initial weights: {self.file} ({self.layout} layout)", *self.notes])
+        told = "; ".join([f"initial weights: {self.file} ({self.layout} layout)", *self.notes])
+        return "\n".join([told, *(f"warning: {each}" for each in self.warnings)])
 
 
 def start_from(
@@ -98,11 +104,11 @@ def start_from(
             tensors = adapt(expected, tensors, notes)
         check_fit(expected, tensors)
         check_finite(tensors)
-        _tell_range(model, name, notes)
+        warnings = list(_other_ranges(model, name))
     except CheckpointError as error:
         raise CheckpointError(f"model.weights={path}: {error}") from None
     model.load_state_dict(tensors)
-    return Start(found.file, layout.name, notes)
+    return Start(found.file, layout.name, notes, warnings)
 
 
 def _check_width(model: DeepViT, tensors: Tensors) -> None:
@@ -146,14 +152,14 @@ def _architecture_beside(file: Path) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def _tell_range(model: DeepViT, name: str | None, notes: list[str]) -> None:
-    """Note where timm's weights were trained on images of another mean or deviation than the model gets."""
+def _other_ranges(model: DeepViT, name: str | None) -> Iterator[str]:
+    """Say where timm's weights were trained on images of another mean or deviation than the model gets."""
     trained = None if name is None else timm_cache.known(name)
     for key in ("mean", "std"):
         given, own = getattr(trained, key, None), tuple(model.pretrained_cfg[key])
         if given is not None and tuple(given) != own:
             listed = ",".join(f"{value:g}" for value in given)
-            notes.append(f"they were trained with model.{key}=[{listed}], not {list(own)}")
+            yield f"the initial weights were trained with model.{key}=[{listed}], not {list(own)}"
 
 
 def _check_pool(model: DeepViT, translated: Translated) -> None:
