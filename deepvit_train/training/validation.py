@@ -77,14 +77,25 @@ class Validation:
 
 
 def _is_best(metrics: dict[str, float], best: dict[str, float], select: str) -> bool:
-    """Compare an evaluation with the best one: a full one beats any partial one, whatever its figures."""
+    """Compare an evaluation with the best one: a full one beats any partial one, whatever its figures.
+
+    Of equal figures the one with the lower loss is better, because its probabilities are. If the losses are
+    equal too, the earlier evaluation stays the best.
+    """
     taken, taken_by_best = ([each.get(name) for name in COUNTS] for each in (metrics, best))
     if best and taken != taken_by_best:
         return best.get(COUNTS[0]) is not None
+    return not best or _merit(metrics, select) > _merit(best, select)
+
+
+def _merit(metrics: dict[str, float], select: str) -> tuple[float, float]:
+    """Return the selected figure and the loss as numbers of which the larger ones are better."""
+    weights, _, figure = select.partition("/")
+    sign = -1 if figure == SelectBy.loss else 1
+    found = (sign * metrics.get(select, math.nan), -metrics.get(f"{weights}/loss", math.nan))
     # A best one of an earlier version may lack the figure, and a loss may be NaN: any number is better.
-    sign = -1 if select.endswith(f"/{SelectBy.loss}") else 1
-    found, before = (sign * each.get(select, math.nan) for each in (metrics, best))
-    return not best or found > (-math.inf if math.isnan(before) else before)
+    first, second = (-math.inf if math.isnan(each) else each for each in found)
+    return first, second
 
 
 def phrase_best(best: dict[str, float], select_by: SelectBy) -> str:
