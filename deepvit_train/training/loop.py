@@ -302,7 +302,8 @@ class Trainer:
         best, scalars = self._evaluate()
         self.evaluated_before = True
         self.tracker.scalars(state.step, state.metrics | scalars)
-        self.run.say(f"step {state.step}: {phrase(state.metrics)}{' (best)' if best else ''}")
+        classes = self.validation.classes - len(self.validation.absent)
+        self.run.say(f"step {state.step}: {phrase(state.metrics, classes)}{' (best)' if best else ''}")
         self.saver.complete(best)
 
     def _evaluate(self) -> tuple[bool, dict[str, float]]:

@@ -10,7 +10,7 @@ from deepvit_train.config.recipe import Precision, SelectBy
 from deepvit_train.data.dataset import Batch
 from deepvit_train.distributed.parallel import gathered
 from deepvit_train.distributed.world import World
-from deepvit_train.evaluation.accuracy import evaluate
+from deepvit_train.evaluation.accuracy import evaluate, top5_tells
 from deepvit_train.evaluation.calibration import calibrate, using
 from deepvit_train.training.state import TrainState
 
@@ -109,9 +109,14 @@ def phrase_best(best: dict[str, float], select_by: SelectBy) -> str:
     return f"step {best['step']:.0f}, {name}{of} {figure:.4f}{partial}, the {extreme} of all evaluations"
 
 
-def phrase(metrics: dict[str, float]) -> str:
-    """Return metrics as text: 'val/top1 0.8000  val/loss 0.7000', and on how many images if not on all."""
-    shown = {name: value for name, value in metrics.items() if name not in COUNTS}
+def phrase(metrics: dict[str, float], classes: int) -> str:
+    """Return metrics as text: 'val/top1 0.8000  val/loss 0.7000', and on how many images if not on all.
+
+    Args:
+        classes: of how many they are. Top-5 accuracy is left out where it says nothing.
+    """
+    hidden = COUNTS if top5_tells(classes) else (*COUNTS, "val/top5", "val_ema/top5")
+    shown = {name: value for name, value in metrics.items() if name not in hidden}
     text = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
     images, of = (metrics.get(name) for name in COUNTS)
     return text if images is None else f"{text}  (partial: {images:.0f} of {of:.0f} images)"
