@@ -7,19 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-from timm.data import resolve_model_data_config
 from torch import nn
 
 from deepvit_train.config.data import DataConfig
-from deepvit_train.config.preprocessing import Interpolation, Preprocessing
+from deepvit_train.config.preprocessing import Preprocessing
 from deepvit_train.config.preset import plain_from
 from deepvit_train.console import amount
-from deepvit_train.error import CheckpointError, ConfigError, nearest
+from deepvit_train.error import CheckpointError, ConfigError
 from deepvit_train.evaluation.loaded import LoadedModel, load
 from deepvit_train.models import DeepViT
 from deepvit_train.models.importer.file import read_source
+from deepvit_train.models.importer.timm_model import build_timm_model, check_name, preprocessing_of_timm
 from deepvit_train.run.checkpoint import find, read_state
 
 TIMM = "timm:"
@@ -104,25 +103,21 @@ def from_timm(name: str, file: str | None, download: bool = False) -> Subject:
     Raises ConfigError for an unknown name, CheckpointError for a file that does not fit.
     """
     name = name.removeprefix(TIMM)
-    if not timm.is_model(name):
-        raise ConfigError(f"model={TIMM}{name}: timm has no such model{nearest(name, timm.list_models())}")
-    options: dict[str, Any] = {}
+    check_name(name, f"model={TIMM}{name}")
     found = None if file is None else find(file, download=download)
-    state = None if found is None else read_source(found).tensors
-    if state is not None and "head.weight" in state:
-        options["num_classes"] = len(state["head.weight"])
+    tensors = None if found is None else read_source(found).tensors
 
     def fresh() -> nn.Module:
         torch.manual_seed(0)
-        return timm.create_model(name, pretrained=False, **options)
+        return build_timm_model(name, tensors, load=False)
 
     model = fresh()
-    if state is not None:
+    if tensors is not None:
         try:
-            model.load_state_dict(state)
-        except RuntimeError as error:
-            reason = str(error).splitlines()[-1].strip()
-            raise CheckpointError(f"checkpoint={file}: does not fit timm's {name} ({reason})") from None
+            model = build_timm_model(name, tensors)
+        except CheckpointError as error:
+            raise CheckpointError(f"checkpoint={file}: {error}") from None
+    preprocessing = preprocessing_of_timm(model)
     return Subject(
         label=name if file else f"{name}, untrained",
         description={
@@ -135,24 +130,9 @@ def from_timm(name: str, file: str | None, download: bool = False) -> Subject:
         },
         model=model,
         fresh=fresh,
-        preprocessing=_preprocessing(model),
+        preprocessing=preprocessing,
         home=None if found is None else found.home,
         loaded=None,
-    )
-
-
-def _preprocessing(model: nn.Module) -> Preprocessing:
-    """Return what timm says about a model's images. Raises ConfigError if they are not square."""
-    expected = resolve_model_data_config(model)
-    _, height, width = expected["input_size"]
-    if height != width:
-        raise ConfigError(f"model: takes images of {height} x {width}; only square ones can be analysed")
-    return Preprocessing(
-        image_size=height,
-        mean=tuple(expected["mean"]),
-        std=tuple(expected["std"]),
-        crop_pct=expected["crop_pct"],
-        interpolation=Interpolation(expected["interpolation"]),
     )
 
 

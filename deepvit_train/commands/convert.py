@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 
 from deepvit_train.atomic import new_folder
 from deepvit_train.classes import shortened
+from deepvit_train.commands.convert_average import average_with
 from deepvit_train.config.convert import ConvertConfig
 from deepvit_train.config.preset import Architecture
 from deepvit_train.console import amount, console, print_report
@@ -29,7 +30,10 @@ def run(config: ConvertConfig) -> dict[str, Any]:
     """
     found = find(config.source, config.weights.value, key="source", download=config.download)
     imported, _ = import_found(found, config.preset, config.weights.value, config.said())
-    statistics = found.calibrated(imported.model) or {}
+    if config.average:
+        imported, statistics = average_with(config, found, imported)
+    else:
+        statistics = found.calibrated(imported.model) or {}
     imported.model.load_state_dict(statistics, strict=False)
     written = _write(Path(config.out).expanduser(), imported, calibrated=bool(statistics))
     parameters = count_parameters(imported.model)
@@ -48,6 +52,7 @@ def run(config: ConvertConfig) -> dict[str, Any]:
         "parameters": parameters,
         "classes": imported.model.num_classes,
         "left_out": imported.left_out,
+        "average_of": 1 + len(config.average),
     }
     print_report(report)
     return report

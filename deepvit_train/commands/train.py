@@ -14,6 +14,7 @@ from deepvit_train.commands.train_job import Job
 from deepvit_train.commands.train_report import report, rest, result_of, tell_where
 from deepvit_train.commands.train_resume import go_on
 from deepvit_train.commands.train_summary import summary
+from deepvit_train.commands.train_teacher import place_teacher
 from deepvit_train.config.compose import as_yaml, plain
 from deepvit_train.config.data import Balance
 from deepvit_train.config.preset import Architecture
@@ -50,6 +51,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
             tell_where(job)
             return result_of(job)
         lines = summary(job.run, job.train, job.val)
+        lines += [] if job.opened.teacher is None else [job.opened.teacher.told]
         trainer = _fit(job, resumed, lines, stack)
         if not job.run.finished:
             return rest(job)
@@ -86,6 +88,7 @@ def _fit(job: Job, resumed: Path | None, lines: list[str], stack: ExitStack) -> 
     for line in lines:
         job.run.say(line)
 
+    distillation = place_teacher(job, loaders)
     saver = _saver(job, resumed, stack)
     trainer = Trainer(
         run=job.run,
@@ -94,6 +97,7 @@ def _fit(job: Job, resumed: Path | None, lines: list[str], stack: ExitStack) -> 
         watch=CollapseWatch(probe, config.collapse, tracker, job.run.say, job.run.plan.total_steps),
         tracker=tracker,
         saver=saver,
+        distillation=distillation,
     )
     trainer.fit(batches)
     saver.wait()
@@ -144,7 +148,7 @@ def _training_batches(job: Job, loaders: Loaders) -> Iterator[Batch]:
     order = TrainOrder(
         len(job.train),
         batch_size=config.trainer.batch_size,
-        accumulate=config.trainer.accumulate,
+        accumulate=config.trainer.parts,
         steps_per_epoch=plan.steps_per_epoch,
         steps=range(job.run.state.step, plan.total_steps),
         seed=config.seed,

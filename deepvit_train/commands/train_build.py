@@ -10,6 +10,7 @@ import torch
 
 from deepvit_train.commands.train_graft import settle_graft
 from deepvit_train.commands.train_job import Job, Opened
+from deepvit_train.commands.train_teacher import open_teacher
 from deepvit_train.config.compose import plain
 from deepvit_train.config.preset import Architecture
 from deepvit_train.config.train import TrainConfig
@@ -27,6 +28,7 @@ from deepvit_train.training import images, ranks
 from deepvit_train.training.class_weight import class_weights
 from deepvit_train.training.interruption import StopSignals
 from deepvit_train.training.loop import Run
+from deepvit_train.training.micro_batch import settle_accumulate
 from deepvit_train.training.optimizer import build_optimizer
 from deepvit_train.training.origin import Origin, check_length, find_origin, open_splits
 from deepvit_train.training.plan import build_plan
@@ -55,16 +57,19 @@ def build(config: TrainConfig, stack: ExitStack) -> Job:
     # All that can be wrong is looked at before the folder is made: a mistake leaves no folder behind.
     folder = RunFolder(config.run_dir, config.data, writes=world.is_main)
     graft = settle_graft(config, folder, world, say)
+    settle_accumulate(config, folder, world, say)
     opened = together(world, lambda: _open(config, folder, world, say))
     if graft is not None:
         graft.start_norms(opened.model)
     # The files of the embedded digits are written on each machine, by whatever Pillow is there.
     ranks.check_weights(world, opened.origin.weights)
+    ranks.check_teacher(world, opened.teacher_digest)
     ranks.check_data(world, opened.labels.names, opened.splits, sizes=config.data.root is not None)
 
     together(world, lambda: _take(folder, config, opened.splits, stack, say))
     state = build_state(opened.model, config, opened.plan, world)
     state.class_weights = opened.class_weights
+    state.teacher = opened.teacher_digest
     run = Run(
         config=config,
         world=world,
@@ -102,6 +107,7 @@ def _open(config: TrainConfig, folder: RunFolder, world: World, say: Callable[[s
         model=model,
         initial=initial,
         class_weights=class_weights(config.loss, train),
+        teacher=open_teacher(config, train, say),
     )
 
 

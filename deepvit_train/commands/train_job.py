@@ -10,6 +10,7 @@ from deepvit_train.data.label import Labels
 from deepvit_train.evaluation.calibration import reattention_norms
 from deepvit_train.models import DeepViT
 from deepvit_train.run.folder import RunFolder
+from deepvit_train.training.distillation import Teacher
 from deepvit_train.training.loop import Run
 from deepvit_train.training.origin import Origin
 from deepvit_train.training.plan import Plan
@@ -28,6 +29,12 @@ class Opened:
     model: DeepViT
     initial: str | None  # a line on the initial weights that were loaded
     class_weights: list[float] | None  # of the loss; None: equal ones
+    teacher: Teacher | None
+
+    @property
+    def teacher_digest(self) -> str | None:
+        """The SHA-256 of the teacher, if there is one."""
+        return None if self.teacher is None else self.teacher.digest
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from deepvit_train.commands.train_job import Job
 from deepvit_train.console import amount
 from deepvit_train.distributed.agreement import together
+from deepvit_train.error import CheckpointError
 from deepvit_train.run.checkpoint import read_state
 from deepvit_train.run.environment import describe_rounding, told_of_rounding
 from deepvit_train.run.identity import check_classes
@@ -48,6 +49,11 @@ def _check(job: Job, checkpoint: Path) -> None:
     """
     said = read_state(checkpoint)
     check_classes(checkpoint, said, job.labels.names)
+    if job.is_here(checkpoint) and said.get("teacher") != job.run.state.teacher:
+        raise CheckpointError(
+            f"distill.teacher={job.run.config.distill.teacher}: is not the model that this run learns from, "
+            "whose weights were others; nearest: the file that the run began with, or another name="
+        )
     if job.is_here(checkpoint) and job.run.config.data.root is not None:
         images.check_others(job.folder.path, said.get("images", {}), job.train)
 

@@ -24,7 +24,7 @@ def summary(run: Run, train: ImageIndex, val: ImageIndex) -> list[str]:
     config, plan, world = run.config, run.plan, run.world
     with gathered(run.state.model) as model:
         parameters, flops = count_parameters(model), count_flops(model, config.model.image_size)
-    parts = f"{plan.micro_batch} x {config.trainer.accumulate} accumulated x {amount(world.size, 'rank')}"
+    parts = f"{plan.micro_batch} x {config.trainer.parts} accumulated x {amount(world.size, 'rank')}"
     lines = [
         _images(config.model),
         f"model: {config.attn.kind}, {amount(config.model.depth, 'block')}, dim {config.model.dim}, "

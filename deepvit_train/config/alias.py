@@ -27,7 +27,7 @@ RENAMED = {
 }
 
 # Words that are typed for null, because they say what it means.
-WORDS = {"attn.from_block": "auto"}
+WORDS = {"attn.from_block": "auto", "trainer.accumulate": "auto"}
 
 # What a version without such a key did. A key that is not here asked for nothing: false or null.
 BEFORE = {
@@ -35,6 +35,10 @@ BEFORE = {
     "attn.qk_gain": 1.0,
     "trainer.report": True,
     "tracker": ["tensorboard"],
+    "distill.weights": "auto",
+    "distill.kind": "soft",
+    "distill.share": 0.5,
+    "distill.temperature": 1.0,
     "trainer.select_by": "top1",
     "schedule.name": "cosine",
     "schedule.decay_share": 0.2,  # this and other keys of choices that were not there
@@ -58,7 +62,7 @@ NEWER_ATTN = {"theta_frozen": False, "qk_gain": 1.0}
 # Keys that may be typed without their section.
 SHORT = {"class_map": "data.class_map"}
 # Keys of lists whose single value may be typed without brackets.
-LISTS = {"tracker"}
+LISTS = {"tracker", "average"}
 
 
 def current(key: str, value: Any) -> Any:

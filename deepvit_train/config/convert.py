@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from deepvit_train.config.data import DataConfig
 from deepvit_train.config.foreign import ForeignKeys, Weights
 from deepvit_train.config.option import option
+from deepvit_train.config.recipe import Device
 from deepvit_train.error import CheckpointError, OutputError
 
 
@@ -18,6 +20,13 @@ class ConvertConfig(ForeignKeys):
         path=CheckpointError,
     )
     out: str = option("new folder that model.safetensors is written into", path=OutputError)
+    average: list[str] = option(
+        "other weights of the same shape and classes; the mean of all is written. BatchNorm over maps is "
+        "then calibrated on training images"
+    )
+    data: DataConfig
     weights: Weights = option(
         "which weights to take; ema: the averaged ones; auto: ema if there are any, else live"
     )
+    batch_size: int = option("images in a batch of calibration", low=1)
+    device: Device = option("where to calibrate; auto: on CUDA if there is any")

@@ -100,8 +100,9 @@ class TrainerConfig(Section):
     )
     batch_size: int = option("images in an optimizer step, over all ranks", low=1)
     eval_batch_size: int = option("images in a batch of each rank in evaluation and calibration", low=1)
-    accumulate: int = option(
-        "parts of a batch that are computed one after the other to save memory; their gradients are added up",
+    accumulate: int | None = option(
+        "parts of a batch that are computed one after the other to save memory; their gradients are added "
+        "up; auto: as few as fit the memory when the run begins, which config.yaml then names",
         low=1,
     )
     precision: Precision = option(
@@ -118,6 +119,9 @@ class TrainerConfig(Section):
     )
     shard: bool = option(
         "whether to spread parameters, gradients, averaged weights and optimizer state over the ranks (FSDP2)"
+    )
+    channels_last: bool = option(
+        "whether images reach the stem's convolutions with their channels last in memory, as GPUs prefer"
     )
     grad_checkpointing: bool = option("whether to recompute blocks in the backward pass, to save memory")
     clip_grad: float | None = option("norm that longer gradients are clipped to; null: no clipping", above=0)
@@ -164,13 +168,27 @@ class TrainerConfig(Section):
     def prefix(cls) -> str:
         return "trainer."
 
+    @property
+    def parts(self) -> int:
+        """Return how many parts a batch is computed in. Raises ConfigError while nobody has found it."""
+        if self.accumulate is None:
+            raise ConfigError(
+                "trainer.accumulate=auto: only deepvit-train finds the number; nearest: trainer.accumulate=1"
+            )
+        return self.accumulate
+
     def check(self) -> None:
+        if self.accumulate is None and self.shard:
+            raise ConfigError(
+                "trainer.accumulate=auto: is found by a step of the whole model, which trainer.shard=true "
+                "spreads over the ranks; nearest: trainer.accumulate=1"
+            )
         if self.shard and self.precision == Precision.fp16:
             raise ConfigError(
                 "trainer.precision=fp16: sharded gradients are not scaled; nearest: trainer.precision=bf16, "
                 "or trainer.shard=false"
             )
-        if self.batch_size % self.accumulate:
+        if self.accumulate is not None and self.batch_size % self.accumulate:
             raise ConfigError(
                 f"trainer.batch_size={self.batch_size} is not divisible by "
                 f"trainer.accumulate={self.accumulate}; "

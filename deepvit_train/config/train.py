@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from deepvit_train.config.collapse import WatchConfig
 from deepvit_train.config.data import AugmentConfig, DataConfig
+from deepvit_train.config.distill import DistillConfig
 from deepvit_train.config.foreign import CLASSES
 from deepvit_train.config.loss import LossConfig
 from deepvit_train.config.model import AttentionConfig, ModelConfig, check_architecture
@@ -37,6 +38,7 @@ class TrainConfig(Section):
     loss: LossConfig
     trainer: TrainerConfig
     collapse: WatchConfig
+    distill: DistillConfig
     seed: int = option(
         "random seed of weights, order of images, augmentation and dropout", low=0, high=2**31 - 1
     )
@@ -95,6 +97,7 @@ class TrainConfig(Section):
     def check_typed(self, typed: set[str]) -> None:
         self.schedule.check_typed(typed)
         self.loss.check_typed(typed)
+        self.distill.check_typed(typed)
         epochs, warmup = self.trainer.epochs, self.schedule.warmup_epochs
         if "schedule.warmup_epochs" in typed and warmup != self.schedule.warmup_within(epochs):
             raise ConfigError(

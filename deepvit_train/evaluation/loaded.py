@@ -6,14 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from timm.data import ImageNetInfo
-
-from deepvit_train.classes import ORDERS, TORCHVISION, ordered, shortened
+from deepvit_train.classes import TORCHVISION
 from deepvit_train.config.data import OF_DATA_SET, DataConfig, absolute
 from deepvit_train.config.foreign import Weights
 from deepvit_train.config.preset import Architecture
 from deepvit_train.config.recipe import Precision
-from deepvit_train.console import amount
 from deepvit_train.data.bad_files import BadFiles
 from deepvit_train.data.index import ImageIndex, open_split
 from deepvit_train.data.label import Labels, labelled
@@ -21,12 +18,12 @@ from deepvit_train.data.loaders import Loaders
 from deepvit_train.error import CheckpointError, ConfigError, DataError
 from deepvit_train.evaluation.beside import read_beside
 from deepvit_train.evaluation.calibration import Statistics, calibrate, reattention_norms
+from deepvit_train.evaluation.outputs import Outputs
 from deepvit_train.models import DeepViT
 from deepvit_train.models.importer import Imported, import_model, left_out_note
 from deepvit_train.run.checkpoint import Found, find
 from deepvit_train.run.description import ModelDescription, is_described
 
-IMAGENET_CLASSES = 1000
 UNSHOWN = ("mean", "std", "crop_pct", "interpolation")  # what no tensor shows of a model's preprocessing
 
 
@@ -144,41 +141,15 @@ class LoadedModel:
     def labelled(self, index: ImageIndex, data: DataConfig) -> tuple[ImageIndex, Labels]:
         """Return a split with the model's numbers for its classes, and how they were matched.
 
-        They are matched by name. Where the model's names are not known, they are taken to be the data set's,
-        in the order of the program that wrote the file; a note says so where the usual orders differ.
-
-        Raises DataError if they can't be matched.
+        `Outputs.labelled` says how. Raises DataError if they can't be matched.
         """
-        known, order = self.description.classes, self.description.class_order or TORCHVISION
-        if known is not None:
-            return labelled(index, known, data, f"those of {self.found.file}")
-        names, by = ordered(index.classes, order), f"{order}'s order"
-        if (imagenet := _imagenet_names(self.model.num_classes, names)) is not None:
-            names, by = imagenet, "ImageNet-1k's order"
-        elif len(names) != self.model.num_classes:
-            raise DataError(
-                f"{index.folder}: {amount(len(names), 'class', 'classes')}, but the model of "
-                f"{self.found.file} has {self.model.num_classes}, and the file names none"
-                "\nclasses=FILE names them"
-            )
-        index, labels = labelled(index, names, data)
-        (other,) = set(ORDERS) - {order}
-        otherwise, notes = ordered(names, other), []
-        if names is not imagenet and otherwise != names:
-            notes = [
-                f"warning: {self.found.file} names no classes, so its outputs are taken in {order}'s order "
-                f"of the folders ({shortened(names)})\nclasses={other} takes {other}'s order "
-                f"({shortened(otherwise)}), and classes=FILE names them"
-            ]
-        return index, replace(labels, by=by, notes=notes)
-
-
-def _imagenet_names(outputs: int, names: list[str]) -> list[str] | None:
-    """Return ImageNet-1k's class names, if a model of 1,000 outputs meets folders that are named so."""
-    if outputs != IMAGENET_CLASSES:
-        return None
-    known = ImageNetInfo("imagenet-1k").label_names()
-    return known if set(names) <= set(known) else None
+        outputs = Outputs(
+            count=self.model.num_classes,
+            names=self.description.classes,
+            order=self.description.class_order or TORCHVISION,
+            file=str(self.found.file),
+        )
+        return outputs.labelled(index, data)
 
 
 def load(

@@ -8,6 +8,8 @@ from deepvit_train.config.alias import BEFORE
 
 # These may change when a run goes on. They say where it runs and what it tells, not what it computes.
 FREE_KEYS = {
+    "distill.teacher",  # the teacher's weights are compared themselves
+    "distill.file",
     "download",
     "tracker",
     "data.root",
@@ -28,6 +30,7 @@ FREE_KEYS = {
     "trainer.max_hours",
     "trainer.calibrate_images",
     "trainer.accumulate",
+    "trainer.channels_last",
     "trainer.compile",
     "trainer.deterministic",
     "trainer.device",
@@ -59,6 +62,7 @@ FREE_KEYS = {
 # What some of them do change. It is said when a run goes on with another value.
 EFFECTS = {
     "trainer.accumulate": "sums round differently; BatchNorm and dropout see other parts of a batch",
+    "trainer.channels_last": "results round differently",
     "trainer.compile": "results round differently",
     "trainer.deterministic": "on a GPU results round differently",
     "trainer.eval_batch_size": "training does not change; statistics are calibrated on batches of this size",

@@ -77,6 +77,7 @@ STATE = {f"{key}?": kind for key, kind in RESUMED.items()} | {
     "format": COUNT,
     "step": COUNT,
     "class_weights?": NULL | Kind("numbers", lambda value: misfit(value, [POSITIVE]) is None),
+    "teacher?": NULL | DIGEST,
     "worse?": COUNT,
     "hours?": Kind("hours", lambda value: FINITE.fits(value) and value >= 0),
     "losses?": [NUMBER],

@@ -21,6 +21,7 @@ from deepvit_train.distributed.world import World
 from deepvit_train.error import DataError, Interrupted, NotFiniteError, OutputError, UserError, explained
 from deepvit_train.models import DeepViT
 from deepvit_train.run.tracking import Tracker
+from deepvit_train.training.distillation import Distillation
 from deepvit_train.training.finite import FiniteGuard, first_non_finite
 from deepvit_train.training.forecast import Forecast
 from deepvit_train.training.interruption import (
@@ -99,6 +100,7 @@ class Trainer:
     watch: CollapseWatch
     tracker: Tracker
     saver: Saver
+    distillation: Distillation | None = None
     meter: Meter = field(init=False)
     forecast: Forecast = field(init=False)
     evaluated_before: bool = field(init=False, default=False)  # since this start
@@ -158,7 +160,7 @@ class Trainer:
             self._save_if_new(guard)
 
         try:
-            return receive(batches, run.config.trainer.accumulate, run.signals, run.world, save)
+            return receive(batches, run.config.trainer.parts, run.signals, run.world, save)
         except NotFiniteError as error:
             raise NotFiniteError(f"{error}; last good checkpoint: {self.saver.newest()}") from None
         except WaitInterrupted:
@@ -232,6 +234,8 @@ class Trainer:
             max_scaler_skips=config.trainer.max_scaler_skips,
             regulariser=build_regulariser(config.loss, config.model.depth),
             criterion=build_criterion(config.loss, self.run.state.class_weights, self.run.world.device),
+            distillation=self.distillation,
+            channels_last=config.trainer.channels_last,
         )
 
     def _agree(self, alarm: bool) -> _Due:
@@ -272,11 +276,13 @@ class Trainer:
             self.tracker.scalars(state.step, {"train/bad_files": len(state.bad_files)})
 
     def _log(self, result: StepResult, options: StepOptions) -> None:
-        """Log the averages since the last line, and the gradient norm and penalty of the last step."""
+        """Log the averages since the last line, and the norm and the parts of the loss of the last step."""
         state, plan = self.run.state, self.run.plan
         scalars = self.meter.take(learning_rate(state.optimizer), result.grad_norm)
         if options.regulariser is not None:
             scalars["train/cosine_penalty"] = result.penalty.item()  # of this rank alone
+        if options.distillation is not None:
+            scalars["train/distillation"] = result.distillation.item()  # of this rank alone
         if result.query_key is not None:
             ratios = result.query_key.clamp(min=1e-30)
             scalars["train/query_key_gradient"] = ratios.log().mean().exp().item()

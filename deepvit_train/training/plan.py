@@ -51,12 +51,12 @@ class Plan:
 
 def build_plan(trainer: TrainerConfig, schedule: ScheduleConfig, images: int, world_size: int) -> Plan:
     """Plan a run over a number of training images. Raises ConfigError if batches can't be formed."""
-    parts = world_size * trainer.accumulate
+    parts = world_size * trainer.parts
     if trainer.batch_size % parts:
         raise ConfigError(
             f"trainer.batch_size={trainer.batch_size} is not divisible by {amount(world_size, 'rank')} x "
             "trainer.accumulate="
-            f"{trainer.accumulate}; nearest: "
+            f"{trainer.parts}; nearest: "
             f"trainer.batch_size={max(1, round(trainer.batch_size / parts)) * parts}"
         )
     steps_per_epoch = images // trainer.batch_size
@@ -64,7 +64,7 @@ def build_plan(trainer: TrainerConfig, schedule: ScheduleConfig, images: int, wo
         fewer = amount(images, "rank") if images < world_size else f"trainer.batch_size={world_size}"
         raise ConfigError(
             f"{amount(images, 'training image')} are too few for {amount(world_size, 'rank')} x "
-            f"trainer.accumulate={trainer.accumulate}; nearest: {fewer} trainer.accumulate=1"
+            f"trainer.accumulate={trainer.parts}; nearest: {fewer} trainer.accumulate=1"
         )
     if not steps_per_epoch:
         raise ConfigError(

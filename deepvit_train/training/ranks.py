@@ -90,6 +90,12 @@ def check_weights(world: World, weights: str | None) -> None:
         raise CheckpointError(f"model.weights={weights}: is another file on rank {rank} than on rank 0")
 
 
+def check_teacher(world: World, digest: str | None) -> None:
+    """Raise CheckpointError on all ranks if they would learn from different teachers."""
+    if odd := differing(world, {"distill.teacher, SHA-256": digest}):
+        raise CheckpointError(told(*next(iter(odd.items()))))
+
+
 def _sample_of(file: Path) -> list[Any] | None:
     """Return the size of a file and a digest of some of it, or None for what is no file."""
     if not file.is_file():

@@ -59,6 +59,7 @@ class TrainState:
         default_factory=dict
     )  # for live and ema weights at evaluated_step
     class_weights: list[float] | None = None  # of the loss; None: equal ones
+    teacher: str | None = None  # SHA-256 of the model that is learned from
     worse: int = 0  # evaluations in a row since the best one
     hours: float = 0.0  # of training, over all starts with trainer.max_hours
     bad_files: list[str] = field(default_factory=list)
@@ -99,6 +100,7 @@ class TrainState:
             "metrics": self.metrics,
             "best": self.best,
             "class_weights": self.class_weights,
+            "teacher": self.teacher,
             "worse": self.worse,
             "hours": self.hours,
             "bad_files": self.bad_files,

@@ -21,6 +21,7 @@ from deepvit_train.distributed.parallel import whole
 from deepvit_train.distributed.world import World
 from deepvit_train.error import NotFiniteError
 from deepvit_train.precision import autocast
+from deepvit_train.training.distillation import Distillation
 from deepvit_train.training.finite import FiniteGuard
 from deepvit_train.training.loss import Criterion
 from deepvit_train.training.regulariser import CosineRegulariser
@@ -39,11 +40,14 @@ class StepOptions:
     max_scaler_skips: int
     regulariser: CosineRegulariser | None = None
     criterion: Criterion | None = None  # None: cross-entropy
+    distillation: Distillation | None = None
+    channels_last: bool = False
 
     @property
     def separated(self) -> bool:
         """Whether the loss is more than the cross-entropy, so that an evaluation's is another quantity."""
-        return self.label_smoothing > 0 or self.regulariser is not None or self.criterion is not None
+        others = (self.regulariser, self.criterion, self.distillation)
+        return self.label_smoothing > 0 or any(each is not None for each in others)
 
 
 @dataclass(frozen=True)
@@ -54,13 +58,16 @@ class StepResult:
         loss: mean over this rank's images.
         grad_norm: norm of the gradient, before it is clipped.
         penalty: the regulariser's part of the loss.
-        cross_entropy: plain, without label smoothing, weights and penalty; the loss itself if it is that.
+        distillation: what the model misses of its teacher's answers.
+        cross_entropy: plain, without label smoothing, weights, penalty and teacher; the loss itself if it is
+            that.
         query_key: what `query_key_ratio` says of the gradient, if that was asked for.
     """
 
     loss: Tensor
     grad_norm: Tensor
     penalty: Tensor
+    distillation: Tensor
     cross_entropy: Tensor
     query_key: Tensor | None = None
 
@@ -85,18 +92,26 @@ def train_step(
     """
     torch.manual_seed(derive_seed("step", options.seed, state.step, world.rank))
     state.schedule.step_update(state.step)
-    loss, penalty, plain = torch.zeros(3, device=world.device)
+    loss, penalty, missed, plain = torch.zeros(4, device=world.device)
     # All micro-batches of all ranks draw the same: a step mixes its images as one batch would (TrainOrder).
     seed = derive_seed("mixup", options.seed, state.step, 0, 0)
     for number, batch in enumerate(batches):
         images, targets, smoothing = _mixed(batch, options, seed)
         # Replicas exchange gradients once a step, after its last micro-batch; sharded ranks after each.
         local: Any = getattr(forward, "no_sync", nullcontext) if number + 1 < len(batches) else nullcontext
+        if options.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        # Before the model's activations take memory.
+        answer = None if options.distillation is None else options.distillation.answer(images)
         with local():
             with autocast(world.device, options.precision):
                 logits, micro_penalty = _regularised(forward, images, options.regulariser)
             criterion = options.criterion or _plain
             task_loss = criterion(logits.float(), targets, smoothing)
+            if answer is not None and (distillation := options.distillation) is not None:
+                micro_missed = distillation.loss(logits.float(), answer)
+                missed += micro_missed.detach() / len(batches)
+                task_loss = (1 - distillation.share) * task_loss + distillation.share * micro_missed
             micro_loss = (task_loss + micro_penalty) / len(batches)
             state.scaler.scale(micro_loss).backward()
         loss += micro_loss.detach()
@@ -113,7 +128,7 @@ def train_step(
     if options.clip_grad is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, options.clip_grad, grad_norm)
     _update(state, options)
-    return StepResult(loss, grad_norm, penalty, plain if options.separated else loss, query_key)
+    return StepResult(loss, grad_norm, penalty, missed, plain if options.separated else loss, query_key)
 
 
 def _plain(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:

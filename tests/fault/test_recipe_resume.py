@@ -58,6 +58,22 @@ def test_a_killed_run_of_each_recipe_ends_with_the_same_bits(
 ) -> None:
     run = [*RUN, f"optim={optim}", f"schedule={schedule}", f"loss={loss}", "loss.class_weight=balanced"]
     run += [] if optim == "schedulefree" else ["trainer.ema_decay=0.9"]
+    check_resume(run, tmp_path, ranks)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+def test_a_killed_run_that_learns_from_a_teacher_ends_with_the_same_bits(
+    digits: Path, tmp_path: Path, kind: str, ranks: int
+) -> None:
+    teacher = [*QUICK, "trainer.epochs=1", "schedule.warmup_epochs=0.5", f"run_dir={tmp_path / 'teacher'}"]
+    assert forked(lambda: train.run(compose_command("train", [*teacher, "model.image_size=24"]))) == 0
+    learns = [f"distill.teacher={tmp_path / 'teacher'}", f"distill.kind={kind}", "trainer.ema_decay=0.9"]
+    check_resume([*RUN, *learns], tmp_path, ranks)
+
+
+def check_resume(run: list[str], tmp_path: Path, ranks: int) -> None:
+    """Train a run whole, and again with a kill in its middle: bits and curves must be equal."""
     whole, folder = ([*run, f"run_dir={tmp_path / name}"] for name in ("whole", "run"))
 
     def finish(overrides: list[str]) -> object:

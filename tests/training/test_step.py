@@ -29,7 +29,7 @@ SHAPE = {"image_size": 8, "patch_size": 4, "num_classes": 3, "dim": 12, "depth":
 
 
 def state_of(
-    precision: Precision = Precision.fp32, attn: str = "self", lr: float = 1e-2, **shape: float
+    precision: Precision = Precision.fp32, attn: str = "self", lr: float = 1e-2, **shape: float | str
 ) -> TrainState:
     torch.manual_seed(0)
     config = compose_command("train", [f"optim.lr={lr}", "schedule.warmup_epochs=0"])
@@ -230,3 +230,17 @@ def test_the_cross_entropy_has_no_smoothing(smoothing: float, mixes: bool) -> No
     torch.testing.assert_close(found.cross_entropy, expected)
     uniform = likelihoods.mean()
     torch.testing.assert_close(found.loss, (1 - smoothing) * expected + smoothing * uniform)
+
+
+def test_channels_last_images_give_the_same_step() -> None:
+    losses: list[float] = []
+    for channels_last in (False, True):
+        state, seen = state_of(stem="cnn"), list[Tensor]()
+
+        def forward(images: Tensor, model: DeepViT = state.model, seen: list[Tensor] = seen) -> Tensor:
+            seen.append(images)
+            return model(images)
+
+        losses.append(advance(state, forward, [batch()], options(channels_last=channels_last)).loss.item())
+        assert seen[0].is_contiguous(memory_format=torch.channels_last) == channels_last
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)

@@ -38,7 +38,7 @@ def weights_file(name: str, download: bool) -> Path:
     if not download:
         raise CheckpointError(
             f"is not in timm's cache (asked for {described.hf_hub_id or described.url}); "
-            "nearest: download=true fetches it, or model.weights=FILE"
+            "nearest: download=true fetches it"
         )
     return _fetched(described)
 
