@@ -11,21 +11,24 @@ BENCH_OPTIONS ?=
 LOCK_OPTIONS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-runs test-slow lint type format lock lock-check bench bench-data docs audit sbom clean
+.PHONY: help install demo test test-runs test-slow lint type format lock lock-check bench bench-data docs audit sbom clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 .venv/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet $(PIP_OPTIONS) --editable .
+	$(BIN)/python -m pip install $(PIP_OPTIONS) --editable .
 	touch $@
 
 .venv/.installed-dev: .venv/.installed
-	$(BIN)/python -m pip install --quiet $(PIP_OPTIONS) --editable '.[dev]'
+	$(BIN)/python -m pip install $(PIP_OPTIONS) --editable '.[dev]'
 	touch $@
 
-demo: .venv/.installed ## train a re-attention DeepViT on real digits, evaluate it, and say how to watch it
+install: .venv/.installed ## install the commands into .venv, with all that they need
+	@echo "installed: type 'source .venv/bin/activate', then deepvit-train --help"
+
+demo: install ## train a re-attention DeepViT on real digits, evaluate it, and say how to watch it
 	$(BIN)/deepvit-train name=demo
 	$(BIN)/deepvit-eval checkpoint=runs/demo
 	@echo "curves: $(BIN)/tensorboard --logdir runs"

@@ -113,11 +113,15 @@ def unfinished(target: Path) -> Path:
 
 
 @contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """Give a folder to write into, which gets the name `out` at the end. Raises OutputError."""
+def new_folder(out: Path, key: str = "out") -> Iterator[Path]:
+    """Give a folder to write into, which gets the name `out` at the end. Raises OutputError.
+
+    Args:
+        key: what the user calls the folder.
+    """
     try:
         if out.exists() and any(out.iterdir()):
-            raise OutputError(f"out={out}: holds something already; name a new folder or empty it")
+            raise OutputError(f"{key}={out}: holds something already; name a new folder or empty it")
         make_folder(out.parent)
         partial = unfinished(out)
         partial.mkdir()
@@ -127,7 +131,7 @@ def new_folder(out: Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
-        raise OutputError(f"out={out}: can't be written ({error.strerror})") from None
+        raise OutputError(f"{key}={out}: can't be written ({error.strerror})") from None
 
 
 def remove(path: Path) -> None:

@@ -211,12 +211,9 @@ notes = _EscapingConsole(stderr=True, **PLAIN)
 
 
 def print_report(report: dict[str, Any]) -> None:
-    """Print what a command found as one line of JSON, for programs. A terminal shows it dimmed."""
-    line = json.dumps(report)
-    if console.is_terminal:
-        console.print(Text(printable(line), style="dim"), soft_wrap=True)
-    else:
-        print(line, flush=True)
+    """Print what a command found as one line of JSON for programs, if stdout is no terminal."""
+    if not console.is_terminal:
+        print(json.dumps(report), flush=True)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from rich.table import Table
 
 import deepvit_train
 from deepvit_train import console
-from deepvit_train.console import _EscapingConsole, amount, counted, wrapped
+from deepvit_train.console import _EscapingConsole, amount, counted, print_report, wrapped
 
 PACKAGE = Path(deepvit_train.__file__).parent
 NOUNS = "threads|images|classes|blocks|steps|ranks|heads|epochs|times|cells|cores|outputs|registers"
@@ -87,6 +87,17 @@ def test_a_command_to_be_copied_stays_whole() -> None:
     command = "deepvit-train data=imagefolder data.root=/data/digits"
     on.print(command, soft_wrap=True)
     assert shown.getvalue() == f"{command}\n"
+
+
+def test_a_report_is_a_line_of_json_where_no_person_reads_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_report({"top1": 0.5, "file": "ä\x1b"})
+    assert capsys.readouterr().out == '{"top1": 0.5, "file": "\\u00e4\\u001b"}\n'
+    on, shown = terminal(60)
+    monkeypatch.setattr(console, "console", on)
+    print_report({"top1": 0.5})
+    assert shown.getvalue() == capsys.readouterr().out == ""
 
 
 def test_batches_are_counted_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,7 +117,7 @@ def stage(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             tar.add(folder / "data" / "flowers" / split, arcname=split)
     shutil.copytree(folder / "data" / "flowers" / "val", folder / "FOLDER")
     shutil.copytree(folder / "data" / "flowers" / "val", folder / "holiday")
-    shutil.copytree(folder / "data" / "pets", folder / "PHOTOS")
+    shutil.copytree(folder / "data" / "pets", folder / "photographs")
     broken = folder / "broken"
     shutil.copytree(folder / "data" / "flowers", broken)
     (broken / "train" / "rose" / "9.png").write_bytes(b"")

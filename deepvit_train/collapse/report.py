@@ -122,7 +122,11 @@ def conclude(model: dict[str, Any], data: dict[str, Any], config: CollapseConfig
     else:
         name = f"{config.maps}/{config.metric}/{config.axis}"
         counts = [model[state]["similar_blocks"][name]["count"] for state in ("trained", "untrained")]
-        lines.append(f"{counts[0]} of its blocks are similar to those before them, {counts[1]} untrained.")
+        after_first = len(model["trained"]["averages"]["features"]) - 1
+        lines.append(
+            f"{counts[0]} of the {after_first} blocks after the first are similar to those before them, "
+            f"{counts[1]} untrained."
+        )
     return " ".join(lines)
 
 
@@ -144,8 +148,8 @@ def find(model: dict[str, Any], config: CollapseConfig) -> list[str]:
     trained, untrained = (model[state]["similar_blocks"][name] for state in ("trained", "untrained"))
     lines = [
         *_contribution(model, config),
-        f"{trained['count']} of {blocks} blocks are similar to those before them ({config.legend}); in the "
-        f"same model untrained it is {untrained['count']}.",
+        f"{trained['count']} of the {blocks - 1} blocks after the first are similar to those before them "
+        f"({config.legend}); in the same model untrained it is {untrained['count']}.",
         _from_which(trained["blocks"], blocks),
     ]
     for maps in Maps if mixes(model) else [Maps.pre_mix]:

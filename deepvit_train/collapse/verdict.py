@@ -47,7 +47,7 @@ def verdict(model: dict[str, Any], config: CollapseConfig, study: dict[str, Any]
 
 def _idle(blocks: list[int], limit: float) -> str:
     if not blocks:
-        return f"No block does nothing: without any one of them the loss rises by {limit:g} or more."
+        return f"Every block changes the answers: without any one the loss rises by {limit:g} or more."
     return (
         f"{_blocks(blocks)} by itself: without it the loss on these images rises by less than {limit:g}."
         if len(blocks) == 1

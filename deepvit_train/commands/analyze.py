@@ -27,6 +27,7 @@ from deepvit_train.config.analyze import AnalyzeConfig
 from deepvit_train.config.recipe import Precision
 from deepvit_train.console import console
 from deepvit_train.data.bad_files import BadFiles
+from deepvit_train.data.choice import spread_over_classes
 from deepvit_train.data.dataset import Batch
 from deepvit_train.data.index import open_split
 from deepvit_train.data.loaders import Loaders
@@ -185,8 +186,9 @@ def _figures(
 ) -> dict[str, Figure]:
     """Draw the figures of one model. Returns them by name."""
     first, pictures = seen.batches[0], {}
-    images = first.images[:PICTURES]
-    classes = [seen.classes[target] for target in first.targets[:PICTURES].tolist()]
+    chosen = spread_over_classes(first.targets.cpu().numpy(), min(PICTURES, len(first.targets)))
+    images = first.images[torch.from_numpy(chosen).to(first.images.device)]
+    classes = [seen.classes[target] for target in first.targets.cpu()[chosen].tolist()]
     for state, model in subject.states(world.device).items():
         with _statistics_of_images(model, seen.batches, world):
             taken = take_pictures(model, images)

@@ -24,6 +24,7 @@ from deepvit_train.report.figure import COLOURS, STYLE
 READABLE = 30  # classes whose names and counts fit in a matrix
 CHOSEN = 20  # classes that are chosen for one where there are more
 OVERVIEW = 2000  # classes whose matrix is drawn without names
+IN_BARS = 20  # classes that have a bar each; more are counted in a histogram
 LONGEST = 24  # letters of a class's name in a figure
 
 
@@ -52,7 +53,7 @@ def draw_confusion(predictions: Predictions, names: Sequence[str], classes: Sequ
         labels = [_short(names[each]) for each in classes]
         axis.set_xticks(range(len(classes)), labels, rotation=90, fontsize=7, parse_math=False)
         axis.set_yticks(range(len(classes)), labels, fontsize=7, parse_math=False)
-        axis.set(xlabel="told", ylabel="true")
+        axis.set(xlabel="answer", ylabel="true")
         figure.colorbar(shown, ax=axis, shrink=0.7, label="share of the true class's images")
         return figure
 
@@ -71,7 +72,7 @@ def draw_overview(predictions: Predictions, classes: Sequence[int]) -> Figure:
         axis.plot(ends, ends, color="#bbbbbb", linewidth=1)
         colours = LogNorm(1, max(2, found.max(initial=1)))
         shown = axis.scatter(columns[order], rows[order], 5, found[order], cmap="plasma_r", norm=colours)
-        axis.set(xlim=ends, ylim=ends[::-1], xlabel="number of the class that is told", aspect="equal")
+        axis.set(xlim=ends, ylim=ends[::-1], xlabel="number of the answered class", aspect="equal")
         axis.set_ylabel("number of the true class")
         figure.colorbar(shown, ax=axis, shrink=0.8, label="images")
         return figure
@@ -91,10 +92,10 @@ def most_telling(confused: Sequence[Confusion], present: Sequence[int]) -> list[
 
 
 def draw_reliability(predictions: Predictions, temperature: Temperature | None) -> Figure:
-    """Draw accuracy against probability, as told and after the temperature, and how many images there are."""
+    """Draw accuracy against probability, before and after the temperature, and how many images there are."""
     asked = predictions.answered
     curves: list[tuple[str, Reliability]] = [
-        ("as told", reliability(predictions.probability[asked], predictions.right[asked]))
+        ("as it answers", reliability(predictions.probability[asked], predictions.right[asked]))
     ]
     if temperature is not None:
         curves.append((f"after a temperature of {temperature.value:.3g}, other half", temperature.after))
@@ -104,13 +105,13 @@ def draw_reliability(predictions: Predictions, temperature: Temperature | None) 
         axis.plot((0, 1), (0, 1), "--", color="#888888", linewidth=1, label="probability = accuracy")
         for colour, (label, curve) in zip(COLOURS, curves, strict=False):
             axis.plot(curve.probability, curve.accuracy, "o-", color=colour, markersize=4, label=label)
-        axis.set(xlabel="probability of the class that is told", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
+        axis.set(xlabel="probability of the answer", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
         axis.legend(frameon=False, fontsize=8)
         right, told = predictions.right[asked], predictions.probability[asked]
         edges = np.linspace(0.0, 1.0, BINS + 1)
         parts, kinds = [told[right], told[~right]], ["right", "wrong"]
         below.hist(parts, bins=edges.tolist(), stacked=True, color=COLOURS[:2], label=kinds)
-        below.set(xlabel="probability of the class that is told", ylabel="images")
+        below.set(xlabel="probability of the answer", ylabel="images")
         below.legend(frameon=False, fontsize=8)
         return figure
 
@@ -135,7 +136,40 @@ def draw_losses(predictions: Predictions) -> Figure:
         return figure
 
 
-def draw_classes(figures: Sequence[ClassFigures]) -> Figure:
+def draw_classes(names: Sequence[str], figures: Sequence[ClassFigures]) -> Figure:
+    """Draw precision and recall of each class as bars, or of many classes how many have which.
+
+    Args:
+        names: of the classes, in the order of their figures.
+    """
+    return _class_bars(names, figures) if len(figures) <= IN_BARS else _class_histogram(figures)
+
+
+def _class_bars(names: Sequence[str], figures: Sequence[ClassFigures]) -> Figure:
+    """Draw two bars for each class, the first class on top. A share that is not known has no bar."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.6, 1.1 + 0.4 * len(figures)), layout="constrained")
+        axis = figure.subplots()
+        places = np.arange(len(figures))
+        shares = {
+            "precision": [each.precision for each in figures],
+            "recall": [each.recall for each in figures],
+        }
+        for number, (label, values) in enumerate(shares.items()):
+            widths = [0.0 if value is None else value for value in values]
+            heights, colour = places + 0.4 * (number - 0.5), COLOURS[2 + number]
+            bars = axis.barh(heights, widths, 0.36, label=label, color=colour)
+            texts = ["not known" if value is None else f"{value:.2f}" for value in values]
+            axis.bar_label(bars, texts, padding=2, fontsize=7)
+        axis.set_yticks(places, [_short(name) for name in names], parse_math=False)
+        axis.invert_yaxis()
+        axis.set(xlabel="share", xlim=(0, 1.08), xticks=[0, 0.2, 0.4, 0.6, 0.8, 1.0])
+        axis.grid(False, axis="y")
+        figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+        return figure
+
+
+def _class_histogram(figures: Sequence[ClassFigures]) -> Figure:
     """Draw how many classes have which recall and which precision."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.6, 3.0), layout="constrained")

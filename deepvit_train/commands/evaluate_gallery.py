@@ -52,13 +52,13 @@ def galleries(
 ) -> list[Gallery]:
     """Write the images to FOLDER/images, and return them. Raises OutputError.
 
-    An image that can't be read any more is left out.
+    An image that can't be read any more is left out, and so is a kind of which there is none.
     """
     kinds = [
         (
             "mistake",
             "Which mistakes is the model surest of?",
-            "Wrong images, the largest probability of the told class first. Wrong labels are often here.",
+            "Wrong answers, the largest probability first. Wrong labels are often here.",
             surest_mistakes(predictions, SHOWN_IMAGES),
         ),
         (
@@ -79,7 +79,8 @@ def galleries(
             if pixels is not None:
                 file = save_picture(pixels, images / f"{name}_{rank + 1:02}.png")
                 pictures.append(Picture(file, _told(evaluated, index, predictions, place)))
-        found.append(Gallery(title, text, pictures))
+        if pictures:
+            found.append(Gallery(title, text, pictures))
     return found
 
 
@@ -88,7 +89,7 @@ def _told(evaluated: Evaluated, index: ImageIndex, predictions: Predictions, pla
     answer = "no answer" if told == NO_ANSWER else readable(names[told])
     return [
         f"true: {readable(names[predictions.targets[place]])}",
-        f"told: {answer} ({predictions.probability[place]:.3f})",
+        f"answer: {answer} ({predictions.probability[place]:.3f})",
         f"loss {predictions.loss[place]:.2f}",
         one_line(index.path(int(predictions.images[place]))[len(f"{index.folder}/") :]),
     ]

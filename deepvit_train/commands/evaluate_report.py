@@ -27,6 +27,7 @@ from deepvit_train.commands.evaluate_result import Evaluated, readable
 from deepvit_train.console import amount
 from deepvit_train.data.index import ImageIndex
 from deepvit_train.error import OutputError
+from deepvit_train.evaluation.accuracy import top5_tells
 from deepvit_train.evaluation.interval import Estimate
 from deepvit_train.evaluation.metric import (
     TEMPERATURES,
@@ -47,6 +48,7 @@ from deepvit_train.report.page import inline, render
 FILE = "evaluation.json"
 CONFUSED = 200  # pairs of classes in the JSON file
 SHOWN_PAIRS = 20  # of them on the page
+FEW = 100  # images; of fewer a mistake is more than a hundredth
 NAMES = {
     "accuracy": "accuracy (top-1)",
     "mean_class_accuracy": "mean-class accuracy",
@@ -99,7 +101,8 @@ class EvaluationReport:
             "deepvit_train.commands",
             "evaluate_report.html.j2",
             content=content,
-            estimates=[(NAMES[name], _phrase(estimate)) for name, estimate in estimates.items()],
+            estimates=[(NAMES[name], self._phrase(estimate)) for name, estimate in estimates.items()],
+            names_top5=top5_tells(self.evaluated.labels.present),
             findings=self._findings(temperature),
             figures={name: inline(file, name.replace("_", " ")) for name, file in drawn.items()},
             classes=self._class_rows(figures),
@@ -145,7 +148,7 @@ class EvaluationReport:
         found = {
             "reliability": draw_reliability(self.predictions, temperature),
             "losses": draw_losses(self.predictions),
-            "classes": draw_classes(figures),
+            "classes": draw_classes([self.names[number] for number in self.present], figures),
         }
         named = most_telling(confused, self.present)
         if len(named) > 1:  # one class is confused with no other
@@ -153,6 +156,23 @@ class EvaluationReport:
         if READABLE < len(self.present) <= OVERVIEW:
             found["confusion_overview"] = draw_overview(self.predictions, self.present)
         return found
+
+    def _phrase(self, estimate: Estimate) -> str:
+        if estimate.low is not None and estimate.high is not None:
+            return f"{estimate.value:.4f} ({estimate.low:.4f} to {estimate.high:.4f})"
+        why = f" (no interval: no mistake in {amount(len(self.predictions), 'image')})"
+        return f"{estimate.value:.4f}{why if self.predictions.right.all() else ''}"
+
+    def _easy(self) -> list[str]:
+        """Say what may make a small or perfect result worth little."""
+        seen, perfect = len(self.predictions), bool(self.predictions.right.all())
+        if not perfect and (seen >= FEW or self.evaluated.partial):
+            return []
+        found = f"{'No mistake in' if perfect else 'These are only'} {amount(seen, 'image')}"
+        return [
+            f"{found}. Near copies of training images, such as frames of one film, make an evaluation easy. "
+            "Keep such images together by data.group_by (docs/data.md), and train anew."
+        ]
 
     def _findings(self, temperature: Temperature | None) -> list[str]:
         """Say what the reader should know before the figures."""
@@ -171,6 +191,7 @@ class EvaluationReport:
                 f"Outputs for {amount(unanswered, 'image')} are NaN or infinite. They count as wrong, and "
                 "calibration leaves them out."
             )
+        lines += self._easy()
         if temperature is not None:
             lines.append(_told_of(temperature))
         return lines
@@ -207,12 +228,6 @@ def _folder(evaluated: Evaluated) -> Path:
         return make_folder(place, *names)
     except OSError as error:
         raise OutputError(f"{place.joinpath(*names)}: can't be written ({error.strerror})") from None
-
-
-def _phrase(estimate: Estimate) -> str:
-    if estimate.low is None or estimate.high is None:
-        return f"{estimate.value:.4f}"
-    return f"{estimate.value:.4f} ({estimate.low:.4f} to {estimate.high:.4f})"
 
 
 def _told_of(temperature: Temperature) -> str:

@@ -23,7 +23,7 @@ from deepvit_train.config.recipe import Precision
 from deepvit_train.console import amount, console, print_report
 from deepvit_train.data.label import Labels
 from deepvit_train.error import OutputError
-from deepvit_train.evaluation.accuracy import EvalResult
+from deepvit_train.evaluation.accuracy import EvalResult, top5_tells
 from deepvit_train.evaluation.loaded import LoadedModel
 
 WORST_CLASSES = 5  # shown in the table; the JSON file has all
@@ -179,7 +179,8 @@ def _table(evaluated: Evaluated, per_class: list[tuple[float, str, int]]) -> Tab
         table.add_row(f"... {len(per_class) - WORST_CLASSES} more, better ones", "", "")
     table.add_section()
     table.add_row("top-1", f"{result.top1:.4f}", f"{result.images}{' (partial)' if of else ''}")
-    table.add_row("top-5", f"{result.top5:.4f}", "")
+    if top5_tells(evaluated.labels.present):
+        table.add_row("top-5", f"{result.top5:.4f}", "")
     table.add_row("loss", f"{result.loss:.4f}", "")
     if evaluated.labels.absent:
         outputs = len(evaluated.labels.names)

@@ -19,6 +19,7 @@ from deepvit_train.config.suite import SuiteName
 from deepvit_train.console import console, print_report
 from deepvit_train.data.imagenet import CLASSES
 from deepvit_train.error import CheckpointError
+from deepvit_train.evaluation.accuracy import top5_tells
 from deepvit_train.evaluation.loaded import LoadedModel
 from deepvit_train.evaluation.robustness import corruption_error, mean_corruption_error
 from deepvit_train.reading import read_json
@@ -156,6 +157,8 @@ def _table(config: EvalConfig, results: Results) -> Table:
     for name, result in results.items():
         if "/" not in name:
             top1, top5 = f"{result['top1']:.4f}", f"{result['top5']:.4f}"
+            if not top5_tells((result.get("labels") or {}).get("classes", CLASSES)):
+                top5 = ""
             table.add_row(TITLES.get(name, name), top1, top5, str(result["images"]), _note(result))
     return table
 

@@ -67,7 +67,7 @@ def send(folder: Path, push: str, private: bool) -> str:
     repository = hub.parse(push)
     if repository is None:
         target = Path(push).expanduser()
-        with new_folder(target) as copied:
+        with new_folder(target, key="push") as copied:
             shutil.copytree(folder, copied, dirs_exist_ok=True)
         return str(target)
     import huggingface_hub

@@ -54,7 +54,7 @@ def run(config: PredictConfig) -> dict[str, Any]:
     with using(loaded.model, statistics), rows_into(out, sys.stdout) as stream, ExitStack() as stack:
         folder = None
         if config.attention is not None:
-            folder = stack.enter_context(new_folder(Path(config.attention).expanduser()))
+            folder = stack.enter_context(new_folder(Path(config.attention).expanduser(), key="attention"))
         predictor = Predictor(loaded, config, index, stream, folder)
         start = time.perf_counter()
         predictor.run(loaders.prediction(index, config.batch_size))

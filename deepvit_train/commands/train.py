@@ -47,7 +47,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
         job = build(config, stack)
         resumed = go_on(job)
         if job.run.finished:
-            job.run.say(f"finished already: {phrase(job.run.state.metrics)}")
+            job.run.say(f"finished already: {phrase(job.run.state.metrics, job.labels.present)}")
             tell_where(job)
             return result_of(job)
         lines = summary(job.run, job.train, job.val)

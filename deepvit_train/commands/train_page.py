@@ -14,7 +14,7 @@ from deepvit_train.console import amount
 from deepvit_train.reading import read_json, read_json_lines
 from deepvit_train.report.figure import Line, Panel, draw_lines, save
 from deepvit_train.report.page import inline, render
-from deepvit_train.training.validation import phrase, phrase_best
+from deepvit_train.training.validation import COUNTS, phrase, phrase_best
 
 POINTS = 300  # of a curve; more of them are averaged in groups
 BAD_FILES = 100  # that are listed
@@ -84,8 +84,9 @@ def write_page(job: Job, said: Sequence[str], notable: dict[str, Any]) -> Path:
         "deepvit_train.commands",
         "train_page.html.j2",
         name=job.run.config.name,
-        outcome=f"{amount(state.step, 'step')} done; at the end {phrase(state.metrics)}",
+        outcome=_outcome(job),
         best=phrase_best(state.best, job.run.config.trainer.select_by) if state.best else None,
+        last=phrase(state.metrics, job.labels.present),
         said=said,
         images=images,
         table=_table(job, curves, starts),
@@ -97,6 +98,15 @@ def write_page(job: Job, said: Sequence[str], notable: dict[str, Any]) -> Path:
     job.folder.check_held()
     write_text(folder / "report.html", page)
     return folder / "report.html"
+
+
+def _outcome(job: Job) -> str:
+    """Say what became of the run: 'Top-1 1.000 of 47 validation images at step 330 (best: step 77)'."""
+    state = job.run.state
+    weights, told = ("val", "") if state.ema is None else ("val_ema", " with averaged weights")
+    images = amount(int(state.metrics.get(COUNTS[0], len(job.val))), "validation image")
+    best = f" (best: step {state.best['step']:.0f})" if state.best else ""
+    return f"Top-1 {state.metrics[f'{weights}/top1']:.3f} of {images}{told} at step {state.step}{best}"
 
 
 def _curves(file: Path) -> dict[str, list[tuple[int, float]]]:

@@ -33,7 +33,7 @@ def report(job: Job, watch: CollapseWatch, tracker: Tracker, lines: list[str]) -
         say(f"ended by trainer.patience: none of the last {waited} was better than the best one")
     if job.run.config.trainer.report:
         _write_page(job, lines, {key: config[key] for key in notable})
-    say(f"done at step {state.step}: {phrase(state.metrics)}")
+    say(f"done at step {state.step}: {phrase(state.metrics, job.labels.present)}")
     tell_where(job)
     return result
 

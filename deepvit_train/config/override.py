@@ -31,6 +31,16 @@ SUBJECTS = {
     "study": "root",
     "compare": "runs",
 }
+# What a second path is most likely meant for.
+SECOND = {
+    "eval": "data.root",
+    "predict": "images",
+    "analyze": "compare",
+    "convert": "out",
+    "export": "out",
+    "study": "out",
+    "train": "data.root",
+}
 # Of these, which take several.
 SEVERAL = {"compare"}
 
@@ -49,8 +59,13 @@ def with_subject(command: str, overrides: Sequence[str]) -> list[str]:
         rest = [each for each in overrides if not _is_bare(each)]
         return [f"{subject}={json.dumps(bare, ensure_ascii=False)}", *rest]
     if len(bare) > 1 or any(_is_of(each, subject) for each in overrides):
-        raise ConfigError(f"{bare[-1]}: {subject} is given already")
+        raise ConfigError(f"{bare[-1]}: {subject} is given already{_meant(command, bare[-1])}")
     return [f"{subject}={each}" if _is_bare(each) else each for each in overrides]
+
+
+def _meant(command: str, path: str) -> str:
+    """What helps where a path was typed alone and has no key."""
+    return f"; did you mean {SECOND[command]}={path}?" if command in SECOND else ""
 
 
 def _is_of(override: str, key: str) -> bool:
@@ -69,7 +84,8 @@ def check_overrides(command: str, overrides: Sequence[str]) -> None:
     for override in overrides:
         name, equals, value = override.lstrip("+~").partition("=")
         if not equals and not override.startswith("~"):
-            raise ConfigError(f"{override}: not of the form key=value")
+            meant = _meant(command, override) if command == "train" and "/" in override else ""
+            raise ConfigError(f"{override}: not of the form key=value{meant}")
         if name in groups and value not in groups[name] and (name, value) != ("experiment", "null"):
             known = groups[name]
             raise ConfigError(f"{name}={value}: unknown{nearest(value, known)} (choices: {', '.join(known)})")

@@ -16,6 +16,7 @@ import numpy as np
 
 from deepvit_train.classes import TORCHVISION, ordered, read_chosen, read_map
 from deepvit_train.config.data import DataConfig, DataName
+from deepvit_train.console import amount
 from deepvit_train.data import cache
 from deepvit_train.data.cache import Arrays, Listing, Names
 from deepvit_train.data.decode import read_file
@@ -55,7 +56,8 @@ class ImageIndex:
         """A line on the files that are no images that can be read; None if there are none."""
         if not self.left_out:
             return None
-        return f"{self.folder}: left out, as no images that can be read: {summed_up(self.left_out)}"
+        files = amount(sum(self.left_out.values()), "file")
+        return f"{self.folder}: left out {files}, not images that can be read: {summed_up(self.left_out)}"
 
     @property
     def title(self) -> str:

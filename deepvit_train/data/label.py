@@ -33,11 +33,16 @@ class Labels:
     notes: list[str] = field(default_factory=list)
 
     @property
+    def present(self) -> int:
+        """How many outputs are evaluated."""
+        return len(self.names) - len(self.absent)
+
+    @property
     def restriction(self) -> str:
         """Say which outputs an evaluation is restricted to; '' if it is not."""
         if not self.absent:
             return ""
-        present = len(self.names) - len(self.absent)
+        present = self.present
         return (
             f"outputs restricted to the {amount(present, 'class', 'classes')} present, of {len(self.names)}"
         )
@@ -52,7 +57,7 @@ class Labels:
         return {
             "matched_by": self.by,
             "outputs": len(self.names),
-            "classes": len(self.names) - len(self.absent),
+            "classes": self.present,
             "restricted_to_present": bool(self.absent),
             "class_map": self.class_map,
         }

@@ -57,6 +57,11 @@ class EvalResult:
         return figures | ({"not_finite": self.not_finite} if self.not_finite else {})
 
 
+def top5_tells(classes: int) -> bool:
+    """Return whether top-5 accuracy says anything: of five classes or fewer every answer is among five."""
+    return classes > 5
+
+
 @torch.no_grad()
 def evaluate(
     model: torch.nn.Module,

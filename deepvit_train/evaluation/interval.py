@@ -45,6 +45,9 @@ def bootstrap(
 ) -> list[tuple[float, float] | None]:
     """Return a percentile interval for each figure that a function computes of a choice of images.
 
+    It is None where every draw gave the same figure, as where no image is wrong: a bootstrap knows nothing of
+    what it never draws, and an interval without width would claim to be certain.
+
     Args:
         statistic: takes numbers of images, some of them twice, and returns figures.
         images: how many images there are.
@@ -54,7 +57,7 @@ def bootstrap(
     if images < 2:
         return [None for _ in statistic(np.arange(images))]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # every image was told right
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # every image was recognised
         found: Any = stats.bootstrap(
             (np.arange(images),),
             statistic,
@@ -66,7 +69,10 @@ def bootstrap(
             rng=np.random.default_rng(seed),
         )
     pairs = zip(*map(np.atleast_1d, found.confidence_interval), strict=True)
-    return [(float(low), float(high)) if isfinite(low) and isfinite(high) else None for low, high in pairs]
+    return [
+        (float(low), float(high)) if isfinite(low) and isfinite(high) and low < high else None
+        for low, high in pairs
+    ]
 
 
 def with_interval(value: float, interval: tuple[float, float] | None) -> Estimate:

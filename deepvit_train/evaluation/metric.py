@@ -150,7 +150,10 @@ class Temperature:
 
 
 def fit_temperature(predictions: Predictions) -> Temperature | None:
-    """Fit the temperature that makes the loss least (Guo et al., arXiv 1706.04599); None for too few images.
+    """Fit the temperature that makes the loss least (Guo et al., arXiv 1706.04599).
+
+    Returns None for too few images, and where none of those for the fit is wrong: there a lower temperature
+    is always better, whatever the model is worth.
 
     Half of the images whose logits are kept are drawn for the fit, always the same.
     """
@@ -161,6 +164,8 @@ def fit_temperature(predictions: Predictions) -> Temperature | None:
     order = permutation(len(targets), derive_seed("temperature"))
     fitted, judged = order[: len(order) // 2], order[len(order) // 2 :]
     to_fit, answers = logits[fitted].astype(np.float64), targets[fitted]
+    if (to_fit.argmax(axis=1) == answers).all():
+        return None
     low, high = np.log(TEMPERATURES)
     found = minimize_scalar(
         lambda log: _loss(to_fit, answers, np.exp(log)), bounds=(low, high), method="bounded"

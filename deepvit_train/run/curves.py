@@ -54,7 +54,8 @@ cutmix the targets are mixtures of two classes, so that even a perfect model sta
 
 **val/** is measured with the weights as they are, **val_ema/** with the averaged ones.
 `checkpoints/best` is the evaluation with the highest top-1, or what else `trainer.select_by` says, of the
-averaged weights if there are any. **mean_class** is the mean over classes of the accuracy in each.
+averaged weights if there are any. Of equal figures the one with the lower loss is the best.
+**mean_class** is the mean over classes of the accuracy in each.
 """
 
 

@@ -1,39 +1,49 @@
-"""How long a run will take, told once its speed is known."""
+"""How long a run will take, told after its first few steps."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from deepvit_train.console import amount
+from deepvit_train.training.meter import Meter
 from deepvit_train.training.plan import Plan
+
+ENOUGH_S = 5.0  # so many seconds of steps are enough to tell what the others take
+ENOUGH_SHARE = 0.02  # and so is this share of all steps, where they are fast
 
 
 @dataclass
 class Forecast:
-    """Tells once how long a run still takes, at its second log line.
+    """Tells once how long a run still takes, as soon as a few steps were timed.
 
-    The steps before the first line are left out: they load libraries, start loader processes and compile.
+    The first step of a start is left out of that, because it loads libraries, starts loader processes and
+    compiles. If it was slow, it has a line of its own, so that nobody waits in silence. A GPU is waited for
+    twice in a start: after the first step, and when the time is told.
     """
 
     plan: Plan
-    batch_size: int  # images an optimizer step, over all ranks
-    lines: int = 0
+    meter: Meter
+    first: tuple[int, float] | None = field(init=False, default=None)  # the first step, and when it ended
+    told: bool = field(init=False, default=False)
 
-    def line(self, step: int, images_per_s: float) -> str | None:
-        """Return the line that is due with a log line after this step, or None.
-
-        Args:
-            images_per_s: the speed since the log line before.
-        """
-        self.lines += 1
-        left = self.plan.total_steps - step
-        if self.lines != 2 or not left:
+    def line(self, step: int) -> str | None:
+        """Return the line that is due after this step, or None. Must be called after every step."""
+        total = self.plan.total_steps
+        if self.told or step == total:
             return None
-        to_go = phrase(left * self.batch_size / images_per_s)
-        whole = phrase(self.plan.total_steps * self.batch_size / images_per_s)
+        if self.first is None:
+            self.first = step, self.meter.seconds(wait=True)
+            slow = f"first step: {phrase(self.first[1])}, loading included; the time to expect comes next"
+            return slow if self.first[1] >= ENOUGH_S else None
+        first, ended = self.first
+        steps = step - first
+        if steps < max(2, ENOUGH_SHARE * total) and self.meter.seconds() - ended < ENOUGH_S:
+            return None
+        self.told = True
+        step_s = (self.meter.seconds(wait=True) - ended) / steps
         return (
-            f"to expect: {whole} for all {amount(self.plan.total_steps, 'step')}, {to_go} to go, "
-            "without evaluations"
+            f"to expect: {phrase(step_s * total)} for all {amount(total, 'step')}, "
+            f"{phrase(step_s * (total - step))} to go, without evaluations"
         )
 
 

@@ -110,7 +110,7 @@ class Trainer:
         self.meter = Meter(
             self.run.world, self.run.state.losses, self.run.state.loss_steps, self.run.state.plain_losses
         )
-        self.forecast = Forecast(self.run.plan, self.run.config.trainer.batch_size)
+        self.forecast = Forecast(self.run.plan, self.meter)
         self.hours_before = self.run.state.hours
 
     def fit(self, batches: Iterator[Batch]) -> None:
@@ -143,6 +143,8 @@ class Trainer:
                 progress.update(bar, completed=state.step)
                 if due.logs:
                     self._log(result, options)
+                if (line := self.forecast.line(state.step)) is not None:
+                    self.run.say(line)
                 self._act(due)
                 rests = due.rests
 
@@ -291,8 +293,6 @@ class Trainer:
             f"loss {scalars['train/loss']:.4f}  "
             f"lr {scalars['train/lr']:.2e}  {scalars['train/images_per_s']:.0f} images/s"
         )
-        if (line := self.forecast.line(state.step, scalars["train/images_per_s"])) is not None:
-            self.run.say(line)
 
     def _save_and_evaluate(self) -> None:
         """Save the state, evaluate it, log the metrics, and add them to the checkpoint.
@@ -309,7 +309,9 @@ class Trainer:
         self.evaluated_before = True
         self.tracker.scalars(state.step, state.metrics | scalars)
         which = "" if state.ema is None else ", by the averaged weights"
-        self.run.say(f"step {state.step}: {phrase(state.metrics)}{f' (best{which})' if best else ''}")
+        classes = self.validation.classes - len(self.validation.absent)
+        line = phrase(state.metrics, classes)
+        self.run.say(f"step {state.step}: {line}{f' (best{which})' if best else ''}")
         self.saver.complete(best)
 
     def _evaluate(self) -> tuple[bool, dict[str, float]]:

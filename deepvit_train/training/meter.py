@@ -29,6 +29,7 @@ class Meter:
         plain_losses: Sequence[float] = (),
     ) -> None:
         self._world = world
+        self._began, self._paused_s = time.perf_counter(), 0.0
         self._reset()
         self._loss_steps = steps
         self._plain_steps = steps if plain_losses else 0  # earlier versions kept none
@@ -71,7 +72,19 @@ class Meter:
         before = time.perf_counter()
         yield
         self._wait_for_device()
-        self._since += time.perf_counter() - before
+        paused_s = time.perf_counter() - before
+        self._since += paused_s
+        self._paused_s += paused_s
+
+    def seconds(self, wait: bool = False) -> float:
+        """Return the seconds since this meter was made, without those of pauses.
+
+        Args:
+            wait: wait for a GPU before, which may still have steps in its queue.
+        """
+        if wait:
+            self._wait_for_device()
+        return time.perf_counter() - self._began - self._paused_s
 
     def _wait_for_device(self) -> None:
         if self._world.device.type == "cuda":

@@ -10,7 +10,7 @@ from deepvit_train.config.recipe import Precision, SelectBy
 from deepvit_train.data.dataset import Batch
 from deepvit_train.distributed.parallel import gathered
 from deepvit_train.distributed.world import World
-from deepvit_train.evaluation.accuracy import evaluate
+from deepvit_train.evaluation.accuracy import evaluate, top5_tells
 from deepvit_train.evaluation.calibration import calibrate, using
 from deepvit_train.training.state import TrainState
 
@@ -77,14 +77,25 @@ class Validation:
 
 
 def _is_best(metrics: dict[str, float], best: dict[str, float], select: str) -> bool:
-    """Compare an evaluation with the best one: a full one beats any partial one, whatever its figures."""
+    """Compare an evaluation with the best one: a full one beats any partial one, whatever its figures.
+
+    Of equal figures the one with the lower loss is better, because its probabilities are. If the losses are
+    equal too, the earlier evaluation stays the best.
+    """
     taken, taken_by_best = ([each.get(name) for name in COUNTS] for each in (metrics, best))
     if best and taken != taken_by_best:
         return best.get(COUNTS[0]) is not None
+    return not best or _merit(metrics, select) > _merit(best, select)
+
+
+def _merit(metrics: dict[str, float], select: str) -> tuple[float, float]:
+    """Return the selected figure and the loss as numbers of which the larger ones are better."""
+    weights, _, figure = select.partition("/")
+    sign = -1 if figure == SelectBy.loss else 1
+    found = (sign * metrics.get(select, math.nan), -metrics.get(f"{weights}/loss", math.nan))
     # A best one of an earlier version may lack the figure, and a loss may be NaN: any number is better.
-    sign = -1 if select.endswith(f"/{SelectBy.loss}") else 1
-    found, before = (sign * each.get(select, math.nan) for each in (metrics, best))
-    return not best or found > (-math.inf if math.isnan(before) else before)
+    first, second = (-math.inf if math.isnan(each) else each for each in found)
+    return first, second
 
 
 def phrase_best(best: dict[str, float], select_by: SelectBy) -> str:
@@ -98,9 +109,14 @@ def phrase_best(best: dict[str, float], select_by: SelectBy) -> str:
     return f"step {best['step']:.0f}, {name}{of} {figure:.4f}{partial}, the {extreme} of all evaluations"
 
 
-def phrase(metrics: dict[str, float]) -> str:
-    """Return metrics as text: 'val/top1 0.8000  val/loss 0.7000', and on how many images if not on all."""
-    shown = {name: value for name, value in metrics.items() if name not in COUNTS}
+def phrase(metrics: dict[str, float], classes: int) -> str:
+    """Return metrics as text: 'val/top1 0.8000  val/loss 0.7000', and on how many images if not on all.
+
+    Args:
+        classes: of how many they are. Top-5 accuracy is left out where it says nothing.
+    """
+    hidden = COUNTS if top5_tells(classes) else (*COUNTS, "val/top5", "val_ema/top5")
+    shown = {name: value for name, value in metrics.items() if name not in hidden}
     text = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
     images, of = (metrics.get(name) for name in COUNTS)
     return text if images is None else f"{text}  (partial: {images:.0f} of {of:.0f} images)"

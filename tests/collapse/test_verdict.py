@@ -88,7 +88,7 @@ def test_an_unfinished_study_is_called_that(study: dict[str, Any]) -> None:
 def test_a_model_whose_every_block_matters_is_left_alone() -> None:
     lines = verdict(model_of([0.5, 0.2], [0.3]), CONFIG, STUDY)
     assert lines == [
-        "No block does nothing: without any one of them the loss rises by 0.01 or more.",
+        "Every block changes the answers: without any one the loss rises by 0.01 or more.",
         "The maps of every block matter, so there is nothing to change.",
     ]
 

@@ -293,7 +293,7 @@ def test_what_the_report_says() -> None:
     assert "rises by less than 0.01): blocks 1, 2. In the same model untrained it is 0." in collapsed
     assert "Block 1 is missed least: without it the loss changes by -0.0020." in collapsed
     assert "least in block 1 (0.250 of a token's length) and most in block 2 (0.750)" in collapsed
-    assert "2 of 3 blocks are similar" in collapsed
+    assert "2 of the 2 blocks after the first are similar" in collapsed
     assert "untrained it is 0" in collapsed
     assert "From block 1 on, every block is similar" in collapsed
     assert "raw column cosine of pre-mix maps to the block before: 0.950, untrained 0.100" in collapsed

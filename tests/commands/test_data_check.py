@@ -36,8 +36,28 @@ def test_a_good_data_set_is_timed(image_folder: Path, capsys: pytest.CaptureFixt
     parts = timing["ms_an_image"]
     loading, device = parts["read"] + parts["decode"] + parts["augment"], parts["copy"] + parts["compute"]
     assert timing["workers"] - 1.01 < 1.25 * loading / device <= timing["workers"] + 0.01
-    assert any(f"data.workers={timing['workers']} keeps up" in line for line in said)
-    assert timing["images"] == 24
+    assert any(
+        f"(data.workers={timing['workers']}) can read images as fast as the CPU" in line for line in said
+    )
+    assert timing["images"] == timing["images_an_epoch"] == 24
+    # Without loader processes reading and computing take turns. An epoch shows every image once.
+    assert timing["epochs"] == 60
+    assert timing["hours"] == pytest.approx(60 * 24 * (loading + device) / 3.6e6, abs=1e-3)
+    told = next(line for line in said if line.startswith("at this speed deepvit-train takes about "))
+    assert told.endswith("for its usual 60 epochs of 24 images, without evaluations")
+
+
+def test_files_that_are_no_images_are_counted_once(
+    image_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(image_folder / "val", image_folder / "train", dirs_exist_ok=True)
+    shutil.rmtree(image_folder / "val")
+    (image_folder / "train" / "ant" / "notes.txt").touch()
+    (image_folder / "train" / "bee" / "Thumbs.db").touch()
+    report = run(image_folder / "train", "data.val_share=0.2", "timing=false")
+    row = next(line for line in capsys.readouterr().out.splitlines() if "left out" in line)
+    assert row.count(".db") == row.count(".txt") == 1
+    assert [split["left_out"] for split in report["splits"].values()] == [{".db": 1, ".txt": 1}, {}]
 
 
 def test_errors_are_told_and_end_with_a_data_error(

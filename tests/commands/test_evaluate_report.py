@@ -8,12 +8,14 @@ import re
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from deepvit_train.commands import evaluate, train
 from deepvit_train.config.compose import compose_command
+from deepvit_train.evaluation.prediction import Predictions
 from tests.conftest import QUICK, Command, as_ranks
-from tests.evaluation.synthetic import build_report, draw_predictions
+from tests.evaluation.synthetic import build_report, draw_predictions, predictions_of
 
 FILES = "threads=1", "data.workers=0"
 
@@ -66,7 +68,7 @@ def test_the_report_says_what_the_evaluation_found(run: Path, capsys: pytest.Cap
         (row for row, hit in zip(rows, right, strict=True) if not hit),
         key=lambda row: float(row["probability"]),
     )
-    assert surest["path"] in page
+    assert surest["path"].replace("/", "/<wbr>") in page
 
 
 def assert_is_alone(page: str) -> None:
@@ -152,6 +154,40 @@ def test_a_link_in_the_place_of_the_report_is_refused(call: Command, run: Path, 
     assert told.returncode == 6
     assert "copy/evaluation: is a link" in told.stderr
     assert list((copy / "checkpoints").glob("step_*.json"))
+
+
+def perfect(images: int, classes: int, wrong: int = 0) -> Predictions:
+    targets = np.arange(images) % classes
+    answers = targets.copy()
+    answers[:wrong] = (answers[:wrong] + 1) % classes
+    return predictions_of(4 * np.eye(classes, dtype=np.float32)[answers], targets)
+
+
+def test_a_perfect_result_is_no_proof(tmp_path: Path) -> None:
+    text = build_report(perfect(60, 5), 5, tmp_path).write().read_text()
+    assert text.count("1.0000 (no interval: no mistake in 60 images)") == 2
+    assert "No mistake in 60 images. Near copies of training images" in text
+    assert "data.group_by" in text
+    assert "None: every image was recognised." in text
+    assert "Which mistakes is the model surest of?" not in text
+    assert "Which images have the largest loss?" in text
+    assert "Top-5" not in text  # of five classes every answer is among five
+    assert "temperature" not in text
+
+
+def test_a_result_with_mistakes_has_its_intervals(tmp_path: Path) -> None:
+    text = build_report(perfect(120, 6, wrong=9), 6, tmp_path).write().read_text()
+    assert "no interval" not in text
+    assert "Near copies" not in text
+    assert "Which mistakes is the model surest of?" in text
+    assert "Top-5 accuracy is 0.9250" in text
+    # A line breaks after the folder, and not inside of the file's name.
+    assert re.search(r"class 0000 of \$x_0\$/<wbr>\d{6}\.jpg<br>", text)
+
+
+def test_a_small_evaluation_says_so(tmp_path: Path) -> None:
+    text = build_report(perfect(40, 6, wrong=9), 6, tmp_path).write().read_text()
+    assert "These are only 40 images. Near copies of training images" in text
 
 
 @pytest.mark.slow

@@ -136,7 +136,7 @@ def test_overlays_have_the_image_under_the_attention(
     assert np.abs(first.astype(int) - second).mean() > 1
     again = call("predict", str(trained), f"images={image_folder / 'val'}", "attention=seen", *COMMON)
     assert again.returncode == 6
-    assert "seen: holds something already" in again.stderr
+    assert "error: attention=seen: holds something already" in again.stderr
 
 
 def test_a_name_with_a_line_break_is_one_row(call: Command, trained: Path, image_folder: Path) -> None:

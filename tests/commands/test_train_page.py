@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from statistics import fmean
@@ -25,6 +26,10 @@ def test_a_run_writes_its_page(digits: Path, tmp_path: Path, capsys: pytest.Capt
     page = (tmp_path / "run" / "report.html").read_text()
     assert f"report: {tmp_path / 'run' / 'report.html'}" in capsys.readouterr().out.splitlines()
     assert f"val/top1 {result['val/top1']:.4f}" in page
+    best = int((tmp_path / "run" / "checkpoints" / "best").readlink().name.removeprefix("step_"))
+    end = json.loads((tmp_path / "run" / "checkpoints" / "last" / "state.json").read_text())["step"]
+    top1 = f"{result['val/top1']:.3f} of 364 validation images"
+    assert f"<strong>Top-1 {top1} at step {end} (best: step {best})<" in page
     assert re.search(r"<code>optim.lr</code></th><td><code>0.002<", page)
     assert "<script" not in page
     assert "Run &lt;script&gt;alert(1)" in page
@@ -46,7 +51,7 @@ def test_a_page_that_can_not_be_written_is_no_failure(
 
 def test_a_run_that_goes_on_has_no_page_of_its_former_end(digits: Path, tmp_path: Path) -> None:
     trained(tmp_path / "run", "trainer.max_steps=3")
-    assert "3 steps done" in (tmp_path / "run" / "report.html").read_text()
+    assert " at step 3 (best: step " in (tmp_path / "run" / "report.html").read_text()
     trained(tmp_path / "run", "trainer.max_steps=6", "trainer.report=false")
     assert not (tmp_path / "run" / "report.html").exists()
 

@@ -264,6 +264,30 @@ def test_a_path_alone_is_what_the_command_is_about(command: str, typed: str, key
 
 
 @pytest.mark.parametrize(
+    ("command", "typed", "meant"),
+    [
+        ("predict", ["runs/x", "../new"], "../new: checkpoint is given already; did you mean images=../new?"),
+        ("predict", ["checkpoint=runs/x", "a"], "a: checkpoint is given already; did you mean images=a?"),
+        ("eval", ["runs/x", "new"], "new: checkpoint is given already; did you mean data.root=new?"),
+        ("analyze", ["runs/x", "y"], "y: checkpoint is given already; did you mean compare=y?"),
+        ("convert", ["a.pth", "b"], "b: source is given already; did you mean out=b?"),
+        ("export", ["runs/x", "b"], "b: checkpoint is given already; did you mean out=b?"),
+        ("study", ["data", "b"], "b: root is given already; did you mean out=b?"),
+        ("data-check", ["data", "b"], "b: root is given already"),
+        ("train", ["photos/"], "photos/: not of the form key=value; did you mean data.root=photos/?"),
+        ("train", ["model.depth"], "model.depth: not of the form key=value"),
+    ],
+)
+def test_the_key_of_a_second_path_is_named(command: str, typed: list[str], meant: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        compose_command(command, typed)
+    assert str(error.value) == meant
+    if "did you mean " in meant:  # what is named is a key of the command
+        key = meant.split("did you mean ")[1].partition("=")[0]
+        assert key in {each.name for each in keys_of(COMMANDS[command])}
+
+
+@pytest.mark.parametrize(
     ("overrides", "shortened"),
     [
         (["trainer.epochs=1"], 0.5),

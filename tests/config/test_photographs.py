@@ -9,8 +9,6 @@ import pytest
 
 from deepvit_train.config.compose import compose_command, plain
 from deepvit_train.config.photographs import holds_tars, implied_choices
-from deepvit_train.training.forecast import Forecast, phrase
-from deepvit_train.training.plan import Plan
 from tests.conftest import QUICK, Command
 
 PHOTOGRAPHS = "experiment=photographs"
@@ -103,21 +101,3 @@ def test_a_run_says_pixels_tokens_and_the_time_to_expect(call: Command, image_fo
     assert "for all 4 steps" in lines
     result = json.loads((image_folder.parent / "run" / "result.json").read_text())
     assert "val/top1" in result
-
-
-def test_the_time_to_expect_is_told_once_at_the_second_line() -> None:
-    plan = Plan(10, 7210, 8, 10, None, 10, None)
-    forecast = Forecast(plan, batch_size=100)
-    assert forecast.line(5, 1.0) is None
-    # 7200 steps to go, and 7210 in all, of 100 images at 20 images a second.
-    assert (
-        forecast.line(10, 20.0) == "to expect: 10.0 h for all 7,210 steps, 10.0 h to go, without evaluations"
-    )
-    assert forecast.line(20, 20.0) is None
-    assert [phrase(each) for each in (40, 99, 720, 6000, 3.6e6)] == [
-        "40 s",
-        "99 s",
-        "12 min",
-        "1.7 h",
-        "1,000.0 h",
-    ]

@@ -110,7 +110,7 @@ def test_what_is_left_out_of_a_folder_is_counted_now_and_from_the_cache(
         assert len(index) == 24
         told = index.told_of_left_out() or ""
         assert told.startswith(
-            f"{image_folder}/train: left out, as no images that can be read: 2 .txt, 1 .csv"
+            f"{image_folder}/train: left out 7 files, not images that can be read: 2 .txt, 1 .csv"
         )
     data = compose_command("data-check", [f"root={image_folder}"]).data
     assert statistics_of(list_split(image_folder, data, "train"))["left_out"] == counts
@@ -140,10 +140,10 @@ def test_a_run_and_an_evaluation_begin_with_it(call: Command, image_folder: Path
     strew(image_folder)
     data = ["data=imagefolder", f"data.root={image_folder}", "augment=none", "trainer.batch_size=8"]
     said = call("train", *QUICK, *data, "run_dir=run").stdout.splitlines()
-    assert said[1].startswith(f"{image_folder}/train: left out, as no images that can be read: 2 .txt")
+    assert said[1].startswith(f"{image_folder}/train: left out 7 files, not images that can be read: 2 .txt")
     assert not any("/val: left out" in line for line in said)
     said = call("eval", "run", *data[:2], "data.split=train", "threads=1", "report=false").stdout.splitlines()
-    assert any("/train: left out, as no images that can be read: 2 .txt" in line for line in said)
+    assert any("/train: left out 7 files, not images that can be read: 2 .txt" in line for line in said)
 
 
 @pytest.mark.parametrize(

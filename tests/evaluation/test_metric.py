@@ -10,6 +10,7 @@ import torch
 from scipy.special import softmax
 from sklearn import metrics
 
+from deepvit_train.evaluation.interval import Estimate
 from deepvit_train.evaluation.metric import (
     BINS,
     by_class,
@@ -66,6 +67,16 @@ def test_overall_figures_are_those_of_scikit_learn() -> None:
         assert estimate.low is not None
         assert estimate.high is not None
         assert estimate.low < estimate.value < estimate.high
+
+
+def test_a_perfect_result_claims_no_certainty() -> None:
+    seen = predictions_of(np.eye(4, dtype=np.float32)[[0, 1, 2, 3] * 10] * 3, np.array([0, 1, 2, 3] * 10))
+    found = overall(seen, 4)
+    for name in ("mean_class_accuracy", "macro_f1"):
+        assert found[name] == Estimate(1.0, None, None)
+    # Wilson's lower end of 40 hits of 40: n / (n + z^2).
+    assert found["accuracy"].low == pytest.approx(40 / (40 + 1.959964**2), rel=1e-5)
+    assert fit_temperature(seen) is None  # every lower one would be better
 
 
 @pytest.mark.parametrize("classes", [3, 40, 1000])
