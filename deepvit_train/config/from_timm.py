@@ -8,6 +8,7 @@ from pathlib import Path
 
 from deepvit_train.config.compose import compose_command, compose_tree, flat_values
 from deepvit_train.config.timm_command import Command, Timm, read_command
+from deepvit_train.config.timm_distillation import translate_distillation
 from deepvit_train.config.timm_model import translate_model
 from deepvit_train.config.timm_optimizer import (
     translate_batch,
@@ -43,6 +44,7 @@ def from_timm(arguments: Sequence[str], timm: Callable[[], Timm]) -> str:
         translate_optimizer,
         translate_schedule,
         _loss,
+        translate_distillation,
         _watching,
         _augment,
         _trainer,

@@ -391,6 +391,36 @@ def test_a_flag_without_a_counterpart_leaves_no_key_of_another_meaning() -> None
         assert f"left out: --clip-grad 0.02, which is for --clip-mode {mode}" in notes
 
 
+@pytest.mark.parametrize(
+    ("flags", "share", "temperature"),
+    [
+        ("", 0.5, 4.0),
+        ("--task-loss-weight 0.3", 0.7, 4.0),
+        ("--distill-loss-weight 3 --kd-temperature 2", 0.75, 2.0),
+    ],
+)
+def test_a_teacher_of_timms_becomes_ours(flags: str, share: float, temperature: float) -> None:
+    line = f"train.py /data {VIT} --kd-model-name resnet50.a1_in1k {flags}"
+    found = composed(line).distill
+    assert (found.teacher, found.kind) == ("timm:resnet50.a1_in1k", "soft")
+    assert (found.share, found.temperature) == (share, temperature)
+    notes = " ".join(translated(line)[0])
+    assert ("times as large" in notes) == ("--task" not in flags)
+    assert "download=true" in notes
+    features = translated(f"train.py /data {VIT} --kd-model-name resnet50 --kd-distill-type feature")
+    assert not any(word.startswith("distill.") for word in features[1])
+    assert any("--kd-distill-type feature" in note for note in features[0])
+
+
+def test_a_teacher_of_deits_becomes_ours(tmp_path: Path) -> None:
+    line = "main.py --model deit_tiny_patch16_224 --distillation-type hard --distillation-alpha 0.3"
+    found = composed(f"{line} --teacher-path teacher.pth").distill
+    assert (found.teacher, found.file) == ("timm:regnety_160", "teacher.pth")
+    assert (found.kind, found.share) == ("hard", 0.3)
+    notes = " ".join(translated(f"{line} --teacher-path https://somewhere/teacher.pth")[0])
+    assert "nothing is fetched from there" in notes
+
+
 def test_no_aug_varies_nothing_as_in_timm() -> None:
     notes, _ = translated(line := f"train.py /data {VIT} --no-aug --reprob 0.2 --aa rand-m9 --mixup 0.2")
     augment = composed(line).augment
