@@ -28,6 +28,7 @@ from deepvit_train.config.command import COMMANDS
 from deepvit_train.config.compose import as_yaml, compose_command, compose_tree, told_choices
 from deepvit_train.config.from_timm import from_timm
 from deepvit_train.config.help import command_help, overview
+from deepvit_train.config.timm_command import is_flag_of_timm
 from deepvit_train.console import lost_output, protect_streams, tell_error
 from deepvit_train.error import ConfigError, OutputError, UserError, explained, nearest
 
@@ -169,12 +170,17 @@ def _dispatch(arguments: list[str]) -> int:
             f"{command}: no such command{nearest(command, COMMANDS)} (choices: {', '.join(COMMANDS)})"
         )
     if command == "train" and "--from-timm" in arguments:
-        print(from_timm(arguments[arguments.index("--from-timm") + 1 :]))
+        print(from_timm(arguments[arguments.index("--from-timm") + 1 :], _timm))
         return 0
     flags = [argument for argument in arguments[1:] if argument.startswith("-")]
     overrides = [argument for argument in arguments[1:] if not argument.startswith("-")]
     known = [*PRINTING, *(["-m", "--multirun", "--from-timm"] if command == "train" else [])]
     if unknown := [flag for flag in flags if flag not in known]:
+        if command == "train" and is_flag_of_timm(unknown[0]):
+            raise ConfigError(
+                f"{unknown[0]}: an option of timm's train.py; keys are typed as model=vit_small\n"
+                "did you mean --from-timm? deepvit-train --from-timm 'train.py DIR --model ...' translates"
+            )
         raise ConfigError(
             f"{unknown[0]}: no such option{nearest(unknown[0], known)} (options: {', '.join(known)})"
         )
@@ -189,6 +195,11 @@ def _dispatch(arguments: list[str]) -> int:
     else:
         run_command(command, compose_command(command, overrides))
     return 0
+
+
+def _timm() -> Any:
+    """Import what asks timm, which takes seconds."""
+    return importlib.import_module("deepvit_train.commands.train_timm")
 
 
 def _told_configuration(command: str, overrides: list[str], sweeps: bool) -> str:

@@ -154,8 +154,8 @@ def protect_streams() -> None:
 
 
 def tell_error(error: Exception) -> None:
-    """Print an error that a user can mend to stderr."""
-    line = f"error: {printable(str(error))}"
+    """Print an error that a user can mend, or that a run was stopped, to stderr."""
+    line = f"{getattr(error, 'title', 'error: ')}{printable(str(error))}"
     with suppress(OSError, ValueError):  # a closed stream is asked whether it is a terminal
         if sys.stderr.isatty():
             line = wrapped(line, shutil.get_terminal_size().columns)

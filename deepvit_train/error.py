@@ -43,6 +43,7 @@ class UserError(Exception):
     """
 
     exit_code = 1
+    title = "error: "  # what its message begins with
 
 
 class ConfigError(UserError, ValueError):
@@ -83,6 +84,8 @@ class Collapsed(UserError):
 
 class Interrupted(UserError):
     """A stop signal arrived, and the state was saved. The exit code is 128 plus the signal's number."""
+
+    title = ""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)

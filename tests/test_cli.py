@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,9 +18,18 @@ from rich.table import Table
 
 from deepvit_train.commands import train
 from deepvit_train.config import compose, override, shipped
+from deepvit_train.config.command import COMMANDS
 from deepvit_train.config.compose import compose_command
 from deepvit_train.config.help import summary
-from deepvit_train.console import PLAIN, EscapingStream, OutlivingStream, console, printable
+from deepvit_train.console import (
+    PLAIN,
+    EscapingStream,
+    OutlivingStream,
+    console,
+    printable,
+    tell_error,
+)
+from deepvit_train.error import ConfigError, Interrupted
 from deepvit_train.run import checkpoint
 from deepvit_train.run.folder import RunFolder
 from tests.conftest import QUICK, Command
@@ -106,6 +116,9 @@ def test_every_way_to_name_a_checkpoint(call: Command, trained: Path, form: str,
         (["study", "root=/nowhere/at/all"], 4, ["/nowhere/at/all"]),
         (["evaluate"], 2, ["did you mean 'eval'?"]),
         (["train", "--hlep"], 2, ["--help"]),
+        (["train", "--model", "vit_small_patch16_224"], 2, ["--model: an option of timm's", "--from-timm"]),
+        (["train", "data=digits", "--batch-size=64"], 2, ["--batch-size=64: an option", "--from-timm"]),
+        (["eval", "--checkpoint", "x"], 2, ["--checkpoint: no such option"]),
     ],
 )
 def test_a_mistake_is_explained(
@@ -338,6 +351,24 @@ def test_a_table_of_hostile_names_is_as_wide_as_what_it_shows(capsys: pytest.Cap
     assert ":skull:" in told
     assert "\\x1b[31mred" in told
     assert len({len(line) for line in told.splitlines()}) == 1
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_shows_choices_and_values_as_they_are_typed(call: Command, command: str) -> None:
+    told = call(command, "--help").stdout
+    assert "deepvit_train." not in told
+    assert "list[" not in told
+    assert "<" not in told.replace("<pid>", "")
+    if command == "train":
+        assert "tracker (list of tensorboard|csv|trackio|wandb|mlflow) [[tensorboard]]" in told
+
+
+def test_a_stopped_run_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
+    stopped = Interrupted("stopped by SIGINT; saved it", signal.SIGINT)
+    for error in (stopped, ConfigError("a=1: no")):
+        tell_error(error)
+    assert capsys.readouterr().err == "stopped by SIGINT; saved it\nerror: a=1: no\n"
+    assert stopped.exit_code == 130
 
 
 def test_the_overview_says_what_each_command_does(call: Command) -> None:

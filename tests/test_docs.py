@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from deepvit_train.commands import train_timm
 from deepvit_train.config.command import COMMANDS
 from deepvit_train.config.compose import compose_tree
 from deepvit_train.config.from_timm import from_timm
@@ -70,7 +71,7 @@ def test_commands_and_keys_are_real(page: Path) -> None:
         command, *rest = words
         assert command in SCRIPTS, command
         if "--from-timm" in rest:
-            from_timm(rest[rest.index("--from-timm") + 1 :])
+            from_timm(rest[rest.index("--from-timm") + 1 :], lambda: train_timm)
             continue
         if command == "data":
             command, rest = f"data-{rest[0]}", rest[1:]

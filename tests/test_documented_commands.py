@@ -27,7 +27,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from deepvit_train import cli
-from deepvit_train.commands import train
+from deepvit_train.commands import train, train_timm
 from deepvit_train.config.compose import compose_command, compose_tree
 from deepvit_train.config.from_timm import from_timm
 from deepvit_train.config.preset import Architecture, model_preset
@@ -201,7 +201,7 @@ def compose(command: Documented) -> None:
 def test_the_commands_of_a_page_run_in_sequence(page: Path, fresh: Path) -> None:
     for command in commands_of(page):
         if "--from-timm" in command.words:
-            assert from_timm(command.words[2:])
+            assert from_timm(command.words[2:], lambda: train_timm)
             assert run(command.words) == 0
         elif elsewhere(command):
             compose(command)
@@ -237,7 +237,7 @@ def test_commands_of_pages_name_their_run() -> None:
     for command in all_commands():
         words = command.words
         # What --from-timm prints is the answer to a question, and names no run.
-        answer = "model=deit_tiny augment=basic" in command.text
+        answer = "model=deit_tiny attn=self augment=basic" in command.text
         if words[0] != "train" or answer or {"-m", "--from-timm", "$COMMON"} & set(words):
             continue
         if command.page.endswith(".md"):  # an experiment's own name is in its file

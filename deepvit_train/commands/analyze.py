@@ -39,6 +39,7 @@ from deepvit_train.evaluation.calibration import calibrate, reattention_norms, u
 from deepvit_train.evaluation.loaded import LoadedModel, measure_statistics
 from deepvit_train.models import DeepViT
 from deepvit_train.report.figure import save, share_axes
+from deepvit_train.training.overlap import told_of_overlap
 
 IMAGES_SEED = 0  # the choice of images is the same for every model
 PREFIXES = ("", "compare_")  # of the figures of the first model and the second
@@ -71,7 +72,7 @@ def run(config: AnalyzeConfig) -> dict[str, Any]:
         analyses.append(_analyse(subject, images.batches, config, own))
     analysis = {
         "definition": config.collapse.legend,
-        "data": {"name": str(data.name), "root": data.root, "split": data.split},
+        "data": {"name": str(data.name), "root": data.root, "split": data.evaluated},
         "images": sum(len(batch.images) for batch in seen[0].batches),
         "models": analyses,
     }
@@ -146,7 +147,7 @@ class Seen:
 def images_of(config: AnalyzeConfig, loaders: Loaders, loaded: LoadedModel | None) -> Seen:
     """Load the images that maps are collected on. Every model gets the same choice."""
     data = loaders.data
-    index = open_split(data, data.split)
+    index = open_split(data, data.evaluated)
     classes, outputs = index.classes, None
     if loaded is not None:
         index, labels = loaded.labelled(index, data)
@@ -234,9 +235,9 @@ def _accuracy(subject: Subject, config: AnalyzeConfig, loaders: Loaders) -> dict
     loaded = subject.loaded
     assert loaded is not None
     data, world = loaders.data, loaders.world
-    index = open_split(data, data.split)
+    index = open_split(data, data.evaluated)
     index, labels = loaded.labelled(index, data)
-    for line in labels.lines:
+    for line in [*labels.lines, *told_of_overlap(loaded.found, data, index)]:
         console.print(line)
     model, batch_size = loaded.model.to(world.device), config.eval_batch_size
     statistics = {"calibrated": loaded.statistics, "running": None}
@@ -263,7 +264,7 @@ def _prune(
     loaded = subject.loaded
     assert loaded is not None
     data, world = loaders.data, loaders.world
-    index, labels = loaded.labelled(open_split(data, data.split), data)
+    index, labels = loaded.labelled(open_split(data, data.evaluated), data)
     model, batch_size = loaded.model.to(world.device), config.eval_batch_size
 
     def measure() -> EvalResult:

@@ -43,7 +43,7 @@ def measure_features(subject: Subject, config: AnalyzeConfig, loaders: Loaders) 
     """
     data = loaders.data
     train = open_split(data, TRAIN)
-    index, _ = labelled(open_split(data, data.split), train.classes, data, f"those of {train.folder}")
+    index, _ = labelled(open_split(data, data.evaluated), train.classes, data, f"those of {train.folder}")
     if len(train.classes) < 2:
         raise DataError(f"{train.folder}: has one class; features=true needs two or more")
     images = min(len(train), config.features_images or len(train))
@@ -52,10 +52,9 @@ def measure_features(subject: Subject, config: AnalyzeConfig, loaders: Loaders) 
             f"{train.folder}: features=true needs {amount(min(NEIGHBOURS), 'training image')}, not {images}"
         )
     chosen = "" if images == len(train) else f" of {len(train):,}, chosen at random"
-    console.print(
-        f"features of {subject.label}: {data.split} classified by {amount(images, 'training image')}{chosen}"
-    )
-    found: dict[str, Any] = {"train_images": images, "classes": len(train.classes), "split": data.split}
+    told = amount(images, "training image")
+    console.print(f"features of {subject.label}: {data.evaluated} classified by {told}{chosen}")
+    found: dict[str, Any] = {"train_images": images, "classes": len(train.classes), "split": data.evaluated}
     for state, model in subject.states(loaders.world.device).items():
         trained = state == "trained"
         with _statistics(subject, model, trained, config, loaders), in_evaluation_mode(model):

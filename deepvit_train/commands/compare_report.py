@@ -220,7 +220,7 @@ def _index_of(subject: Subject) -> tuple[ImageIndex, dict[str, int]] | None:
     try:
         typed = ["checkpoint=none", f"data={content['data']}", *root, f"data.split={content['split']}"]
         data = compose_command("eval", typed).data
-        index = open_split(data, data.split)
+        index = open_split(data, data.evaluated)
     except (ConfigError, DataError):
         return None
     above = len(f"{index.folder}/")

@@ -34,7 +34,7 @@ def run(config: DataCheckConfig) -> dict[str, Any]:
     world = distributed.start(config.device.value, timeout_s=60)
 
     # List the folders, then read every file.
-    names = dict.fromkeys(("train", config.data.split))  # data.split=train names it twice
+    names = dict.fromkeys(("train", config.data.evaluated))  # data.split=train names it twice
     splits = [check.list_split(root, config.data, name) for name in names]
     if config.data.val_share is not None:  # parts of one folder leave out the same files
         for other in splits[1:]:

@@ -21,6 +21,7 @@ from deepvit_train.evaluation.accuracy import evaluate
 from deepvit_train.evaluation.calibration import Statistics, reattention_norms, using
 from deepvit_train.evaluation.loaded import LoadedModel, load_named, measure_statistics
 from deepvit_train.evaluation.prediction import Predictions, Recorder
+from deepvit_train.training.overlap import told_of_overlap
 
 LARGE = 8  # times as many patches as in training; more than that is seldom meant
 
@@ -46,7 +47,7 @@ def run(config: EvalConfig) -> dict[str, Any]:
 
     # The data of the run, unless other data was given.
     data = loaded.data_for(config.data)
-    index = open_split(data, data.split)
+    index = open_split(data, data.evaluated)
     warnings = layout_warnings(index)
     left_out = index.told_of_left_out()
     index, labels = loaded.labelled(index, data)
@@ -54,6 +55,7 @@ def run(config: EvalConfig) -> dict[str, Any]:
         *([left_out] if left_out else []),
         *labels.lines,
         *(f"warning: {each}" for each in warnings),
+        *(told_of_overlap(loaded.found, data, index) if world.is_main else []),
     ]:
         say(line)
 

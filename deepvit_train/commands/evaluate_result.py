@@ -62,9 +62,9 @@ class Evaluated:
         """
         loaded, config = self.loaded, self.config
         size = loaded.architecture.model.image_size
-        parts = [loaded.weights, _slug(self.data.split)]
+        parts = [loaded.weights, slug(self.data.evaluated)]
         if not _is_own(self.data, loaded):
-            parts.append(f"{self.data.name}-{_slug(Path(self.root or '').name)}-{_digest(self.root or '')}")
+            parts.append(f"{self.data.name}-{slug(Path(self.root or '').name)}-{_digest(self.root or '')}")
             if self.data.val_share is not None:
                 parts.append(f"val_share{self.data.val_share:g}{_group_part(self.data.group_by)}")
         if size != self.own_size:
@@ -74,7 +74,7 @@ class Evaluated:
         if config.precision != Precision.fp32:
             parts.append(str(config.precision))
         said = {"preset": config.preset} if config.preset else {}
-        parts += [f"{name}-{_slug(str(value))}" for name, value in (said | config.said()).items()]
+        parts += [f"{name}-{slug(str(value))}" for name, value in (said | config.said()).items()]
         if self.partial:
             parts.append(f"partial{self.result.images}")
         return loaded.found.beside(f"{'.'.join(parts)}.json")
@@ -92,7 +92,7 @@ class Evaluated:
             "weights": loaded.weights,
             "data": str(self.data.name),
             "root": self.root,
-            "split": self.data.split,
+            "split": self.data.evaluated,
             **self._split_keys(),
             "image_size": loaded.architecture.model.image_size,
             "preprocessing": preprocessing_of(loaded),
@@ -171,7 +171,7 @@ def preprocessing_of(loaded: LoadedModel) -> dict[str, Any]:
 def _table(evaluated: Evaluated, per_class: list[tuple[float, str, int]]) -> Table:
     result = evaluated.result
     of = f" of {evaluated.total}, so partial" if evaluated.partial else ""
-    title = f"{evaluated.data.split}: {amount(result.images, 'image')}{of}"
+    title = f"{evaluated.data.evaluated}: {amount(result.images, 'image')}{of}"
     table = Table("class", "top-1", "images", title=title)
     for accuracy, name, images in per_class[:WORST_CLASSES]:
         table.add_row(readable(name), f"{accuracy:.4f}", str(images))
@@ -198,7 +198,8 @@ def _group_part(group_by: str | None) -> str:
     return "" if group_by is None else f"-{_digest(group_by)}"
 
 
-def _slug(text: str) -> str:
+def slug(text: str) -> str:
+    """Return a text as a part of a file's name."""
     return re.sub(r"[^\w.]+", "-", text).strip("-.")[:40]
 
 

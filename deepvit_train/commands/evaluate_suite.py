@@ -27,6 +27,7 @@ from deepvit_train.evaluation.accuracy import evaluate
 from deepvit_train.evaluation.calibration import using
 from deepvit_train.evaluation.loaded import LoadedModel
 from deepvit_train.evaluation.real_label import evaluate_real, real_labels
+from deepvit_train.training.overlap import told_of_overlap
 
 
 def run_suite(config: EvalConfig) -> dict[str, Any]:
@@ -100,6 +101,9 @@ class Suite:
         if problems := sorted(self.world.union(problem)):
             raise DataError(problems[0])
         assert found is not None
+        if part.corrupted is None and not part.by_real and self.world.is_main:
+            for line in told_of_overlap(self.loaded.found, self.data, found[0]):
+                console.print(line)
         return found
 
     def identity(self, part: Part, index: ImageIndex) -> dict[str, Any]:

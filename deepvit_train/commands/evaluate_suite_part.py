@@ -98,7 +98,7 @@ def _validation(
 
 def _open_data(loaded: LoadedModel, data: DataConfig) -> tuple[ImageIndex, Labels]:
     """List the set that data says."""
-    return loaded.labelled(open_split(data, data.split), data)
+    return loaded.labelled(open_split(data, data.evaluated), data)
 
 
 def _open_set(key: str, folder: str, names: list[str], data: DataConfig) -> tuple[ImageIndex, Labels]:

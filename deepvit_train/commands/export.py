@@ -60,7 +60,7 @@ def run(config: ExportConfig) -> dict[str, Any]:
 
     # The images that both programs see, and the statistics that become a part of the file.
     data = loaded.data_for(config.data)
-    index, labels = loaded.labelled(open_split(data, data.split), data)
+    index, labels = loaded.labelled(open_split(data, data.evaluated), data)
     for line in [*loaded.told_preprocessing(), *labels.lines]:
         console.print(line)
     world = World(rank=0, size=1, device=torch.device("cpu"))

@@ -152,7 +152,7 @@ def _data_for(loaded: LoadedModel, config: PredictConfig) -> DataConfig:
 
 def _images_of(config: PredictConfig, data: DataConfig) -> ImageIndex:
     if config.images is None:
-        return open_split(data, data.split)
+        return open_split(data, data.evaluated)
     return find_images(config.images, sys.stdin.buffer, data.follow_links)
 
 

@@ -98,7 +98,7 @@ def _open(config: TrainConfig, folder: RunFolder, world: World, say: Callable[[s
     model, initial = _build_model(config, labels.names, origin, world)
     build_optimizer(model, config.optim)  # a wrong name or argument of it leaves no folder behind
     return Opened(
-        splits={"train": train, config.data.split: val},
+        splits={"train": train, config.data.evaluated: val},
         train=train,
         val=val,
         labels=labels,

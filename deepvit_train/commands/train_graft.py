@@ -142,7 +142,7 @@ def _block_before(config: TrainConfig, folder: RunFolder) -> int | None:
 def _measure(config: TrainConfig, world: World, needed: bool) -> Graft | None:
     """Record the maps of the plain model of these weights. Returns None for others, unless that is needed."""
     assert config.model.weights is not None
-    train = open_split(config.data, "train")
+    train = open_split(config.data, "train", is_for_training=True)
     model = DeepViT(Architecture(config.model, attention_preset("self")), len(train.classes))
     try:
         start_from(model, config.model.weights, download=config.download)

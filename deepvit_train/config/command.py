@@ -39,6 +39,7 @@ COMMANDS: dict[str, type[Section]] = {
 
 # The type, in the help, of keys that take values under names that no file of configs/ need have.
 NAMED = "{name: value, ...}"
+LIST = "list of "  # what the type of a list begins with, before that of its values
 
 
 def console_name(command: str) -> str:
@@ -85,4 +86,6 @@ def _type_name(hint: Any) -> str:
         return "|".join(hint.__members__)
     if get_origin(hint) is dict:
         return NAMED
+    if get_origin(hint) is list:
+        return f"{LIST}{_type_name(get_args(hint)[0])}"
     return str(hint) if get_args(hint) else hint.__name__

@@ -14,6 +14,7 @@ from deepvit_train.error import ConfigError, DataError
 
 # Keys that say which images of its folder a data set consists of, besides those that hold paths.
 OF_DATA_SET = ("val_share", "group_by", "classes", "empty_classes")
+VAL = "val"  # the split that is evaluated where nobody names one
 LONGEST_NAME = 40  # letters of a folder's name that the default name of a run takes over
 
 
@@ -36,7 +37,10 @@ class DataConfig(Section):
         "folder of the data set, with train/ and val/ in it; null, for digits alone: the cache folder",
         path=DataError,
     )
-    split: str = option("name of the split that is evaluated: a folder in root, or its tar files")
+    split: str | None = option(
+        "name of the split that is evaluated: a folder in root, or its tar files; null: val, and with a "
+        "checkpoint the one that its run evaluated"
+    )
     val_share: float | None = option(
         "share of the images in root/CLASS/IMAGE that become val, by a hash of each path; the others become "
         "train; null: root holds train/ and val/",
@@ -93,8 +97,13 @@ class DataConfig(Section):
     def prefix(cls) -> str:
         return "data."
 
+    @property
+    def evaluated(self) -> str:
+        """The name of the split that is evaluated."""
+        return VAL if self.split is None else self.split
+
     def check(self) -> None:
-        if not self.split.strip("./"):
+        if not self.evaluated.strip("./"):
             raise ConfigError(f"data.split={self.split!r}: not a folder under root; nearest: data.split=val")
         self._check_val_share()
         span = self.value_range
@@ -113,12 +122,13 @@ class DataConfig(Section):
         return [name.strip() for name in next(csv.reader([text[1:-1]], skipinitialspace=True), [])]
 
     def of_data_set(self) -> dict[str, Any]:
-        """Return the keys of `OF_DATA_SET` as a checkpoint keeps them."""
+        """Return the keys of `OF_DATA_SET` and the split that is evaluated, as a checkpoint keeps them."""
         classes = self.classes if self.listed_classes() is not None else absolute(self.classes)
-        return {key: getattr(self, key) for key in OF_DATA_SET} | {"classes": classes}
+        kept = {key: getattr(self, key) for key in OF_DATA_SET}
+        return kept | {"classes": classes, "split": self.evaluated}
 
     def _check_val_share(self) -> None:
-        if self.val_share is not None and self.split not in ("train", "val"):
+        if self.val_share is not None and self.evaluated not in ("train", VAL):
             raise ConfigError(
                 f"data.split={self.split}: data.val_share makes train and val alone; nearest: data.split=val"
             )

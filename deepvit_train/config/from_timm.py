@@ -2,43 +2,49 @@
 
 from __future__ import annotations
 
-import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from deepvit_train.config.compose import compose_command, compose_tree, flat_values
-from deepvit_train.config.preset import choices
-from deepvit_train.config.timm_command import KEYWORDS, Command, read_command
+from deepvit_train.config.timm_command import Command, Timm, read_command
+from deepvit_train.config.timm_distillation import translate_distillation
+from deepvit_train.config.timm_model import translate_model
+from deepvit_train.config.timm_optimizer import (
+    translate_batch,
+    translate_optimizer,
+    translate_rate,
+    translate_schedule,
+)
+from deepvit_train.error import ConfigError
 
-SHAPE = re.compile(r"(vit|deit)_(tiny|small|base)_patch(\d+)_(\d+|LS)(?:_\w+)?")
-POOLS = {"token": "cls", "avg": "mean_patches"}
+WIDTH = 80  # columns of the printed command
 # Printed first: what a group's other keys are the differences from.
-CHOSEN = ("data", "data.root", "model", "augment", "optim", "optim.options", "schedule", "loss")
-# Optimizers of timm that our choice of the same name gives the same arguments.
-SAME = ("adamw", "sgd", "lamb", "lion", "nadamw")
+CHOSEN = ("data", "data.root", "model", "attn", "augment", "optim", "optim.options", "schedule", "loss")
 # Always printed, even where a value is the default.
 TOLD = ("trainer.batch_size", "trainer.epochs", "optim.lr")
 
 
-def from_timm(arguments: Sequence[str]) -> str:
+def from_timm(arguments: Sequence[str], timm: Callable[[], Timm]) -> str:
     """Return our command for a command line of timm's, after comment lines on what differs or is missing.
 
     Args:
         arguments: the command line, as one text or in words: './distributed_train.sh 8 /data --model ...'
+        timm: gives what timm knows of models and optimizers; called only where it is needed.
 
     Raises ConfigError for what can't be read, or can't be used here.
     """
-    command = read_command(arguments)
+    command = read_command(arguments, timm)
     for translate in (
         _copies,
         _place,
-        _model,
-        _batch,
-        _rate,
-        _optimizer,
-        _schedule,
+        translate_model,
+        translate_batch,
+        translate_rate,
+        translate_optimizer,
+        translate_schedule,
         _loss,
+        translate_distillation,
         _watching,
         _augment,
         _trainer,
@@ -50,19 +56,48 @@ def from_timm(arguments: Sequence[str]) -> str:
     compose_command("train", overrides)
     ours = flat_values(compose_tree("train", overrides))
     base = flat_values(compose_tree("train", overrides[: len(chosen)]))
-    kept = [
-        f"{key}={value}"
-        for key, value in keys.items()
-        if key in chosen or key in TOLD or ours[key] != base[key]
-    ]
+    told = {*chosen, *TOLD, *_keys_of_typed(command, keys)}
+    kept = [f"{key}={value}" for key, value in keys.items() if key in told or ours[key] != base[key]]
     many = f"torchrun --nproc-per-node={command.processes} -m deepvit_train.cli train"
     program = many if command.processes * command.machines > 1 else "deepvit-train"
-    return "\n".join([*(f"# {note}" for note in command.notes), f"{program} {shlex.join(kept)}"])
+    notes = [*command.notes, "--cfg at the end prints every key and its value, and trains nothing"]
+    return "\n".join([*(f"# {note}" for note in notes), *_wrapped(program, map(shlex.quote, kept))])
+
+
+def _keys_of_typed(command: Command, keys: dict[str, str]) -> set[str]:
+    """Return the keys that typed flags set, to be printed even where a value is the default.
+
+    Flags that were typed and set none are noted.
+    """
+    told, idle = set(command.told), []
+    for name in command.typed:
+        here = command.flags[name].here
+        found = {part.partition("=")[0] for part in here.removeprefix("~ ").split(", ")}
+        told |= found
+        if here.startswith("~") and not found & {*keys, "torchrun", "model.KEY"}:
+            idle.append(name)
+    said = " ".join(name for name in idle if not any(name in note for note in command.notes))
+    if said:
+        command.notes.append(f"without effect, in timm too: {said}")
+    return told
+
+
+def _wrapped(program: str, words: Iterator[str]) -> Iterator[str]:
+    """Yield the lines of a command, which end in a backslash but for the last one."""
+    line = program
+    for word in words:
+        if len(line) + len(word) + len("  \\") > WIDTH:
+            yield f"{line} \\"
+            line = f"    {word}"
+        else:
+            line += f" {word}"
+    yield line
 
 
 def _copies(command: Command) -> None:
     """Translate the flags whose value is taken as it is, and note those that are missing or not needed."""
     idle: list[str] = []
+    same: list[str] = []
     for name, flag in command.flags.items():
         words, typed = command.words(name), name in command.typed
         if flag.here == "-":
@@ -70,11 +105,22 @@ def _copies(command: Command) -> None:
         elif flag.here == "!":
             if typed and (flag.values == "0" or not _equal(shlex.join(words), flag.default)):
                 command.missing(shlex.join([name, *words]), flag.note)
+            elif typed:
+                same.append(shlex.join([name, *words]))
         elif not flag.here.startswith("~") and (words or typed):
             value = "true" if flag.values == "0" else words[-1]
             command.keys[flag.here] = f"[{','.join(words)}]" if flag.values == "+" else value
     if idle:
         command.notes.append(f"not needed: {' '.join(idle)}")
+    if same:
+        command.notes.append(f"the same here: {' '.join(same)}")
+    if command.has("--eval"):
+        raise ConfigError("--eval: --from-timm translates trainings\nnearest: deepvit-eval checkpoint=FILE")
+    mode = command.text("--clip-mode")
+    if command.has("--clip-mode") and mode != "norm" and command.keys.pop("trainer.clip_grad", None):
+        command.notes.append(
+            f"left out: --clip-grad {command.text('--clip-grad')}, which is for --clip-mode {mode}"
+        )
 
 
 def _equal(text: str, default: str) -> bool:
@@ -101,105 +147,6 @@ def _place(command: Command) -> None:
         command.keys["run_dir"] = out if command.deit else f"{out.rstrip('/')}/${{name}}"
 
 
-def _model(command: Command) -> None:
-    keys, full = command.keys, command.text("--model")
-    name = full.split("/")[-1].split(".")[0]
-    if shape := SHAPE.fullmatch(name):
-        kind, size, patch, pixels = shape.groups()
-        keys["model"] = f"{kind}_{size}"
-        keys |= {"model.patch_size": patch} | ({"model.layer_scale": "1e-4"} if pixels == "LS" else {})
-        keys |= {"model.image_size": pixels} if pixels != "LS" else {}
-        keys |= {"model.crop_pct": "1.0"} if pixels == "384" and "model.crop_pct" not in keys else {}
-    elif name in choices("model"):
-        keys["model"] = name
-    else:
-        size = next((size for size in ("tiny", "small", "base") if size in name), "small")
-        keys["model"] = f"{'deit' if name.startswith('deit') else 'vit'}_{size}"
-        command.missing(f"--model {full} is none of our shapes", f"model={keys['model']}")
-    if pixels := command.text("--input-size") or command.text("--img-size"):
-        keys["model.image_size"] = pixels
-    pool = command.text("--gp")
-    if pool in POOLS:
-        keys["model.pool"] = POOLS[pool]
-    elif pool:
-        command.missing(f"--gp {pool}", "--gp avg or token")
-    for keyword in command.words("--model-kwargs"):
-        word, _, value = keyword.partition("=")
-        key = f"model.{KEYWORDS.get(word, word)}"
-        if key in flat_values(compose_tree("train", [])):
-            keys[key] = value
-        else:
-            command.missing(f"--model-kwargs {keyword}", "a key of model in deepvit-train --help")
-    if command.has("--pretrained"):
-        keys["model.weights"] = f"timm:{full}"
-    if "://" in keys.get("model.weights", ""):
-        command.notes.append(f"download {keys['model.weights']} first, and give its path")
-    wanted, trained = command.text("--interpolation"), command.text("--train-interpolation")
-    if wanted:
-        keys["model.interpolation"] = wanted
-    if trained == "random":
-        keys["augment.random_interpolation"] = "true"
-    elif trained != (wanted or "bicubic"):
-        command.notes.append(f"differs: training images are resized as {wanted or 'bicubic'}, not {trained}")
-
-
-def _batch(command: Command) -> None:
-    of_process, parts = int(command.number("--batch-size")), max(1, int(command.number("--grad-accum-steps")))
-    ranks = command.processes * command.machines
-    batch = of_process * ranks * parts
-    command.keys |= {"trainer.batch_size": str(batch), "trainer.accumulate": str(parts)}
-    if batch != of_process:
-        told = f"{of_process} x {ranks} processes x {parts} accumulated"
-        command.notes.append(f"trainer.batch_size={batch} is of the whole step: {told}")
-    if command.machines > 1:
-        command.notes.append(f"start it on {command.machines} machines: docs/cluster.md")
-
-
-def _rate(command: Command) -> None:
-    keys, batch, optimizer = (
-        command.keys,
-        int(command.keys["trainer.batch_size"]),
-        command.text("--opt").lower(),
-    )
-    rate = command.number("--lr")
-    if command.deit and not command.has("--unscale-lr"):
-        rate *= batch / 512
-    elif not rate:
-        root = "sqrt" if "ada" in optimizer or "lamb" in optimizer else "linear"
-        power = 0.5 if (command.text("--lr-base-scale") or root) == "sqrt" else 1.0
-        rate = command.number("--lr-base") * (batch / command.number("--lr-base-size")) ** power
-    keys["optim.lr"] = f"{rate:.6g}"
-    prefix = command.number("--warmup-epochs") if command.has("--warmup-prefix") else 0
-    keys["trainer.epochs"] = str(int(command.number("--epochs") + prefix))
-    if not command.has("--sched-on-updates"):
-        command.notes.append("differs: the rate changes with each step, not with each epoch")
-
-
-def _optimizer(command: Command) -> None:
-    keys, name = command.keys, command.text("--opt").lower()
-    if (plain := name.removeprefix("fused")) in SAME:  # apex computes the same
-        keys["optim"] = plain
-    else:
-        unset = {"optim.betas": "null", "optim.eps": "null"}
-        keys |= {"optim.name": name} | {key: keys.get(key, value) for key, value in unset.items()}
-    if plain == "sgd" and (momentum := command.number("--momentum")) != 0.9:
-        keys["optim.options"] = f"{{momentum:{momentum:g}}}"
-    if plain in ("sgd", "lion"):
-        keys.pop("optim.eps", None)  # they have none, and timm takes no notice of it
-
-
-def _schedule(command: Command) -> None:
-    name = command.text("--sched")
-    if name == "step":
-        command.keys |= {
-            "schedule": "step",
-            "schedule.decay_epochs": command.text("--decay-epochs"),
-            "schedule.decay_rate": command.text("--decay-rate"),
-        }
-    elif name != "cosine":
-        command.missing(f"--sched {name}", "schedule=cosine")
-
-
 def _loss(command: Command) -> None:
     if command.has("--bce-loss"):
         command.keys["loss"] = "bce"
@@ -210,7 +157,9 @@ def _loss(command: Command) -> None:
 def _watching(command: Command) -> None:
     if command.has("--log-wandb"):
         command.keys["tracker"] = "wandb"
-    if (metric := command.text("--eval-metric")) == "loss":
+        command.notes.append("tracker=wandb needs the package: pip install 'deepvit-train[wandb]'")
+    metric = command.text("--eval-metric")
+    if metric == "loss" or (metric == "top1" and command.has("--eval-metric")):
         command.keys["trainer.select_by"] = metric
     elif metric not in ("", "top1"):
         command.missing(f"--eval-metric {metric}", "trainer.select_by=top1")
@@ -221,13 +170,17 @@ def _augment(command: Command) -> None:
     policy = "3a" if command.has("--ThreeAugment") else "" if policy.lower() == "none" else policy
     keys["augment"] = "none" if command.has("--no-aug") else "basic"
     keys |= {f"augment.{name}": command.text(f"--{name}") or "0" for name in ("mixup", "cutmix")}
-    keys["augment.erase"] = command.text("--reprob")
     repeats = command.number("--aug-repeats")
     if command.deit and not command.has("--no-repeated-aug"):
         repeats = 3
     keys["augment.repeats"] = str(max(1, int(repeats)))
     if keys["augment"] == "none":
-        return
+        command.notes.append(
+            "differs: timm resizes training images to the image size under --no-aug; here model.crop_pct is "
+            "cut out of them, as in evaluation"
+        )
+        return  # timm then varies nothing, and erases nothing
+    keys["augment.erase"] = command.text("--reprob")
     jitter = "0" if policy and "3a" not in policy else command.text("--color-jitter")
     keys |= {"augment.flip": command.text("--hflip"), "augment.color_jitter": jitter}
     for flag in ("scale", "ratio"):
@@ -243,8 +196,9 @@ def _trainer(command: Command) -> None:
     if command.has("--torchcompile"):
         mode = command.text("--torchcompile-mode").replace("-", "_") or "default"
         keys["trainer.compile"] = mode
-    if command.text("--device") == "cpu":
-        keys["trainer.device"] = "cpu"
+    device = command.text("--device").partition(":")[0]
+    if device == "cpu" or command.has("--device"):
+        keys["trainer.device"] = device
     averaged = command.has("--model-ema") or (command.deit and not command.has("--no-model-ema"))
     if averaged:
         keys["trainer.ema_decay"] = command.text("--model-ema-decay")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import fields
+from enum import Enum
 from textwrap import wrap
 from typing import Any
 
@@ -133,4 +135,8 @@ def _typed(value: Any) -> str:
     """A value as it is typed on the command line."""
     if isinstance(value, bool):
         return str(value).lower()
-    return f"[{', '.join(map(_typed, value))}]" if isinstance(value, list) else str(value)
+    if isinstance(value, Enum):
+        return str(value.value)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return f"[{', '.join(map(_typed, value))}]"
+    return str(value)

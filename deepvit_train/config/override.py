@@ -12,13 +12,14 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Sweep
 from hydra.errors import HydraException
 
-from deepvit_train.config.command import COMMANDS, NAMED, console_name, groups_of, keys_of
+from deepvit_train.config.command import COMMANDS, LIST, NAMED, console_name, groups_of, keys_of
 from deepvit_train.config.listing import typed_list
 from deepvit_train.config.shipped import config_dir
 from deepvit_train.error import ConfigError, nearest, slips
 
 # The types of keys that take any text.
 TEXT = ("str", "str or null")
+TEXTS = f"{LIST}str"
 # What a command is about: a path without KEY= before it is the value of this key.
 SUBJECTS = {
     "eval": "checkpoint",
@@ -128,12 +129,12 @@ def take_texts(
     for override in overrides:
         name, _, typed = override.partition("=")
         name = name.lstrip("+")
-        if types.get(name) == "list[str]" and (texts := _json_texts(typed)) is not None:
+        if types.get(name) == TEXTS and (texts := _json_texts(typed)) is not None:
             taken[name] = texts
             continue
         value = _as_hydra_reads(override)
         several = isinstance(value, Sweep)
-        if types.get(name) == "list[str]" and (texts := typed_list(typed.strip())) is not None:
+        if types.get(name) == TEXTS and (texts := typed_list(typed.strip())) is not None:
             taken.pop(name, None)
             taken[name] = texts
         elif types.get(name) in TEXT and not (several and sweeps):
@@ -186,7 +187,7 @@ def _wrong_value(override: str, types: dict[str, str]) -> ConfigError:
     name, _, value = override.lstrip("+~").partition("=")
     if name not in types:
         return ConfigError(f"{override!r}: can't be read as key=value")
-    if types[name].startswith("list") and not value.startswith("["):
+    if types[name].startswith(LIST) and not value.startswith("["):
         return ConfigError(f"{override}: must be {types[name]}; nearest: {name}=[{value}]")
     guess = nearest(value, types[name].split("|"))
     several = "" if guess or "," not in value else "; deepvit-train -m trains with each of several values"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
+from typing import Any, Protocol
 
 from deepvit_train.config.shipped import config_dir
 from deepvit_train.error import ConfigError, nearest
@@ -23,7 +25,26 @@ KEYWORDS = {
     "proj_drop_rate": "dropout",
     "pos_drop_rate": "emb_dropout",
 }
+# Other scripts of timm, and what does here what they do.
+OTHER_SCRIPTS = {
+    "validate.py": "deepvit-eval checkpoint=FILE data.root=DIR",
+    "inference.py": "deepvit-predict checkpoint=FILE images=DIR",
+    "benchmark.py": "deepvit-bench",
+    "onnx_export.py": "deepvit-export checkpoint=FILE out=FOLDER",
+}
 DEIT_SCRIPTS = ("main.py", "run_with_submitit.py")
+
+
+class Timm(Protocol):
+    """What timm knows, and these tables do not."""
+
+    def model_keys(self, name: str) -> dict[str, Any]:
+        """Return the keys of `model` for a model. Raises ConfigError where it can't be trained here."""
+        ...
+
+    def optimizers(self) -> list[str]:
+        """Return the names of timm's optimizers."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -45,6 +66,12 @@ def table(program: str) -> dict[str, Flag]:
     return {names.split()[0]: Flag(tuple(names.split()), *rest) for names, *rest in rows}
 
 
+def is_flag_of_timm(word: str) -> bool:
+    """Return whether train.py of timm, or DeiT's main.py, has a flag: --model, or --model=NAME."""
+    flags = [*table("train").values(), *table("deit").values()]
+    return word.partition("=")[0] in {name for flag in flags for name in flag.names}
+
+
 @dataclass
 class Command:
     """A command line that was read: its flags, and on how many processes it runs."""
@@ -56,6 +83,8 @@ class Command:
     typed: dict[str, list[str]] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)  # the translation
     notes: list[str] = field(default_factory=list)
+    told: set[str] = field(default_factory=set)  # keys to print, whatever their value
+    timm: Callable[[], Timm] = field(kw_only=True)
 
     def words(self, name: str) -> list[str]:
         """Return the values of a flag, by its first name: what was typed, or the default."""
@@ -81,14 +110,26 @@ class Command:
         self.notes.append(f"missing: {what}; nearest: {near}")
 
 
-def read_command(arguments: Sequence[str]) -> Command:
-    """Read a command line: the launcher, the script, and its flags."""
+def read_command(arguments: Sequence[str], timm: Callable[[], Timm]) -> Command:
+    """Read a command line: the launcher, the script, and its flags.
+
+    Args:
+        arguments: as one text or in words.
+        timm: gives what timm knows; called only where it is needed, because it takes seconds.
+
+    Raises ConfigError for what can't be read.
+    """
     words = _words(arguments)
     scripts = [place for place, word in enumerate(words) if word.endswith((".py", ".sh"))]
     start = scripts[0] + 1 if scripts else 0
     launcher, script, rest = words[:start], Path(words[start - 1]).name if scripts else "", words[start:]
     deit = script in DEIT_SCRIPTS or any(word.startswith("--data-path") for word in rest)
-    command = Command(table("train") | table("deit") if deit else table("train"), deit)
+    command = Command(table("train") | table("deit") if deit else table("train"), deit, timm=timm)
+    if script in OTHER_SCRIPTS:
+        raise ConfigError(
+            f"{script}: --from-timm translates lines of train.py, and of DeiT's main.py\n"
+            f"nearest: {_other_command(script, rest)}"
+        )
     spoken = " ".join(launcher)
     command.processes = _count(r"(?:--nproc[-_]per[-_]node|-np|-n)[= ](\d+)", spoken)
     command.machines = _count(r"--nnodes[= ](\d+)", spoken)
@@ -99,6 +140,15 @@ def read_command(arguments: Sequence[str]) -> Command:
         command.processes = int(command.number("--gpu") or command.number("--ngpus"))
         command.machines = int(command.number("--nodes"))
     return command
+
+
+def _other_command(script: str, words: list[str]) -> str:
+    """Return what does here what another script of timm does, with the paths and the model that are typed."""
+    flags = dict(pairwise(part for word in words for part in word.split("=", 1)))
+    text = OTHER_SCRIPTS[script].replace("FILE", flags.get("--checkpoint", "FILE"))
+    text = text.replace("DIR", words[0] if words and not _is_flag(words[0]) else "DIR")
+    model = flags.get("--model") or flags.get("-m")
+    return f"{text} preset=timm:{model}" if model and "checkpoint" in text else text
 
 
 def _count(pattern: str, text: str) -> int:

@@ -153,7 +153,7 @@ def refuse_splits(root: Path, names: list[str]) -> None:
     if "train" in found and (len(found) > 1 or names == ["train"]):
         raise DataError(
             f"{root}: holds {' and '.join(found)} already, so data.val_share has nothing to split\n"
-            f"data.val_share=null takes them as they are; data.root={root / 'train'} splits train alone"
+            "data.val_share=null takes them as they are"
         )
 
 

@@ -129,13 +129,17 @@ def data_root(data: DataConfig) -> Path:
     return folder
 
 
-def open_split(data: DataConfig, split: str) -> ImageIndex:
-    """The index of a split of a data set, its folders named as data.class_map says. Raises DataError."""
+def open_split(data: DataConfig, split: str, is_for_training: bool = False) -> ImageIndex:
+    """The index of a split of a data set, its folders named as data.class_map says.
+
+    Raises DataError. For a training it says how a folder without the split is split: an evaluation must not
+    be told so, because it would evaluate images that the model was trained on.
+    """
     root = data_root(data)
     try:
         index = _scan(root, split if data.val_share is None else WHOLE, data)
     except MissingSplitError as error:
-        raise DataError(f"{error}{split_hints(root, split)}") from None
+        raise DataError(f"{error}{split_hints(root, split) if is_for_training else ''}") from None
     chosen = renamed(index, data)
     _refuse_empty(chosen, data.empty_classes)
     return chosen if data.val_share is None else renamed(part_of(index, data, split), data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 from deepvit_train.classes import TORCHVISION
@@ -77,11 +78,14 @@ class LoadedModel:
     def data_for(self, given: DataConfig) -> DataConfig:
         """Return the data that was given, or else the data of the model's own run.
 
-        Values of more than 8 bits are read as they were in training, unless the user says otherwise.
+        Values of more than 8 bits are read as they were in training, and the split that is evaluated is the
+        one that the run evaluated, unless the user says otherwise.
 
         Raises ConfigError if no data was given and the file does not name any.
         """
         given = replace(given, value_range=given.value_range or self.description.value_range)
+        if given.split is None and given.val_share is None:
+            given = replace(given, split=self.found.split())
         if given.name is not None:
             return self._split_alike(given)
         if self.description.data is None:
@@ -101,12 +105,13 @@ class LoadedModel:
     def _split_alike(self, data: DataConfig) -> DataConfig:
         """Return the data with what the run said of which images its folder's splits consist of.
 
-        Raises ConfigError where something else is said of the run's own folder: its training images would be
-        among those of val.
+        Raises ConfigError where something else is said of the run's own folder, or of one that its training
+        images lie in: they would be among those of val.
         """
-        if absolute(data.root) != self.found.data_path("data_root"):
-            return data
         kept = self.found.data_keys()
+        if absolute(data.root) != self.found.data_path("data_root"):
+            self._refuse_training_folder(data, kept)
+            return data
         keys = {key: kept[key] for key in OF_DATA_SET if key in kept}
         if data.classes is not None:
             del keys["classes"]
@@ -118,6 +123,21 @@ class LoadedModel:
                     f"among those of val; nearest: data.{key}={'null' if before is None else before}"
                 )
         return replace(data, **keys)
+
+    def _refuse_training_folder(self, data: DataConfig, kept: dict[str, Any]) -> None:
+        """Raise ConfigError where one folder is to be split that the run's training images lie in."""
+        own, root = self.found.data_path("data_root"), absolute(data.root)
+        if data.val_share is None or own is None or root is None:
+            return
+        if (kept.get("val_share"), kept.get("group_by")) == (data.val_share, data.group_by):
+            return  # the same hash: the folder may have been moved
+        trained = Path(own) if kept.get("val_share") is not None else (Path(own) / "train").resolve()
+        if trained.is_relative_to(root) or Path(root).is_relative_to(trained):
+            raise ConfigError(
+                f"data.root={data.root} data.val_share={data.val_share}: the run was trained on the images "
+                f"of {trained}, so they would be among those of val\n"
+                "without both keys the command reads the split that the run evaluated"
+            )
 
     def calibrating_on(self, images: int) -> LoadedModel:
         """Return the model without its statistics, to be calibrated on this number of training images."""

@@ -81,7 +81,7 @@ def draw_lines(panels: Sequence[Panel], caption: str) -> Figure:
                     high = [y + spread for y, spread in zip(line.y, line.spread, strict=True)]
                     axis.fill_between(line.x, low, high, color=colour, alpha=0.15, linewidth=0)
             axis.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
-            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+            _mark_steps(axis, {x for line in panel.lines for x in line.x})
             if panel.y_range is not None:
                 axis.set_ylim(*panel.y_range)
         if handles:
@@ -89,6 +89,15 @@ def draw_lines(panels: Sequence[Panel], caption: str) -> Figure:
             figure.legend(handles.values(), names, loc=where, frameon=False, fontsize=8)
         _write_caption(figure, caption)
         return figure
+
+
+def _mark_steps(axis: Any, found: set[float]) -> None:
+    """Label few places of the x axis, all of them whole numbers, so that no label lies on another."""
+    axis.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    axis.ticklabel_format(axis="x", style="plain")
+    axis.ticklabel_format(useOffset=False)  # an offset above the axis would lie on the title
+    if len(found) == 1:
+        axis.set_xticks(list(found))
 
 
 def share_axes(figures: Sequence[Figure]) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from deepvit_train.error import CheckpointError, nearest
-from deepvit_train.reading import ContentError, open_file, parse_json, read_bytes, what_lies_at
+from deepvit_train.reading import ContentError, open_file, parse_json, read_bytes, read_yaml, what_lies_at
 from deepvit_train.run import hub, schema
 from deepvit_train.run.identity import ForeignError, Identity, check_place, read_identity
 from deepvit_train.run.link import FOLDER, NAME, SET_ASIDE, check_folder, check_links, leads_to
@@ -79,6 +79,19 @@ class Found:
     def data_keys(self) -> dict[str, Any]:
         """Return what else the run said of which images its data set consists of: {'val_share': 0.1}."""
         return {} if self.folder is None else read_state(self.folder).get("data_keys", {})
+
+    def split(self) -> str | None:
+        """Return the name of the split that the run evaluated, or None if that is not known.
+
+        A checkpoint of an earlier version does not keep it; the configuration of its run does.
+        """
+        if (kept := self.data_keys().get("split")) is not None:
+            return kept
+        try:
+            said = None if self.run is None else read_yaml(self.run / "config.yaml")["data"]["split"]
+        except (OSError, CheckpointError, KeyError, TypeError):
+            return None
+        return said if isinstance(said, str) else None
 
     @property
     def home(self) -> Path:

@@ -88,6 +88,7 @@ STATE = {f"{key}?": kind for key, kind in RESUMED.items()} | {
     "data_root?": PATH | NULL,
     "class_map?": PATH | NULL,
     "data_keys?": {
+        "split?": TEXT,
         "val_share?": NUMBER | NULL,
         "group_by?": TEXT | NULL,
         "classes?": TEXT | NULL,

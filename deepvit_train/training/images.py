@@ -151,6 +151,11 @@ def changes(run: Path, before: dict[str, Any], splits: dict[str, ImageIndex]) ->
         yield f"{counts} and {len(index):,} now: {', '.join(told) or 'the same paths, of other classes'}"
 
 
+def read_paths(run: Path, digest: str) -> set[bytes] | None:
+    """Return the paths of the split of a digest that a run's folder keeps, or None where it keeps none."""
+    return _read(_file(run, digest))
+
+
 def _file(run: Path, digest: str) -> Path:
     return run / FOLDER / f"{digest}.npy"
 

@@ -308,8 +308,10 @@ class Trainer:
         best, scalars = self._evaluate()
         self.evaluated_before = True
         self.tracker.scalars(state.step, state.metrics | scalars)
+        which = "" if state.ema is None else ", by the averaged weights"
         classes = self.validation.classes - len(self.validation.absent)
-        self.run.say(f"step {state.step}: {phrase(state.metrics, classes)}{' (best)' if best else ''}")
+        line = phrase(state.metrics, classes)
+        self.run.say(f"step {state.step}: {line}{f' (best{which})' if best else ''}")
         self.saver.complete(best)
 
     def _evaluate(self) -> tuple[bool, dict[str, float]]:

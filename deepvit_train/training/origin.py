@@ -91,7 +91,9 @@ def open_splits(
     The model is the one that the run goes on with, or a new one, which numbers the classes of train. Returns
     also how the validation images were labelled. Raises DataError if classes do not match.
     """
-    train, val = (open_split(config.data, split) for split in ("train", config.data.split))
+    train, val = (
+        open_split(config.data, split, is_for_training=True) for split in ("train", config.data.evaluated)
+    )
     names = _classes_of(origin, folder, train.classes)
     owner = "those of train" if names == train.classes else "those of the run's checkpoint"
     train, of_train = labelled(train, names, config.data, owner)

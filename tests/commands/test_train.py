@@ -328,10 +328,13 @@ def test_a_state_that_is_not_finite_is_never_saved(tmp_path: Path, monkeypatch: 
     assert kept[-1] == "step_0000008"
 
 
-def test_what_was_saved_as_best_is_what_was_evaluated(tmp_path: Path) -> None:
+def test_what_was_saved_as_best_is_what_was_evaluated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from deepvit_train.commands import evaluate
 
     start(tmp_path / "run", "trainer.ema_decay=0.9", "optim.lr=5e-3", "trainer.limit_batches=20")
+    assert "(best, by the averaged weights)" in " ".join(capsys.readouterr().out.split())
     best = json.loads((tmp_path / "run" / "checkpoints" / "best" / "state.json").read_text())["best"]
     overrides = ["threads=1", "batch_size=256", "limit_batches=20"]
     for weights, prefix in (("live", "val"), ("ema", "val_ema")):

@@ -161,8 +161,8 @@ def test_an_image_folder_is_cropped_and_flipped_unless_told_otherwise() -> None:
         (["model.depth=${oc.env:HOME}"], "model.depth"),
         (["name=\x1b[31m"], "can't be read"),
         (["name=\udcff"], "can't be read"),
-        (["model.mean=[0.5"], "model.mean=[0.5: must be list[float]"),
-        (["optim.betas=0.9,0.95"], "must be list[float] or null; nearest: optim.betas=[0.9,0.95]"),
+        (["model.mean=[0.5"], "model.mean=[0.5: must be list of float"),
+        (["optim.betas=0.9,0.95"], "must be list of float or null; nearest: optim.betas=[0.9,0.95]"),
         (["model.depth=4,8"], "model.depth=4,8: must be int; deepvit-train -m"),
         (
             ["attn.norm=(layer"],

@@ -108,7 +108,7 @@ def test_a_plain_pretrained_vit_becomes_a_deepvit_with_its_logits(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dim": 36, "heads": 3, "dim_head": 12}, r"cls_token is \(1, 1, 24\), not \(1, 1, 36\)"),
+        ({"dim": 36, "heads": 3, "dim_head": 12}, r"has width 24, not model\.dim=36; nearest: model\.dim=24"),
         ({"depth": 4}, r"missing: blocks\.3\.norm1\.weight"),
         ({"depth": 2}, r"not read: blocks\.2\."),
         ({"attn": "self"}, r"not read: blocks\.0\.attn\.theta"),
@@ -131,6 +131,30 @@ def test_a_file_of_another_architecture_changes_nothing(
         start_from(model, path)
     assert str(error.value).startswith(f"model.weights={path}: ")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "preset", "near"),
+    [
+        ("vit_tiny_patch16_224", "vit_small", "vit_tiny"),
+        ("vit_tiny_patch16_224", "deit_base", "deit_tiny"),
+        ("vit_base_patch16_224", "vit_small", "vit_base"),
+    ],
+)
+def test_the_preset_of_a_files_width_is_named(tmp_path: Path, name: str, preset: str, near: str) -> None:
+    path = saved(tmp_path, timm.create_model(name, num_classes=3).state_dict())
+    architecture = model_preset(preset)
+    with pytest.raises(CheckpointError, match=rf"not model\.dim=\d+; nearest: model={near}$"):
+        start_from(DeepViT(architecture, num_classes=3), path)
+    model = DeepViT(model_preset(near), num_classes=3)
+    assert start_from(model, path).notes == []
+
+
+def test_a_file_without_a_head_is_said_to_have_none(tmp_path: Path) -> None:
+    state = {name: value for name, value in authors_state().items() if not name.startswith("head.")}
+    path = saved(tmp_path, state)
+    notes = start_from(DeepViT(**SHAPE, **PAPER).double(), path).notes
+    assert notes == ["fresh head of 5 classes, because the file has no head"]
 
 
 def test_theta_in_fewer_blocks_than_the_model_mixes_is_refused(tmp_path: Path) -> None:

@@ -73,13 +73,20 @@ def preset_of_shape(tensors: Tensors) -> tuple[str, int] | None:
 
     Several presets may have a shape; they have the same heads then.
     """
+    presets = presets_of_shape(tensors)
+    return (presets[0], model_preset(presets[0]).model.heads) if presets else None
+
+
+def presets_of_shape(tensors: Tensors) -> list[str]:
+    """Return the plain presets of a file's width, depth and MLP; none if the file mixes heads."""
     depth = depth_of(tensors)
     if any(is_mixing(name, block) for block in range(depth) for name in tensors):
-        return None
+        return []
     width = shape_of(tensors, "pos_embed", 3)[2]
     shape = (width, depth, shape_of(tensors, "blocks.0.mlp.fc1.weight", 2)[0])
+    found = []
     for name in choices("model"):
         model, attn = (architecture := model_preset(name)).model, architecture.attn
         if attn.kind == "self" and shape == (model.dim, model.depth, model.mlp_dim):
-            return name, model.heads
-    return None
+            found.append(name)
+    return found

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -13,12 +14,13 @@ from timm.layers import resample_abs_pos_embed, resample_patch_embed
 
 from deepvit_train.classes import TORCHVISION, difference, ordered, shortened
 from deepvit_train.config.model import Pool
+from deepvit_train.config.preset import model_preset
 from deepvit_train.console import amount
 from deepvit_train.error import CheckpointError
 from deepvit_train.models.deepvit import DeepViT
 from deepvit_train.models.importer import class_names, left_out_note, own_tensors, timm_cache, timm_vit
 from deepvit_train.models.importer.file import read_source
-from deepvit_train.models.importer.form import preset_of_shape
+from deepvit_train.models.importer.form import preset_of_shape, presets_of_shape
 from deepvit_train.models.importer.layout import Tensors, Translated
 from deepvit_train.run.checkpoint import find
 from deepvit_train.run.description import ModelDescription
@@ -30,14 +32,19 @@ OF_ATTENTION = re.compile(r"(blocks\.\d+\.)attn\.((?!qkv\.|proj\.|q_norm\.|k_nor
 
 @dataclass(frozen=True)
 class Start:
-    """The file of a model's initial weights, its layout, and notes on what was resampled or stayed fresh."""
+    """The file of a model's initial weights, its layout, and notes on what was resampled or stayed fresh.
+
+    `warnings` are of images that the model gets otherwise than the weights did.
+    """
 
     file: Path
     layout: str
     notes: list[str]
+    warnings: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        return "; ".join([f"initial weights: {self.file} ({self.layout} layout)", *self.notes])
+        told = "; ".join([f"initial weights: {self.file} ({self.layout} layout)", *self.notes])
+        return "\n".join([told, *(f"warning: {each}" for each in self.warnings)])
 
 
 def start_from(
@@ -84,6 +91,7 @@ def start_from(
             names, order = class_names(source, layout, said, _outputs(tensors))
             tensors = _rows_by_name(model, tensors, classes, names, order or TORCHVISION, notes)
         name = name or _architecture_beside(found.file)
+        _check_width(model, translated.tensors)
         _check_heads(model, source.description, name, translated)
         _check_pool(model, translated)
         asks = translated.shown.get(timm_vit.ASKS)
@@ -96,11 +104,23 @@ def start_from(
             tensors = adapt(expected, tensors, notes)
         check_fit(expected, tensors)
         check_finite(tensors)
-        _tell_range(model, name, notes)
+        warnings = list(_other_ranges(model, name))
     except CheckpointError as error:
         raise CheckpointError(f"model.weights={path}: {error}") from None
     model.load_state_dict(tensors)
-    return Start(found.file, layout.name, notes)
+    return Start(found.file, layout.name, notes, warnings)
+
+
+def _check_width(model: DeepViT, tensors: Tensors) -> None:
+    """Refuse tensors of another width, and name the preset that has it."""
+    given = tensors["pos_embed"].shape[-1] if "pos_embed" in tensors else model.embed_dim
+    if given == model.embed_dim:
+        return
+    presets = presets_of_shape(tensors)
+    # Of presets of one shape the one whose images have the same range as the model's.
+    presets.sort(key=lambda name: tuple(model_preset(name).model.mean) != tuple(model.pretrained_cfg["mean"]))
+    near = f"model={presets[0]}" if presets else f"model.dim={given}"
+    raise CheckpointError(f"has width {given}, not model.dim={model.embed_dim}; nearest: {near}")
 
 
 def _check_heads(
@@ -132,14 +152,14 @@ def _architecture_beside(file: Path) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def _tell_range(model: DeepViT, name: str | None, notes: list[str]) -> None:
-    """Note where timm's weights were trained on images of another mean or deviation than the model gets."""
+def _other_ranges(model: DeepViT, name: str | None) -> Iterator[str]:
+    """Say where timm's weights were trained on images of another mean or deviation than the model gets."""
     trained = None if name is None else timm_cache.known(name)
     for key in ("mean", "std"):
         given, own = getattr(trained, key, None), tuple(model.pretrained_cfg[key])
         if given is not None and tuple(given) != own:
             listed = ",".join(f"{value:g}" for value in given)
-            notes.append(f"they were trained with model.{key}=[{listed}], not {list(own)}")
+            yield f"the initial weights were trained with model.{key}=[{listed}], not {list(own)}"
 
 
 def _check_pool(model: DeepViT, translated: Translated) -> None:
@@ -155,7 +175,8 @@ def _head(expected: Tensors, tensors: Tensors, notes: list[str]) -> Tensors:
     own, given = _outputs(expected), _outputs(tensors)
     if own == given:
         return tensors
-    notes.append(f"fresh head of {amount(own, 'class', 'classes')}, not {given}")
+    other = f"not {given}" if given else "because the file has no head"
+    notes.append(f"fresh head of {amount(own, 'class', 'classes')}, {other}")
     return _with_head_of(expected, tensors)
 
 

@@ -37,6 +37,11 @@ def timm_architecture(name: str) -> Architecture:
         ) from None
     if problems := list(differences(model)):
         raise ConfigError(f"preset={PREFIX}{name}: can't be built here: {'; '.join(problems)}")
+    return architecture_of(model)
+
+
+def architecture_of(model: nn.Module) -> Architecture:
+    """Return the architecture of a model of timm in which `differences` finds nothing."""
     assert isinstance(model, VisionTransformer)
     return Architecture(section_from(ModelConfig, _values(model)), attention_preset("self"))
 
