@@ -33,8 +33,10 @@ class Forecast:
             return None
         if self.first is None:
             self.first = step, self.meter.seconds(wait=True)
-            slow = f"first step: {phrase(self.first[1])}, loading included; the time to expect comes next"
-            return slow if self.first[1] >= ENOUGH_S else None
+            if (step_s := self.first[1]) < ENOUGH_S:
+                return None
+            to_go = phrase(step_s * (total - step))
+            return f"first step: {phrase(step_s)}, loading included; {to_go} to go if each is as slow"
         first, ended = self.first
         steps = step - first
         if steps < max(2, ENOUGH_SHARE * total) and self.meter.seconds() - ended < ENOUGH_S:

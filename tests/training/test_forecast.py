@@ -43,7 +43,7 @@ def told(
             [64.0, 60.0, 60.0],
             120,
             {
-                1: "first step: 64 s, loading included; the time to expect comes next",
+                1: "first step: 64 s, loading included; 2.1 h to go if each is as slow",
                 2: "to expect: 2.0 h for all 120 steps, 2.0 h to go, without evaluations",
             },
         ),
