@@ -110,7 +110,7 @@ class Attention(nn.Module):
         """Return the parameters of this block that mix its heads: all that plain attention has not.
 
         They learn at `optim.mixing_rate` times the rate of their block, and their matrices are not decayed
-        unless `optim.decay_theta`. A form whose own parameters do something else overrides this.
+        with `optim.decay_theta=false`. A form whose own parameters do something else overrides this.
         """
         return [
             parameter for name, parameter in self.named_parameters() if name.partition(".")[0] not in PLAIN

@@ -23,6 +23,7 @@ from deepvit_train.training.watch import mixing_scalars
 
 SHAPE = replace(model_preset("digits").model, depth=2)
 KINDS = attention_kinds()
+OWN_RATE = ["optim.mixing_rate=10", "optim.weight_decay=0.5", "optim.decay_theta=false"]
 ZERO = 1e-12  # of the largest gradient in float64: less is rounding
 
 
@@ -247,7 +248,7 @@ def test_what_a_form_adds_learns_at_the_rate_of_what_mixes_heads() -> None:
             self.between = nn.Parameter(torch.eye(self.heads))
 
     model = built(WithMatrix)
-    optim = compose_command("train", ["optim.mixing_rate=10", "optim.weight_decay=0.5"]).optim
+    optim = compose_command("train", OWN_RATE).optim
     groups = {
         id(parameter): group
         for group in build_optimizer(model, optim).param_groups
