@@ -59,6 +59,7 @@ class CollapseWatch:
                 return False
             try:
                 look = self.probe.look(model)
+                scalars = look.scalars | mixing_scalars(model)
             except Exception as error:  # for want of memory: no reason to lose the training
                 if not is_out_of_memory(error):
                     raise
@@ -68,7 +69,7 @@ class CollapseWatch:
                 )
                 return False
         bounds, ratio = self.bounds, look.replaceable
-        self.tracker.scalars(state.step, look.scalars | mixing_scalars(model))
+        self.tracker.scalars(state.step, scalars)
         self.tracker.images("collapse/similarity", look.picture, state.step)
         if state.step < bounds.alarm_from * self.steps or state.step == 0:
             return False  # nothing has been learned yet, so no maps matter
