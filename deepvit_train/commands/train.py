@@ -27,7 +27,7 @@ from deepvit_train.data.patience import Patience
 from deepvit_train.distributed.world import World
 from deepvit_train.run.change import flatten
 from deepvit_train.run.description import ModelDescription
-from deepvit_train.run.environment import describe_environment, describe_rounding
+from deepvit_train.run.environment import describe_environment, describe_rounding, describe_source
 from deepvit_train.run.identity import build_identity
 from deepvit_train.run.saving import CheckpointWriter
 from deepvit_train.run.tracking import Tracker
@@ -139,6 +139,7 @@ def _about(job: Job) -> dict[str, Any]:
         "images": job.run.images,
         "identity": identity.plain(),
         "rounding": describe_rounding(world.device, world.size),
+        "source": describe_source(),
     }
 
 

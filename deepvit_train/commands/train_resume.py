@@ -10,7 +10,7 @@ from deepvit_train.console import amount
 from deepvit_train.distributed.agreement import together
 from deepvit_train.error import CheckpointError
 from deepvit_train.run.checkpoint import read_state
-from deepvit_train.run.environment import describe_rounding, told_of_rounding
+from deepvit_train.run.environment import describe_rounding, describe_source, told_of_rounding, told_of_source
 from deepvit_train.run.identity import check_classes
 from deepvit_train.run.saving import finish_save
 from deepvit_train.training import images
@@ -68,6 +68,8 @@ def _tell_changes(job: Job, checkpoint: Path) -> None:
         ):
             say(line)
         if line := told_of_rounding(said.get("rounding", {}), describe_rounding(world.device, world.size)):
+            say(f"since step {state.step}: {line}")
+        if line := told_of_source(said.get("source", {}), describe_source()):
             say(f"since step {state.step}: {line}")
         if said.get("class_weights", state.class_weights) != state.class_weights:
             say("the weights of classes in the loss changed: other images, or another loss.class_weight file")

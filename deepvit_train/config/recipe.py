@@ -63,7 +63,8 @@ class OptimConfig(Section):
         "learning rate of each block, as a share of that of the block after it; 1: all equal", above=0, high=1
     )
     mixing_rate: float = option(
-        "learning rate of what mixes heads (Theta, its bias, its norm), as a multiple of the others'",
+        "learning rate of what mixes heads (Theta, its bias, its norm, what else a form of attention adds), "
+        "as a multiple of the others'",
         above=0,
         high=1000,
     )

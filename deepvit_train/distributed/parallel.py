@@ -8,7 +8,7 @@ here take any module, sharded or not, so that other code need not know which it 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -21,9 +21,13 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from deepvit_train.console import amount
 from deepvit_train.distributed.world import World
+from deepvit_train.error import ConfigError
 
 Model = TypeVar("Model", bound=nn.Module)
+
+NAMED = 3  # names of a list that are shown
 
 # For each sharded model, a copy without shards and without weights.
 _structures: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
@@ -35,11 +39,18 @@ def replicate(model: nn.Module, image_size: int, world: World) -> DistributedDat
     DDP regroups the gradients once, after its first backward pass. From three ranks on, another grouping adds
     them up in another order, and a resumed run would differ from one that was never stopped. So one backward
     pass is made here for nothing, on black images of (2, 3, image_size, image_size).
+
+    Raises ConfigError if that pass misses a parameter that is trained: DDP would wait for its gradient.
     """
     device_ids = [world.device] if world.device.type == "cuda" else None
     forward = DistributedDataParallel(model, device_ids, gradient_as_bucket_view=True)
     before = [buffer.clone() for buffer in model.buffers()]
     forward(torch.zeros(2, 3, image_size, image_size, device=world.device)).sum().backward()
+    if unreached := without_gradient(model):
+        raise ConfigError(
+            f"no gradient reaches {told_of(unreached)}; several ranks wait for each other's gradients, so "
+            "let the loss depend on them, remove them, or train on one rank"
+        )
     model.zero_grad()
     for buffer, value in zip(model.buffers(), before, strict=True):
         buffer.copy_(value)
@@ -100,6 +111,20 @@ def whole(tensor: Tensor) -> Tensor:
     All ranks must ask for a sharded tensor, because each sends its part.
     """
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def without_gradient(model: nn.Module) -> list[str]:
+    """Return the names of the parameters that are trained and have no gradient, after a backward pass.
+
+    A gradient of zeros counts as one, so that nobody waits for the device.
+    """
+    return [name for name, each in model.named_parameters() if each.requires_grad and each.grad is None]
+
+
+def told_of(names: Sequence[str]) -> str:
+    """Return the first names of a list and how many there are: 'a, b, c, ... (12 parameters)'."""
+    more = ", ..." if len(names) > NAMED else ""
+    return f"{', '.join(names[:NAMED])}{more} ({amount(len(names), 'parameter')})"
 
 
 def placed_like(model_tensor: Tensor, tensor: Tensor) -> Tensor:

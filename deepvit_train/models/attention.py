@@ -34,6 +34,9 @@ from deepvit_train.models.reattention import (
 # The class of each form that was registered, by its name in configs/attn/.
 FORMS: dict[str, type[Attention]] = {}
 
+# The parts of plain attention that have parameters.
+PLAIN = {"qkv", "q_norm", "k_norm", "proj"}
+
 _Form = TypeVar("_Form", bound="type[Attention]")
 
 
@@ -71,7 +74,8 @@ class Attention(nn.Module):
         self.proj_drop = nn.Dropout(model.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._output(self.attend(*self._heads(x)))
+        q, k, v = self._heads(x)
+        return self._output(self._fitting("attend", self.attend(q, k, v), "(B, H, N, K)", v.shape))
 
     def forward_with_maps(self, x: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Do the same as `forward`, and return two kinds of maps as well: (output, before, after).
@@ -83,8 +87,10 @@ class Attention(nn.Module):
         q, k, v = self._heads(x)
         with torch.autocast(x.device.type, enabled=False):
             full = torch.promote_types(v.dtype, torch.float32)
+            shape = torch.Size([*k.shape[:-1], k.shape[-2]])
             before = self.softmax_maps(q.to(full), k.to(full)) if given is None else given
-            after = self.mixed(before)
+            before = self._fitting("softmax_maps", before, "(B, H, N, N)", shape)
+            after = self._fitting("mixed", self.mixed(before), "(B, H, N, N)", shape)
             out = (after @ v.to(full)).to(v.dtype)
         return self._output(out), before, after
 
@@ -100,6 +106,16 @@ class Attention(nn.Module):
         """Return the maps that multiply V, of softmax maps (B, H, N, N): mixed, where heads are mixed."""
         return self._drop(maps)
 
+    def mixing_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of this block that mix its heads: all that plain attention has not.
+
+        They learn at `optim.mixing_rate` times the rate of their block, and their matrices are not decayed
+        with `optim.decay_theta=false`. A form whose own parameters do something else overrides this.
+        """
+        return [
+            parameter for name, parameter in self.named_parameters() if name.partition(".")[0] not in PLAIN
+        ]
+
     @torch.no_grad()
     def scale_queries_and_keys(self, gain: float) -> None:
         """Multiply the weights that make queries and keys. Logits grow by the square of the gain."""
@@ -113,6 +129,16 @@ class Attention(nn.Module):
 
     def _output(self, out: Tensor) -> Tensor:
         return self.proj_drop(self.proj(rearrange(out, "b h n k -> b n (h k)")))
+
+    def _fitting(self, method: str, found: Tensor, legend: str, shape: torch.Size) -> Tensor:
+        """Return what a method of a form gave. Raises ConfigError if that has another shape."""
+        if isinstance(found, Tensor) and found.shape == shape:
+            return found
+        gave = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+        raise ConfigError(
+            f"{type(self).__name__}.{method} gave {gave}; expected {legend} = {tuple(shape)} "
+            "(docs/add-an-attention.md)"
+        )
 
     def _drop(self, maps: Tensor) -> Tensor:
         return F.dropout(maps, self.attn_dropout, self.training)

@@ -39,6 +39,8 @@ LAYOUT = {
         "distance of maps from 1/N": ["Multiline", ["^collapse/deviation_"]],
         "cosine between the heads of a block": ["Multiline", ["^collapse/head_similarity_"]],
         "cosine of features": ["Multiline", ["^collapse/feature_cosine", "^collapse/token_similarity"]],
+        "parameters that mix heads: mean over blocks": ["Multiline", ["^mixing/.*_mean$"]],
+        "parameters that mix heads: standard deviation": ["Multiline", ["^mixing/.*_std$"]],
         "gradient of queries and keys over that of values": ["Multiline", ["^train/query_key_gradient"]],
     },
 }

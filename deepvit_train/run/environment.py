@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import subprocess
 import sys
 import time
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ import torch
 import deepvit_train
 
 PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "numpy", "pillow", "safetensors", "triton")
+SOURCES = ("data", "models", "training")  # folders of the package whose code decides what a step computes
+NAMED = 3  # changed files that are named
 
 
 def describe_environment(device: torch.device, world_size: int) -> dict[str, Any]:
@@ -75,6 +79,32 @@ def told_of_rounding(before: dict[str, Any], now: dict[str, Any]) -> str | None:
         if before[name] != now[name]
     ]
     return f"{', '.join(changed)}: results round differently" if changed else None
+
+
+@cache  # what a process has imported stays as it was
+def describe_source() -> dict[str, str]:
+    """Return the first 12 digits of the SHA-256 of each file that decides what a step computes, by its path.
+
+    These are the modules of SOURCES.
+    """
+    package = Path(deepvit_train.__file__).resolve().parent
+    return {
+        str(file.relative_to(package.parent)): hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+        for room in SOURCES
+        for file in sorted((package / room).rglob("*.py"))
+    }
+
+
+def told_of_source(before: dict[str, Any], now: dict[str, str]) -> str | None:
+    """Say in one line which files changed since a checkpoint; None if none did, or if it is not known.
+
+    A file that is new or gone is not named, because a file that is there in both cases must name it.
+    """
+    changed = [file for file in sorted(before.keys() & now.keys()) if before[file] != now[file]]
+    if not changed:
+        return None
+    more = f", ... ({len(changed)} files)" if len(changed) > NAMED else ""
+    return f"{', '.join(changed[:NAMED])}{more} changed"
 
 
 def _processor() -> str:

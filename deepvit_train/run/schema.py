@@ -97,6 +97,7 @@ STATE = {f"{key}?": kind for key, kind in RESUMED.items()} | {
     "images?": {ANY: {"images": COUNT, "digest": DIGEST, "bytes?": [NUMBER]}},
     "identity?": {"run": DIGEST, "name": TEXT, "config": SETTING, "classes": DIGEST},
     "rounding?": SETTING,
+    "source?": {ANY: TEXT},
 }
 DESCRIPTION = {
     "format?": COUNT,

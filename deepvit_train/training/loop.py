@@ -16,7 +16,7 @@ from deepvit_train.data.bad_files import BadFiles, TooManyBadFiles
 from deepvit_train.data.dataset import Batch
 from deepvit_train.data.patience import DataLost, LoaderLost, WaitInterrupted
 from deepvit_train.data.transform import denormalise
-from deepvit_train.distributed.parallel import gathered, is_sharded, replicate
+from deepvit_train.distributed.parallel import gathered, is_sharded, replicate, told_of
 from deepvit_train.distributed.world import World
 from deepvit_train.error import DataError, Interrupted, NotFiniteError, OutputError, UserError, explained
 from deepvit_train.models import DeepViT
@@ -103,6 +103,7 @@ class Trainer:
     distillation: Distillation | None = None
     meter: Meter = field(init=False)
     forecast: Forecast = field(init=False)
+    stepped: bool = field(init=False, default=False)  # since this start
     evaluated_before: bool = field(init=False, default=False)  # since this start
     hours_before: float = field(init=False, default=0.0)  # of training, before this start
 
@@ -184,7 +185,8 @@ class Trainer:
         world, plan, state = self.run.world, self.run.plan, self.run.state
         try:
             logs = plan.logs(state.step + 1)
-            result = train_step(state, forward, batches, world, options, guard, look_at_gradients=logs)
+            result = train_step(state, forward, batches, world, options, guard, logs, not self.stepped)
+            self._warn_once(result)
             alarm = False
             if plan.probes(state.step):  # only then: a pause waits for the GPU
                 with self.meter.paused():
@@ -202,6 +204,12 @@ class Trainer:
                 f"{error}; first in {where}; last good checkpoint: {self.saver.newest()}"
             ) from None
         return result, due
+
+    def _warn_once(self, result: StepResult) -> None:
+        """After the first step of a start, name the parameters that no gradient reached."""
+        if result.unreached:
+            self.run.say(f"warning: no gradient reaches: {told_of(result.unreached)}")
+        self.stepped = True
 
     def _act(self, due: _Due) -> None:
         """Evaluate, save, or end the run, as is due."""

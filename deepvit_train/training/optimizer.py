@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from typing import Any
 
 import torch
@@ -14,10 +13,11 @@ from timm.optim import (
     param_groups_layer_decay,
     param_groups_weight_decay,
 )
+from torch import nn
 
 from deepvit_train.config.recipe import SCHEDULE_FREE, OptimConfig
 from deepvit_train.error import ConfigError, nearest
-from deepvit_train.models import DeepViT
+from deepvit_train.models import Attention, DeepViT
 
 # Arguments that have keys of their own, or that a run sets.
 OWN_KEYS = {
@@ -37,8 +37,6 @@ SCHEDULE_FREE_CLASSES = {
     f"{SCHEDULE_FREE}sgd": "SGDScheduleFree",
     f"{SCHEDULE_FREE}radam": "RAdamScheduleFree",
 }
-# What mixes the heads of a block: Theta, talking heads' second matrix, their biases, and the norm.
-MIXING = re.compile(r"\.attn\.(theta|logit_|norm\.)")
 
 
 def build_optimizer(model: DeepViT, optim: OptimConfig) -> torch.optim.Optimizer:
@@ -67,7 +65,8 @@ def build_optimizer(model: DeepViT, optim: OptimConfig) -> torch.optim.Optimizer
 def _groups(model: DeepViT, optim: OptimConfig) -> list[dict[str, Any]]:
     exempt = model.no_weight_decay()
     if not optim.decay_theta:
-        exempt |= {name for name, _ in model.named_parameters() if name.endswith("theta")}
+        mixing = _mixing(model)
+        exempt |= {name for name, each in model.named_parameters() if id(each) in mixing and each.ndim == 2}
     groups: Any
     if optim.layer_decay == 1.0:
         groups = param_groups_weight_decay(model, optim.weight_decay, no_weight_decay_list=exempt)
@@ -87,7 +86,7 @@ def _groups(model: DeepViT, optim: OptimConfig) -> list[dict[str, Any]]:
 
 def with_mixing_rate(groups: list[dict[str, Any]], model: DeepViT, rate: float) -> list[dict[str, Any]]:
     """Part each group of parameters in two: what mixes heads learns at so many times the group's rate."""
-    mixing = {id(parameter) for name, parameter in model.named_parameters() if MIXING.search(name)}
+    mixing = _mixing(model)
     return [
         part | {"lr_scale": group.get("lr_scale", 1.0) * rate} if mixes else part
         for group in groups
@@ -95,20 +94,23 @@ def with_mixing_rate(groups: list[dict[str, Any]], model: DeepViT, rate: float) 
     ]
 
 
+def _mixing(model: nn.Module) -> set[int]:
+    """Return the ids of the parameters that mix heads, as the attention of each block names them."""
+    attentions = [module for module in model.modules() if isinstance(module, Attention)]
+    return {id(parameter) for attention in attentions for parameter in attention.mixing_parameters()}
+
+
 def _is_muon(name: str) -> bool:
     return name.endswith("muon")
 
 
 def _matrices(model: DeepViT) -> set[int]:
-    """Return the ids of the parameters that Muon treats: the blocks' matrices that are not Theta.
+    """Return the ids of the parameters that Muon treats: the blocks' matrices that mix no heads.
 
     Muon's author leaves out what meets the images and the classes: stem, tokens and head.
     """
-    return {
-        id(parameter)
-        for name, parameter in model.named_parameters()
-        if name.startswith("blocks.") and parameter.ndim == 2 and not name.endswith("theta")
-    }
+    matrices = {id(parameter) for parameter in model.blocks.parameters() if parameter.ndim == 2}
+    return matrices - _mixing(model)
 
 
 def _parted(group: dict[str, Any], chosen: set[int]) -> list[tuple[dict[str, Any], bool]]:

@@ -9,6 +9,7 @@ Counters that are Python's numbers become tensors without dimensions, of int64, 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -68,6 +69,20 @@ def set_state(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[
             key, holder = kind, optimizer.state[parameters[rest]]
         before = holder[key]
         holder[key] = placed_like(before, value) if isinstance(before, Tensor) else value.item()
+
+
+def without_state(expected: Iterable[str], tensors: Iterable[str]) -> set[str]:
+    """Return the parameters of which a checkpoint holds nothing: no gradient has ever reached them.
+
+    Args:
+        expected: names of the tensors that this optimizer keeps.
+        tensors: names of those that a checkpoint holds.
+    """
+    of, held = (
+        {name.partition(".")[2] for name in names if not name.startswith(f"{GROUP}.")}
+        for names in (expected, tensors)
+    )
+    return of - held
 
 
 def _as_tensor(value: Any) -> Tensor:

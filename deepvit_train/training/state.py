@@ -34,7 +34,7 @@ from deepvit_train.run.checkpoint import (
 from deepvit_train.run.saving import TensorFile
 from deepvit_train.run.tensor import check_finite, check_fit, read_tensors
 from deepvit_train.training.optimizer import build_optimizer
-from deepvit_train.training.optimizer_state import make_state, optimizer_tensors, set_state
+from deepvit_train.training.optimizer_state import make_state, optimizer_tensors, set_state, without_state
 from deepvit_train.training.plan import Plan
 from deepvit_train.training.recipe import build_ema
 from deepvit_train.training.schedule import build_schedule, go_on_with, learning_rate_after, plain_schedule
@@ -168,23 +168,29 @@ def is_to_be_sharded(config: TrainConfig, world: World) -> bool:
 def load_weights(model: DeepViT, file: Path) -> None:
     """Load a weights file into a model of the same shape. Raises CheckpointError."""
     own = model.state_dict()
-    tensors = _checked(own, file)
+    tensors = _checked(own, file, read_tensors(file))
     model.load_state_dict({name: placed_like(own[name], value) for name, value in tensors.items()})
 
 
 def _load_optimizer(model: DeepViT, optimizer: torch.optim.Optimizer, file: Path, stepped: bool) -> None:
     """Load the optimizer's state, or none if no step was made yet. The weights must be loaded afterwards."""
     make_state(optimizer)
-    tensors = _checked(optimizer_tensors(model, optimizer), file, may_be_empty=not stepped)
+    expected, held = optimizer_tensors(model, optimizer), read_tensors(file)
+    unreached = without_state(expected, held) if held else set()
+    for name in unreached:
+        del optimizer.state[model.get_parameter(name)]
+    expected = optimizer_tensors(model, optimizer) or expected
+    tensors = _checked(expected, file, held, may_be_empty=not stepped)
     if tensors:
         set_state(model, optimizer, tensors)
     else:
         optimizer.state.clear()
 
 
-def _checked(expected: Mapping[str, Tensor], file: Path, may_be_empty: bool = False) -> dict[str, Tensor]:
-    """Read the tensors of a file. Raises CheckpointError unless they are those expected, and finite."""
-    tensors = read_tensors(file)
+def _checked(
+    expected: Mapping[str, Tensor], file: Path, tensors: dict[str, Tensor], may_be_empty: bool = False
+) -> dict[str, Tensor]:
+    """Return the tensors of a file. Raises CheckpointError unless they are those expected, and finite."""
     try:
         if tensors or not may_be_empty:
             check_fit(expected, tensors, exact=True)

@@ -17,7 +17,7 @@ from deepvit_train.config.recipe import Precision
 from deepvit_train.console import amount
 from deepvit_train.data.dataset import Batch
 from deepvit_train.determinism import derive_seed, seeded
-from deepvit_train.distributed.parallel import whole
+from deepvit_train.distributed.parallel import whole, without_gradient
 from deepvit_train.distributed.world import World
 from deepvit_train.error import NotFiniteError
 from deepvit_train.precision import autocast
@@ -62,6 +62,7 @@ class StepResult:
         cross_entropy: plain, without label smoothing, weights, penalty and teacher; the loss itself if it is
             that.
         query_key: what `query_key_ratio` says of the gradient, if that was asked for.
+        unreached: the parameters that are trained and got no gradient, if that was asked for.
     """
 
     loss: Tensor
@@ -70,6 +71,7 @@ class StepResult:
     distillation: Tensor
     cross_entropy: Tensor
     query_key: Tensor | None = None
+    unreached: tuple[str, ...] = ()
 
 
 def train_step(
@@ -80,6 +82,7 @@ def train_step(
     options: StepOptions,
     guard: FiniteGuard,
     look_at_gradients: bool = False,
+    name_unreached: bool = False,
 ) -> StepResult:
     """Advance the state by one optimizer step over the micro-batches. Raises NotFiniteError.
 
@@ -89,6 +92,7 @@ def train_step(
         forward: the model as it is trained, perhaps compiled or wrapped for several ranks.
         batches: micro-batches, on the device.
         look_at_gradients: compare the gradients of queries and keys with those of values.
+        name_unreached: find the parameters that no gradient reaches.
     """
     torch.manual_seed(derive_seed("step", options.seed, state.step, world.rank))
     state.schedule.step_update(state.step)
@@ -125,10 +129,12 @@ def train_step(
     )
     guard.observe(state.step + 1, loss, grad_norm)
     query_key = query_key_ratio(state.model) if look_at_gradients else None
+    unreached = tuple(without_gradient(state.model)) if name_unreached else ()
     if options.clip_grad is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, options.clip_grad, grad_norm)
     _update(state, options)
-    return StepResult(loss, grad_norm, penalty, missed, plain if options.separated else loss, query_key)
+    plain = plain if options.separated else loss
+    return StepResult(loss, grad_norm, penalty, missed, plain, query_key, unreached)
 
 
 def _plain(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:

@@ -5,12 +5,38 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor, nn
+
 from deepvit_train.collapse.probe import Probe
 from deepvit_train.config.collapse import WatchConfig
 from deepvit_train.distributed.parallel import gathered
 from deepvit_train.error import MEMORY_KEYS, Collapsed, is_out_of_memory
+from deepvit_train.models import Attention
 from deepvit_train.run.tracking import Tracker
 from deepvit_train.training.state import TrainState
+
+
+@torch.no_grad()
+def mixing_scalars(model: nn.Module) -> dict[str, float]:
+    """Return the mean and the standard deviation of each parameter that mixes heads, over all blocks.
+
+    They are called 'mixing/theta_mean', 'mixing/theta_std', 'mixing/norm.weight_mean', and so on. One
+    that never moves shows as a level line.
+    """
+    values: dict[str, list[Tensor]] = {}
+    for attention in model.modules():
+        if isinstance(attention, Attention):
+            mixing = {id(parameter) for parameter in attention.mixing_parameters()}
+            for name, parameter in attention.named_parameters():
+                if id(parameter) in mixing:
+                    values.setdefault(name, []).append(parameter.flatten().double())
+    found = {}
+    for name, parts in values.items():
+        every = torch.cat(parts)
+        found[f"mixing/{name}_mean"] = float(every.mean())
+        found[f"mixing/{name}_std"] = float(every.std(correction=0))
+    return found
 
 
 @dataclass(frozen=True)
@@ -33,6 +59,7 @@ class CollapseWatch:
                 return False
             try:
                 look = self.probe.look(model)
+                scalars = look.scalars | mixing_scalars(model)
             except Exception as error:  # for want of memory: no reason to lose the training
                 if not is_out_of_memory(error):
                     raise
@@ -42,7 +69,7 @@ class CollapseWatch:
                 )
                 return False
         bounds, ratio = self.bounds, look.replaceable
-        self.tracker.scalars(state.step, look.scalars)
+        self.tracker.scalars(state.step, scalars)
         self.tracker.images("collapse/similarity", look.picture, state.step)
         if state.step < bounds.alarm_from * self.steps or state.step == 0:
             return False  # nothing has been learned yet, so no maps matter

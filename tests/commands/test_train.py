@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
 
-from deepvit_train.commands import train
+from deepvit_train.commands import train, train_resume
 from deepvit_train.config.compose import compose_command
+from deepvit_train.config.preset import Architecture
 from deepvit_train.error import (
     CheckpointError,
     ConfigError,
@@ -23,6 +25,9 @@ from deepvit_train.error import (
     NotFiniteError,
     OutputError,
 )
+from deepvit_train.models import ReAttention
+from deepvit_train.models.attention import FORMS
+from deepvit_train.run.environment import describe_source
 from deepvit_train.training import loop
 from tests.conftest import QUICK
 
@@ -162,6 +167,39 @@ def test_workers_change_neither_order_nor_loss_nor_accuracy(tmp_path: Path) -> N
             )
         )
     assert results[0] == results[1] == results[2]
+
+
+class Unused(ReAttention):
+    def __init__(self, architecture: Architecture, index: int) -> None:
+        super().__init__(architecture, index)
+        self.spare = nn.Parameter(torch.zeros(self.heads))
+
+
+def test_a_first_step_names_what_no_gradient_reaches_and_a_later_start_what_code_changed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FORMS, "reattention", Unused)
+    options = ["attn=reattention", "optim.freeze_blocks=1"]
+
+    def said(max_steps: int) -> list[str]:
+        start(tmp_path / "run", *options, f"trainer.max_steps={max_steps}")
+        return capsys.readouterr().out.splitlines()
+
+    warning = "warning: no gradient reaches: blocks.1.attn.spare (1 parameter)"
+    first = said(3)
+    assert [line for line in first if "no gradient" in line] == [warning]  # block 0 is frozen
+    assert first.index(warning) < first.index(next(line for line in first if line.startswith("step 3/")))
+    assert not [line for line in first if "changed" in line]
+
+    edited = describe_source() | {"deepvit_train/models/attention.py": "0" * 12}
+    for module in (train, train_resume):
+        monkeypatch.setattr(module, "describe_source", lambda: edited)
+    change = "since step 3: deepvit_train/models/attention.py changed"
+    assert change in said(3)  # finished already
+    resumed = said(4)
+    assert change in resumed
+    assert [line for line in resumed if "no gradient" in line] == [warning]
+    assert not [line for line in said(4) if "changed" in line]
 
 
 def test_a_finished_run_says_so_and_trains_no_more(

@@ -18,8 +18,9 @@ from deepvit_train.config.preset import Architecture
 from deepvit_train.config.train import TrainConfig
 from deepvit_train.distributed import world as distributed
 from deepvit_train.distributed.parallel import gathered, shard, whole
-from deepvit_train.error import Interrupted, NotFiniteError
-from deepvit_train.models import DeepViT
+from deepvit_train.error import ConfigError, Interrupted, NotFiniteError
+from deepvit_train.models import DeepViT, ReAttention
+from deepvit_train.models.attention import FORMS
 from deepvit_train.training import loop
 from tests.conftest import QUICK, as_ranks, forked, slowly
 from tests.fault.test_distributed import begin, weights
@@ -137,6 +138,33 @@ def test_a_stop_in_an_evaluation_saves_the_shards_and_the_next_start_begins_with
     whole, again = (partial(begin, tmp_path / name, *SHARDED) for name in ("whole", "stopped"))
     assert as_ranks(2, whole, begin_and_stop, again) == 0
     assert outcome(tmp_path / "stopped") == outcome(tmp_path / "whole")
+
+
+class Unused(ReAttention):
+    def __init__(self, architecture: Architecture, index: int) -> None:
+        super().__init__(architecture, index)
+        self.spare = torch.nn.Parameter(torch.zeros(self.heads))
+
+
+def test_replicas_refuse_and_shards_name_a_parameter_that_no_gradient_reaches(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """DDP would wait for the gradient, and end in the second step with advice for programmers."""
+    monkeypatch.setitem(FORMS, "reattention", Unused)
+    named = "no gradient reaches"
+
+    def replicated() -> None:
+        with pytest.raises(
+            ConfigError, match=rf"{named} blocks\.0\.attn\.spare, .* \(2 parameters\); several"
+        ):
+            begin(tmp_path / "replicated", *RUN, "attn=reattention")
+
+    def sharded() -> None:
+        begin(tmp_path / "sharded", *SHARDED, "attn=reattention")
+
+    assert as_ranks(2, replicated, sharded) == 0
+    lines = [line for line in capfd.readouterr().out.splitlines() if named in line]
+    assert lines == [f"warning: {named}: blocks.0.attn.spare, blocks.1.attn.spare (2 parameters)"]
 
 
 def test_weights_that_are_not_finite_are_seen_on_every_rank(
