@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from rich.table import Table
 
 from deepvit_train.atomic import make_folder
+from deepvit_train.commands.compare_name import folder_name
 from deepvit_train.commands.compare_report import (
     GROUP_COLUMNS,
     MODEL_COLUMNS,
@@ -25,8 +26,6 @@ from deepvit_train.commands.compare_verdict import conclude, groups_of, pair_of
 from deepvit_train.config.compare import CompareConfig
 from deepvit_train.console import amount, console, print_report
 from deepvit_train.error import OutputError
-
-LONGEST = 80  # letters of a folder's name
 
 
 def run(config: CompareConfig) -> dict[str, Any]:
@@ -70,10 +69,15 @@ def _show(title: str, columns: Sequence[str], rows: Any) -> None:
 
 
 def _folder(config: CompareConfig, subjects: Sequence[Subject]) -> Path:
-    """Make the folder of the report. By default it lies in the first run, and is named by the others."""
-    others = re.sub(r"[^\w.+]+", "-", "+".join(subject.label for subject in subjects[1:])).strip("-.")
+    """Make the folder of the report. By default it lies in the first run, and is named by the others.
+
+    The same evaluations in the same order get the same folder, and no others get it. Runs that move together
+    keep it.
+    """
     home = subjects[0].run or subjects[0].folder
-    place, names = home, ["comparison", others[:LONGEST]]
+    paths = [os.path.relpath(subject.folder.resolve(), home.resolve()) for subject in subjects]
+    name = folder_name([subject.label for subject in subjects[1:]], paths)
+    place, names = home, ["comparison", name]
     if config.out is not None:
         place, names = Path(config.out).expanduser(), []
     try:

@@ -129,7 +129,7 @@ def group_row(group: Group) -> list[str]:
     """Return what a table says of a configuration."""
     deviation = "" if group.deviation is None else f"{group.deviation:.4f}"
     verdict = group.verdict or ""
-    if group.shift is not None:
+    if group.shift is not None and group.shift.p is not None:
         verdict = f"{verdict} ({100 * group.shift.estimate.value:+.2f} points, p = {group.shift.p:.2g})"
     return [group.label, str(len(group.runs)), f"{group.mean:.4f}", deviation, verdict]
 

@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 from deepvit_train.commands import evaluate
+from deepvit_train.commands.evaluate_result import slug
 from deepvit_train.config.compare import CompareConfig
 from deepvit_train.config.compose import compose_command
 from deepvit_train.console import amount, console
@@ -175,7 +176,7 @@ def _evaluation_of(path: str, config: CompareConfig) -> Path:
             f"runs: {path} is of no run; evaluate it with deepvit-eval, and give the folder of its report"
         )
     data = compose_command("eval", [path]).data
-    folder = found.run / "evaluation" / f"{found.folder.resolve().name}.{found.kind}.{data.split}"
+    folder = found.run / "evaluation" / f"{found.folder.resolve().name}.{found.kind}.{slug(data.split)}"
     if not (folder / NUMBERS).is_file():
         console.print(f"{path}: not evaluated yet")
         typed = [f"batch_size={config.batch_size}", f"device={config.device.value}"]

@@ -103,7 +103,7 @@ class Group:
     @property
     def verdict(self) -> str | None:
         """'better', 'worse' or 'within noise' beside the first group; None where nothing can be said."""
-        if self.shift is None:
+        if self.shift is None or self.shift.p is None:
             return None
         if self.shift.p >= CLEAR:
             return "within noise"
@@ -150,7 +150,7 @@ def groups_of(subjects: Sequence[Subject]) -> list[Group]:
 
 def conclude(pairs: Sequence[Pair], groups: Sequence[Group]) -> list[str]:
     """Say in sentences what was found: of groups of seeds, of each pair, and what that leaves open."""
-    lines = [_of_group(groups[0], group) for group in groups[1:] if group.shift is not None]
+    lines = [_of_group(groups[0], group) for group in groups[1:] if group.verdict is not None]
     lines += [pair.sentence() for pair in pairs]
     spread = [group for group in groups if group.deviation is not None]
     if len(spread) < len(groups) and len(groups) > 1:

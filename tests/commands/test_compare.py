@@ -92,7 +92,8 @@ def test_seeds_are_within_noise_and_a_shorter_training_is_worse(
     assert "The difference between long1 and long0 is within noise" in said
     assert "short is worse than long0" in said
     page = Path(report["report"])
-    assert page.parent == tmp_path / "long0" / "comparison" / "long1+short"
+    assert page.parent.parent == tmp_path / "long0" / "comparison"
+    assert page.parent.name.startswith("long1+short-")
     assert_is_alone(page.read_text())
     content = json.loads((page.parent / "comparison.json").read_text())
     assert content["configuration"] == {"seed": [0, 1, 0], "trainer.epochs": [10, 10, 5]}
@@ -155,6 +156,16 @@ def test_equal_evaluations_differ_by_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "report.html").is_file()
 
 
+def test_each_set_of_runs_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    first = make_run(tmp_path / "a", told(0.9, 0))
+    others = [make_run(tmp_path / place / "b", told(0.8, 1)) for place in ("here", "there")]
+    pages = [compared(first, other)["report"] for other in (*others, others[0])]
+    assert pages[0] == pages[2] != pages[1]
+    shutil.move(tmp_path, moved := tmp_path.with_name("moved"))
+    again = [moved / run.relative_to(tmp_path) for run in (first, others[0])]
+    assert Path(compared(*again)["report"]).parent.name == Path(pages[0]).parent.name
+
+
 def test_unlike_images_are_refused_with_the_reason(tmp_path: Path) -> None:
     first = make_run(tmp_path / "a", told(0.9, 0))
     fewer = make_run(tmp_path / "b", told(0.9, 0)[:100])
@@ -208,6 +219,7 @@ def test_runs_without_an_evaluation_are_evaluated(call: Command, tmp_path: Path)
     again = call("compare", "a", "b")
     assert "not evaluated yet" not in again.stdout
     assert json.loads(again.stdout.splitlines()[-1]) == report
-    page = (tmp_path / "a" / "comparison" / "b" / "report.html").read_text()
+    (file,) = (tmp_path / "a" / "comparison").glob("b-*/report.html")
+    page = file.read_text()
     assert "How did they train?" in page
     assert_is_alone(page)
