@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
+from itertools import takewhile
 
 HEAD = 60  # bytes of a folder's name that a person can read
 
@@ -40,10 +41,7 @@ def _common_words(labels: Sequence[str]) -> str:
     """Return the whole words that all labels begin with, and the mark after them; '' for one label."""
     if len(labels) < 2:
         return ""
-    first, last = min(labels), max(labels)  # what these two begin with, all begin with
-    size = next(
-        (place for place, (a, b) in enumerate(zip(first, last)) if a != b), min(map(len, (first, last)))
-    )
-    same = first[:size]
-    ends = [found.end() for found in re.finditer(r"[-_/.+]", same)]
-    return same[: ends[-1]] if ends and all(len(label) > ends[-1] for label in labels) else ""
+    words = [re.findall(r"[^-_/.+]*[-_/.+]", label) for label in labels]
+    same = takewhile(lambda each: len(set(each)) == 1, zip(*words, strict=False))
+    head = "".join(each[0] for each in same)
+    return head if all(len(label) > len(head) for label in labels) else ""
