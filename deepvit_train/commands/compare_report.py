@@ -10,12 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-from matplotlib.figure import Figure
-
 from deepvit_train.atomic import replacing, write_text
+from deepvit_train.commands.compare_figure import draw_curves, draw_differences
+from deepvit_train.commands.compare_group import Contest, Group, contests_of, groups_of
+from deepvit_train.commands.compare_name import listed, short_names
 from deepvit_train.commands.compare_subject import Subject, changed_keys
-from deepvit_train.commands.compare_verdict import Group, Pair, conclude
+from deepvit_train.commands.compare_table import (
+    Rows,
+    contest_table,
+    cost_table,
+    group_table,
+    pair_table,
+    run_table,
+)
+from deepvit_train.commands.compare_verdict import Pair, conclude, pairs_of
 from deepvit_train.commands.evaluate_gallery import Gallery, Picture, emptied, save_picture
 from deepvit_train.commands.evaluate_result import readable
 from deepvit_train.config.compose import compose_command
@@ -27,14 +35,14 @@ from deepvit_train.data.loaders import limits
 from deepvit_train.data.pixels import seen_pixels
 from deepvit_train.error import ConfigError, DataError
 from deepvit_train.evaluation.interval import wilson
-from deepvit_train.report.figure import COLOURS, STYLE, Line, Panel, draw_lines, save
+from deepvit_train.report.figure import save
 from deepvit_train.report.page import inline, render
 
 SHOWN_IMAGES = 12  # of each kind
-CURVES = {
-    "top-1": ("val_ema/top1", "val/top1"),
-    "training loss": ("train/cross_entropy", "train/loss"),
-}
+FLATTERED = (
+    "A checkpoint called best was chosen by its accuracy on these very images, which flatters it. To compare "
+    "the last ones, give RUN/checkpoints/last for each run."
+)
 
 
 @dataclass(frozen=True)
@@ -43,103 +51,95 @@ class Comparison:
 
     Args:
         subjects: the models; the first is what the others are compared with.
-        pairs: each of the others beside the first.
         groups: the models by configuration.
+        contests: every two groups of several seeds.
+        pairs: each of the others beside the first, or beside the run of the first group with its seed.
     """
 
     subjects: list[Subject]
-    pairs: list[Pair]
     groups: list[Group]
+    contests: list[Contest]
+    pairs: list[Pair]
+
+    @classmethod
+    def of(cls, subjects: list[Subject]) -> Comparison:
+        """Compare models, of which there are two at least."""
+        groups = groups_of(subjects)
+        contests = contests_of(groups)
+        return cls(subjects, groups, contests, pairs_of(groups, contests))
 
     def content(self) -> dict[str, Any]:
         """Return the content of comparison.json."""
-        first = self.subjects[0]
         return {
-            "images": len(first.rows),
-            "conclusions": conclude(self.pairs, self.groups),
+            "images": len(self.subjects[0].rows),
+            "conclusions": conclude(self.pairs, self.groups, self.contests),
+            "notes": [FLATTERED] if any(each.is_chosen for each in self.subjects) else [],
             "models": [
                 {
                     "label": each.label,
                     "evaluation": str(each.folder),
+                    "checkpoint": each.checkpoint,
                     "accuracy": wilson(each.hits, len(each.rows)).plain(),
                     "cost": each.cost(),
                 }
                 for each in self.subjects
             ],
-            "pairs": [pair.plain() for pair in self.pairs],
+            "over_seeds": [contest.plain() for contest in self.contests],
             "groups": [group.plain() for group in self.groups],
+            "pairs": [pair.plain() for pair in self.pairs],
             "configuration": changed_keys(self.subjects),
         }
+
+    def tables(self) -> dict[str, Rows]:
+        """Return the tables by name, in reading order. What would say nothing is left out."""
+        found = {"models": run_table(self.subjects), "pairs": pair_table(self.pairs, self.subjects)}
+        if len(self.groups) < len(self.subjects):
+            found["groups"] = group_table(self.groups)
+        if self.contests:
+            found["contests"] = contest_table(self.contests)
+        return found | {"costs": cost_table(self.subjects)}
 
     def write(self, folder: Path) -> Path:
         """Write the folder of the report, and return its page. Raises OutputError."""
         content = self.content()
         write_text(folder / "comparison.json", json.dumps(content, indent=1, default=str) + "\n")
         _write_changed(self.subjects, folder / "changed.csv")
-        figures = {"differences": _draw_differences(self.pairs), "curves": _draw_curves(self.subjects)}
+        names = short_names([each.label for each in self.subjects])
+        figures = {
+            "differences": draw_differences(self.contests, self.pairs, names),
+            "curves": draw_curves(self.subjects),
+        }
         drawn = {
             name: inline(save(figure, folder, name, "png"), name)
             for name, figure in figures.items()
             if figure is not None
         }
-        galleries = _galleries(self.subjects, emptied(folder, "images"))
+        shown = next((pair for pair in self.pairs if not pair.seeds_alone), self.pairs[0])
+        first, second = (self._called(label) for label in (shown.first, shown.second))
+        galleries = _galleries(first, second, emptied(folder, "images"))
         page = render(
             "deepvit_train.commands",
             "compare_report.html.j2",
             content=content,
-            labels=[each.label for each in self.subjects],
-            model_columns=MODEL_COLUMNS,
-            group_columns=GROUP_COLUMNS,
-            pair_columns=PAIR_COLUMNS,
-            models=[model_row(each) for each in self.subjects],
-            groups=[group_row(each) for each in self.groups],
-            pairs=[pair_row(each) for each in self.pairs],
+            title=self._title(),
+            names=list(names.values()),
+            tables=self.tables(),
             figures=drawn,
             galleries=galleries,
         )
         write_text(folder / "report.html", page)
         return folder / "report.html"
 
+    def _title(self) -> str:
+        """Name what is compared: configurations where seeds are, and else models."""
+        return (
+            ", ".join(each.name for each in self.groups)
+            if self.contests
+            else listed([each.label for each in self.subjects])
+        )
 
-MODEL_COLUMNS = ("model", "accuracy (95 %)", "parameters", "training", "images/s", "memory", "evaluation")
-GROUP_COLUMNS = ("configuration", "runs", "mean accuracy", "deviation over seeds", "beside the first")
-PAIR_COLUMNS = ("beside the first", "difference, points (95 %)", "gained", "lost", "McNemar's p", "verdict")
-
-
-def model_row(subject: Subject) -> list[str]:
-    """Return what a table says of a model: accuracy, and what it costs."""
-    found, cost = wilson(subject.hits, len(subject.rows)), subject.cost()
-
-    def told(name: str, unit: str) -> str:
-        value = cost[name]
-        return "" if value is None else f"{value:,.0f}{unit}"
-
-    return [
-        subject.label,
-        f"{found.value:.4f} ({found.low:.4f} to {found.high:.4f})",
-        told("parameters", ""),
-        told("train_seconds", " s"),
-        told("train_images_per_s", ""),
-        told("train_memory_mib", " MiB"),
-        told("eval_images_per_s", " images/s"),
-    ]
-
-
-def group_row(group: Group) -> list[str]:
-    """Return what a table says of a configuration."""
-    deviation = "" if group.deviation is None else f"{group.deviation:.4f}"
-    verdict = group.verdict or ""
-    if group.shift is not None:
-        verdict = f"{verdict} ({100 * group.shift.estimate.value:+.2f} points, p = {group.shift.p:.2g})"
-    return [group.label, str(len(group.runs)), f"{group.mean:.4f}", deviation, verdict]
-
-
-def pair_row(pair: Pair) -> list[str]:
-    """Return what a table says of a pair."""
-    found = pair.difference
-    ends = f"{100 * (found.low or 0.0):+.2f} to {100 * (found.high or 0.0):+.2f}"
-    difference = f"{100 * found.value:+.2f} ({ends})"
-    return [pair.second, difference, str(pair.gained), str(pair.lost), f"{pair.p:.2g}", pair.verdict]
+    def _called(self, label: str) -> Subject:
+        return next(each for each in self.subjects if each.label == label)
 
 
 def _write_changed(subjects: Sequence[Subject], file: Path) -> None:
@@ -155,41 +155,8 @@ def _write_changed(subjects: Sequence[Subject], file: Path) -> None:
         text.detach()
 
 
-def _draw_differences(pairs: Sequence[Pair]) -> Figure:
-    """Draw the difference of each model to the first with its interval."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.6, 1.2 + 0.4 * len(pairs)), layout="constrained")
-        axis = figure.subplots()
-        axis.axvline(0.0, color="#888888", linewidth=1)
-        for place, pair in enumerate(pairs):
-            low, high = (100 * (end or 0.0) for end in (pair.difference.low, pair.difference.high))
-            colour = COLOURS[1 if pair.verdict == "worse" else 2 if pair.verdict == "better" else 0]
-            axis.plot((low, high), (place, place), color=colour, linewidth=2)
-            axis.plot((100 * pair.difference.value,), (place,), "o", color=colour)
-        axis.set_yticks(range(len(pairs)), [pair.second for pair in pairs], parse_math=False)
-        axis.set(ylim=(len(pairs) - 0.5, -0.5))
-        axis.set_xlabel(f"accuracy minus that of {pairs[0].first}, points", parse_math=False)
-        return figure
-
-
-def _draw_curves(subjects: Sequence[Subject]) -> Figure | None:
-    """Draw the curves of all runs over one another; None if no run logged any."""
-    panels = []
-    for title, names in CURVES.items():
-        curves = [(subject.label, *subject.curve(*names)) for subject in subjects]
-        lines = [
-            Line(label.replace("$", r"\$"), steps, values, colour)
-            for colour, (label, steps, values) in enumerate(curves)
-            if steps
-        ]
-        if lines:
-            panels.append(Panel(title, "step", title, lines))
-    return draw_lines(panels, "as the runs logged them") if panels else None
-
-
-def _galleries(subjects: Sequence[Subject], folder: Path) -> list[Gallery]:
-    """Write the images that changed sides between the first model and the second, the surest ones first."""
-    first, second = subjects[:2]
+def _galleries(first: Subject, second: Subject, folder: Path) -> list[Gallery]:
+    """Write the images that changed sides between two models, the surest ones first."""
     pairs = [(row, second.rows[path]) for path, row in first.rows.items()]
     index = _index_of(first)
     found = []

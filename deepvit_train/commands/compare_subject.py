@@ -21,7 +21,8 @@ from deepvit_train.evaluation.row import Row, read_rows
 from deepvit_train.reading import read_json, read_json_lines, read_yaml
 from deepvit_train.run import schema
 from deepvit_train.run.change import GROWING_KEYS, flatten, unchanging
-from deepvit_train.run.checkpoint import find
+from deepvit_train.run.checkpoint import FOLDER as CHECKPOINTS
+from deepvit_train.run.checkpoint import NAME, find
 
 NUMBERS = "evaluation.json"
 ESTIMATE = {"value": schema.NUMBER | schema.NULL, "low": schema.NUMBER | schema.NULL}
@@ -55,6 +56,7 @@ class Subject:
         content: of evaluation.json.
         rows: what it says of each image, by path.
         config: its run's configuration with dotted keys, if it is of one.
+        checkpoint: which checkpoint of its run it is of, 'best and last, step 420'; '' if it is of none.
         metrics: the lines of its run's metrics.jsonl.
     """
 
@@ -65,6 +67,7 @@ class Subject:
     rows: dict[str, Row]
     config: dict[str, Any] | None
     metrics: list[dict[str, Any]]
+    checkpoint: str = ""
 
     @property
     def hits(self) -> int:
@@ -77,14 +80,30 @@ class Subject:
         return self.hits / len(self.rows)
 
     @property
-    def group(self) -> str | None:
-        """What it shares with runs that differ from it in their seed alone; None where that is not known."""
+    def settings(self) -> dict[str, Any] | None:
+        """What its accuracy rests on beside its seed, with dotted keys; None where that is not known."""
         if self.config is None:
             return None
         kept = unchanging(self.config) | {key: self.config.get(key) for key in GROWING_KEYS}
         kept.pop("seed", None)
-        how = [self.content[key] for key in ("weights", "image_size", "precision")]
-        return json.dumps([kept, how], sort_keys=True, default=str)
+        return kept | {key: self.content[key] for key in ("weights", "image_size", "precision")}
+
+    @property
+    def group(self) -> str | None:
+        """What it shares with runs that differ from it in their seed alone; None where that is not known."""
+        settings = self.settings
+        return None if settings is None else json.dumps(settings, sort_keys=True, default=str)
+
+    @property
+    def seed(self) -> Any:
+        """The seed of its run, if it is of one."""
+        return (self.config or {}).get("seed")
+
+    @property
+    def is_chosen(self) -> bool:
+        """Whether its checkpoint was chosen on the images that are compared."""
+        own = (self.config or {}).get("data.split") or "val"  # runs of old versions do not say it
+        return self.checkpoint.startswith("best") and self.content["split"] == own
 
     def curve(self, *names: str) -> tuple[list[int], list[float]]:
         """Return steps and values of the first of these metrics that the run logged."""
@@ -203,7 +222,18 @@ def _load(folder: Path) -> Subject:
     if run is not None:
         config = flatten(schema.fitting(read_yaml(run / "config.yaml"), schema.CONFIG, run / "config.yaml"))
     label = folder.name if run is None else run.name
-    return Subject(label, folder, run, content, by_path, config, list(_metrics(run)))
+    checkpoint = "" if run is None else _checkpoint_of(folder, run)
+    return Subject(label, folder, run, content, by_path, config, list(_metrics(run)), checkpoint)
+
+
+def _checkpoint_of(folder: Path, run: Path) -> str:
+    """Say which checkpoint of a run an evaluation is of, as its folder's name and the run's links tell."""
+    name = folder.resolve().name.split(".")[0]
+    links = {role: run / CHECKPOINTS / role for role in ("best", "last")}
+    roles = [role for role, link in links.items() if name in (role, link.resolve().name)]
+    step = NAME.fullmatch(name)
+    told = [" and ".join(roles)] if roles else []
+    return ", ".join([*told, f"step {int(step[1])}"] if step else told)
 
 
 def _metrics(run: Path | None) -> Iterable[dict[str, Any]]:

@@ -64,7 +64,7 @@ class Evaluated:
         size = loaded.architecture.model.image_size
         parts = [loaded.weights, slug(self.data.evaluated)]
         if not _is_own(self.data, loaded):
-            parts.append(f"{self.data.name}-{slug(Path(self.root or '').name)}-{_digest(self.root or '')}")
+            parts.append(f"{self.data.name}-{_short(Path(self.root or '').name)}-{_digest(self.root or '')}")
             if self.data.val_share is not None:
                 parts.append(f"val_share{self.data.val_share:g}{_group_part(self.data.group_by)}")
         if size != self.own_size:
@@ -199,7 +199,17 @@ def _group_part(group_by: str | None) -> str:
 
 
 def slug(text: str) -> str:
-    """Return a text as a part of a file's name."""
+    """Return a text as a part of a file's name. No two values of a key get the same part.
+
+    A list of numbers is told by them: '[0.5, 0.5]' becomes '0.5-0.5'. Where more is lost, a digest is added.
+    """
+    numbers = re.fullmatch(r"\[([\d., ]+)\]", text)
+    whole = text if numbers is None else numbers[1].replace(", ", "-")
+    short = _short(text)
+    return short if short == whole else f"{short}-{_digest(text)}"
+
+
+def _short(text: str) -> str:
     return re.sub(r"[^\w.]+", "-", text).strip("-.")[:40]
 
 

@@ -15,12 +15,12 @@ from deepvit_train.commands.study_grid import NOT_FINITE, SEARCH, searches_of
 from deepvit_train.commands.study_statistics import (
     bootstrap,
     equivalence,
-    holm,
     interval,
     paired,
     spearman,
 )
 from deepvit_train.config.study import GridConfig, arms_of
+from deepvit_train.evaluation.interval import holm
 
 Cell = dict[str, Any]  # the JSON of a finished cell
 Row = dict[str, Any]

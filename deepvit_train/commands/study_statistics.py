@@ -54,15 +54,6 @@ def sign_flip(differences: Sequence[float]) -> float:
     return float((means >= abs(sum(differences)) - 1e-12).mean())
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values corrected for their number by Holm's method, in the same order."""
-    corrected, largest = [0.0] * len(p_values), 0.0
-    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda each: p_values[each])):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
-        corrected[place] = largest
-    return corrected
-
-
 def equivalence(differences: Sequence[float], margin: float) -> tuple[bool, float, float]:
     """Return whether a mean lies within +-margin by two one-sided t tests, and its 90 % interval."""
     low, high = interval(differences, 0.9)

@@ -18,8 +18,8 @@ class CompareConfig(Section):
         "the others are compared with; paths may be typed alone"
     )
     out: str | None = option(
-        "folder that comparison.json, report.html and figures are written to; null: comparison/ in the first "
-        "run",
+        "folder that comparison.json, report.html and figures are written to; null: "
+        "comparison/OTHERS-DIGEST/ in the first run",
         path=OutputError,
     )
     batch_size: int = option("images in a batch, where a run must be evaluated first", low=1)

@@ -103,10 +103,14 @@ def mcnemar(gained: int, lost: int) -> float:
 
 @dataclass(frozen=True)
 class Shift:
-    """A difference of two means over seeds with its interval, and the p-value of Welch's t-test."""
+    """A difference of two means over seeds with its interval, and the p-value of Welch's t-test.
+
+    Where no run differs from another of its group there is no spread to judge by. Then the interval and the
+    p-value are None, unless the means are equal too: then p is 1.
+    """
 
     estimate: Estimate
-    p: float
+    p: float | None
 
 
 def seeds_difference(first: Sequence[float], second: Sequence[float]) -> Shift | None:
@@ -114,8 +118,25 @@ def seeds_difference(first: Sequence[float], second: Sequence[float]) -> Shift |
     if min(len(first), len(second)) < 2:
         return None
     value = float(np.mean(second) - np.mean(first))
-    if np.ptp(first) == 0 and np.ptp(second) == 0:  # no spread at all, so no test
-        return Shift(Estimate(value, value, value), 1.0 if value == 0 else 0.0)
-    found: Any = stats.ttest_ind(second, first, equal_var=False)
-    ends = found.confidence_interval(LEVEL)
-    return Shift(Estimate(value, float(ends.low), float(ends.high)), float(found.pvalue))
+    # Equal values have the variance 0; computed, it could be a rounding error that is no 0.
+    squares = [float(np.var(each, ddof=1)) / len(each) if np.ptp(each) else 0.0 for each in (first, second)]
+    total = sum(squares)
+    if total == 0:
+        equal = first[0] == second[0]
+        return Shift(Estimate(0.0 if equal else value, None, None), 1.0 if equal else None)
+    # The degrees of freedom are those of Welch and Satterthwaite. A group without spread adds nothing.
+    freedom = total**2 / sum(
+        square**2 / (len(each) - 1) for square, each in zip(squares, (first, second), strict=True)
+    )
+    reach = float(stats.t.ppf(0.5 + LEVEL / 2, freedom)) * sqrt(total)
+    p = 2 * float(stats.t.sf(abs(value) / sqrt(total), freedom))
+    return Shift(Estimate(value, value - reach, value + reach), p)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values corrected for their number by Holm's method, in the same order."""
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda each: p_values[each])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        corrected[place] = largest
+    return corrected

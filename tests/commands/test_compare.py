@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ import pytest
 import yaml
 
 from deepvit_train.commands import compare
-from deepvit_train.commands.compare_subject import changed_keys, load_subjects
-from deepvit_train.commands.compare_verdict import Group, conclude, groups_of, pair_of
+from deepvit_train.commands.compare_report import FLATTERED, Comparison
+from deepvit_train.commands.compare_subject import load_subjects
+from deepvit_train.commands.compare_verdict import pair_of
 from deepvit_train.config.compose import compose_command
 from deepvit_train.error import CheckpointError, ConfigError, DataError
-from deepvit_train.evaluation.interval import mcnemar, paired_difference
+from deepvit_train.evaluation.interval import holm, mcnemar, paired_difference
 from deepvit_train.evaluation.row import Row, write_rows
 from tests.commands.test_evaluate_report import assert_is_alone
 from tests.conftest import QUICK, Command
@@ -42,7 +44,7 @@ CONTENT: dict[str, Any] = {
 }
 
 
-def make_run(folder: Path, right: np.ndarray, seed: int = 0, **config: Any) -> Path:
+def make_run(folder: Path, right: np.ndarray, seed: int = 0, attn: str = "self", **config: Any) -> Path:
     """The evaluation of a run that tells these images right."""
     evaluation = folder / "evaluation" / "step_0000010.live.val"
     evaluation.mkdir(parents=True)
@@ -56,6 +58,7 @@ def make_run(folder: Path, right: np.ndarray, seed: int = 0, **config: Any) -> P
         "name": folder.name,
         "seed": seed,
         "model": {"depth": 4},
+        "attn": {"kind": attn, "norm": None if attn == "self" else "batch"},
         "trainer": {"epochs": 10, "batch_size": 50},
     }
     nested["trainer"] |= config
@@ -66,6 +69,15 @@ def make_run(folder: Path, right: np.ndarray, seed: int = 0, **config: Any) -> P
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return evaluation
+
+
+def arms(folder: Path, shares: dict[str, list[float]]) -> list[Path]:
+    """Runs of several seeds of each arm."""
+    return [
+        make_run(folder / f"x-{name}-s{seed}", told(share, seed), seed, attn=name)
+        for name, each in shares.items()
+        for seed, share in enumerate(each)
+    ]
 
 
 def told(share: float, seed: int) -> np.ndarray:
@@ -92,7 +104,8 @@ def test_seeds_are_within_noise_and_a_shorter_training_is_worse(
     assert "The difference between long1 and long0 is within noise" in said
     assert "short is worse than long0" in said
     page = Path(report["report"])
-    assert page.parent == tmp_path / "long0" / "comparison" / "long1+short"
+    assert page.parent.parent == tmp_path / "long0" / "comparison"
+    assert page.parent.name.startswith("long1+short-")
     assert_is_alone(page.read_text())
     content = json.loads((page.parent / "comparison.json").read_text())
     assert content["configuration"] == {"seed": [0, 1, 0], "trainer.epochs": [10, 10, 5]}
@@ -118,34 +131,102 @@ def test_seeds_are_within_noise_and_a_shorter_training_is_worse(
 def test_a_clear_difference_of_seeds_is_still_noise(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / str(seed), told(0.9 - 0.1 * seed, seed), seed) for seed in range(2)]
     subjects = load_subjects(compose_command("compare", list(map(str, runs))))
-    pair = pair_of(*subjects)
+    pair = pair_of(subjects[0], subjects[1])
     assert pair.is_clear
     assert pair.verdict == "within noise"
     assert "this is what seeds do" in pair.sentence()
 
 
-def test_groups_of_seeds_are_compared_over_seeds(tmp_path: Path) -> None:
-    shares = {"long": [0.90, 0.91, 0.89], "short": [0.80, 0.81, 0.79]}
+def test_groups_of_seeds_are_compared_over_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shares = {"self": [0.90, 0.91, 0.89], "gated": [0.80, 0.81, 0.79], "mixed": [0.80, 0.82, 0.80]}
+    report = compared(*arms(tmp_path, shares))
+    over = {(each["first"], each["second"]): each for each in report["over_seeds"]}
+    assert {names: each["verdict"] for names, each in over.items()} == {
+        ("attn=self", "attn=gated"): "worse",
+        ("attn=self", "attn=mixed"): "worse",
+        ("attn=gated", "attn=mixed"): "within noise",
+    }
+    plain = [each["p"] for each in over.values()]
+    assert [each["p_holm"] for each in over.values()] == holm(plain) != plain
+    # Single checkpoints are compared with their like seeds, and nothing is said to be better of them.
+    like = [(f"x-self-s{seed}", f"x-{arm}-s{seed}") for arm in ("gated", "mixed") for seed in range(3)]
+    assert [(pair["first"], pair["second"]) for pair in report["pairs"]] == like
+    assert {pair["verdict"] for pair in report["pairs"]} == {None}
+    said, html = capsys.readouterr().out, unescape(Path(report["report"]).read_text())
+    line = "Over seeds attn=gated (3 seeds: x-gated-s0, -s1, -s2) is worse than attn=self (3 seeds: x-self-s0"
+    for shown in (said, html):
+        assert shown.index(line) < shown.index("McNemar")
+        assert "by chance alone" not in shown
+    assert "<h1>attn=self, attn=gated, attn=mixed: on the same 500 images</h1>" in html
+    assert "Which images does x-gated-s0 alone tell right?" in html
+    assert html.index("Which configuration is better, over seeds?") < html.index("How good is each model?")
+    content = json.loads((Path(report["report"]).parent / "comparison.json").read_text())
+    group = content["groups"][1]
+    assert group["mean"] == pytest.approx(np.mean(group["accuracies"]))
+    assert group["deviation"] == pytest.approx(np.std(group["accuracies"], ddof=1))
+
+
+def test_seeds_that_tie_are_told_so(tmp_path: Path) -> None:
+    right = {name: told(share, 0) for name, share in (("self", 0.9), ("gated", 0.8))}
     runs = [
-        make_run(tmp_path / f"{name}{seed}", told(share, seed), seed, epochs=10 if name == "long" else 5)
-        for name, each in shares.items()
-        for seed, share in enumerate(each)
+        make_run(tmp_path / f"{name}-{seed}", right[name], seed, name) for name in right for seed in (0, 1)
     ]
-    subjects = load_subjects(compose_command("compare", list(map(str, runs))))
-    first, second = groups_of(subjects)
-    assert (first.label, len(second.runs), second.verdict) == ("long0 and 2 more", 3, "worse")
-    assert second.mean == pytest.approx(np.mean([subject.accuracy for subject in subjects[3:]]))
-    assert second.deviation == pytest.approx(np.std(second.accuracies, ddof=1))
-    (line, *_) = conclude([pair_of(subjects[0], other) for other in subjects[1:]], [first, second])
-    assert line.startswith("Over seeds short0 and 2 more is worse than long0 and 2 more: ")
-    assert changed_keys(subjects)["trainer.epochs"] == [10] * 3 + [5] * 3
+    (contest,) = _comparison(runs).contests
+    assert (contest.verdict, contest.p) == ("no test", None)
+    assert "within each of them all seeds have the same accuracy" in contest.sentence()
+    assert compared(*runs)["over_seeds"][0]["p_holm"] is None
 
 
-def test_one_run_each_says_that_it_is_about_checkpoints() -> None:
-    groups = [Group("a and 1 more", ["a", "b"], [0.9, 0.92], None), Group("c", ["c"], [0.8], None)]
-    (line,) = conclude([], groups)
-    assert "was trained once" in line
-    assert "The 2 seeds of a and 1 more have a standard deviation of 1.41 points" in line
+def test_a_configuration_is_called_what_sets_it_apart(tmp_path: Path) -> None:
+    def names(*runs: Path) -> list[str]:
+        return [group.name for group in _comparison(list(runs)).groups]
+
+    plain, gated = (make_run(tmp_path / name, told(0.9, 0), attn=name) for name in ("self", "gated"))
+    long = make_run(tmp_path / "long", told(0.9, 0), attn="gated", epochs=20)
+    other = make_run(tmp_path / "other", told(0.9, 0), attn="gated", a=1, b=2, c=3, epochs=20)
+    assert names(plain, gated) == ["attn=self", "attn=gated"]
+    assert names(plain, long) == ["attn=self, trainer.epochs=10", "attn=gated, trainer.epochs=20"]
+    assert names(gated, long) == ["trainer.epochs=10", "trainer.epochs=20"]
+    assert names(plain, other)[0] == "attn=self, trainer.a=null, trainer.b=null and 2 more keys"
+    alone = tmp_path / "alone"
+    shutil.copytree(plain, alone)
+    assert names(plain, alone) == ["self", "alone"]  # whose configuration nobody knows
+
+
+def test_each_run_says_which_checkpoint_it_was_read_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [make_run(tmp_path / name, told(0.9, 0)) for name in "ab"]
+    for name, links in (("a", {"best": 10, "last": 10}), ("b", {"last": 10})):
+        for step in {*links.values()}:
+            (tmp_path / name / "checkpoints" / f"step_{step:07}").mkdir(parents=True)
+        for link, step in links.items():
+            (tmp_path / name / "checkpoints" / link).symlink_to(f"step_{step:07}")
+    comparison = _comparison(runs)
+    assert [each.checkpoint for each in comparison.subjects] == ["best and last, step 10", "last, step 10"]
+    page, said = Path(compared(*runs)["report"]).read_text(), capsys.readouterr().out
+    assert said.count(FLATTERED) == page.count(FLATTERED) == 1
+    (tmp_path / "a" / "checkpoints" / "best").unlink()
+    assert not _comparison(runs).content()["notes"]
+
+
+def test_rows_can_be_told_apart_on_60_columns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare.console, "width", 60)
+    monkeypatch.setattr(compare.console, "soft_wrap", False)
+    compared(*arms(tmp_path, {"reattention": [0.9, 0.91], "reattention_gated": [0.8, 0.82]}))
+    said = capsys.readouterr().out
+    assert "…" not in said
+    tables = [line for line in said.splitlines() if line.startswith("│")]
+    assert tables
+    assert max(map(len, tables)) <= 60
+    for number in range(1, 5):
+        assert sum(line.startswith(f"│ {number}") for line in tables) >= 2
+
+
+def _comparison(runs: list[Path]) -> Comparison:
+    return Comparison.of(load_subjects(compose_command("compare", list(map(str, runs)))))
 
 
 def test_equal_evaluations_differ_by_nothing(tmp_path: Path) -> None:
@@ -153,6 +234,16 @@ def test_equal_evaluations_differ_by_nothing(tmp_path: Path) -> None:
     (pair,) = compared(*runs, out=str(tmp_path / "out"))["pairs"]
     assert (pair["p"], pair["difference"]["value"], pair["verdict"]) == (1.0, 0.0, "within noise")
     assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_each_set_of_runs_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    first = make_run(tmp_path / "a", told(0.9, 0))
+    others = [make_run(tmp_path / place / "b", told(0.8, 1)) for place in ("here", "there")]
+    pages = [compared(first, other)["report"] for other in (*others, others[0])]
+    assert pages[0] == pages[2] != pages[1]
+    shutil.move(tmp_path, moved := tmp_path.with_name("moved"))
+    again = [moved / run.relative_to(tmp_path) for run in (first, others[0])]
+    assert Path(compared(*again)["report"]).parent.name == Path(pages[0]).parent.name
 
 
 def test_unlike_images_are_refused_with_the_reason(tmp_path: Path) -> None:
@@ -208,6 +299,7 @@ def test_runs_without_an_evaluation_are_evaluated(call: Command, tmp_path: Path)
     again = call("compare", "a", "b")
     assert "not evaluated yet" not in again.stdout
     assert json.loads(again.stdout.splitlines()[-1]) == report
-    page = (tmp_path / "a" / "comparison" / "b" / "report.html").read_text()
+    (file,) = (tmp_path / "a" / "comparison").glob("b-*/report.html")
+    page = file.read_text()
     assert "How did they train?" in page
     assert_is_alone(page)

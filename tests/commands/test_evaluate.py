@@ -106,7 +106,7 @@ def test_each_result_has_a_file_that_names_what_was_evaluated(run: Path, digits:
     results = written(run)
     named = [name.rsplit("-", 1)[0] if "digits-" in name else name for name in results]
     assert sorted(named) == [
-        "ema.deep-val.digits-digits",
+        "ema.deep-val-bd9403.digits-digits",
         "ema.train.json",
         "ema.val.24px.json",
         "ema.val.bf16.json",

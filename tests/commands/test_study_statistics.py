@@ -11,7 +11,6 @@ from scipy import stats
 from deepvit_train.commands.study_statistics import (
     bootstrap,
     equivalence,
-    holm,
     interval,
     paired,
     sign_flip,
@@ -39,12 +38,6 @@ def test_the_interval_is_that_of_a_t_test() -> None:
     found = paired(values)
     assert (found.mean, found.low, found.high) == pytest.approx((0.3, expected.low, expected.high))
     assert all(map(math.isnan, interval([1.0], 0.95)))
-
-
-def test_holm_by_hand() -> None:
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.9, 0.8]) == [1.0, 1.0]
-    assert holm([]) == []
 
 
 def test_equivalence_is_two_one_sided_tests() -> None:

@@ -8,6 +8,7 @@ from scipy import stats
 
 from deepvit_train.evaluation.interval import (
     bootstrap,
+    holm,
     mcnemar,
     paired_difference,
     seeds_difference,
@@ -82,9 +83,42 @@ def test_seeds_are_compared_as_welch_compares_them() -> None:
     assert found is not None
     assert found.estimate.value == pytest.approx(np.mean(second) - np.mean(first))
     assert found.p == pytest.approx(stats.ttest_ind(first, second, equal_var=False).pvalue)
-    assert found.estimate.low is not None
-    assert found.estimate.low < found.estimate.value
+    ends = stats.ttest_ind(second, first, equal_var=False).confidence_interval(0.95)
+    assert (found.estimate.low, found.estimate.high) == pytest.approx((ends.low, ends.high))
     assert seeds_difference([0.8], second) is None
     same = seeds_difference([0.8, 0.8], [0.8, 0.8])
     assert same is not None
     assert same.p == 1.0
+
+
+# 349/364 has no exact binary form: its computed variance would be a rounding error, and scipy warns of it.
+@pytest.mark.parametrize("tie", [[349 / 364] * 2, [0.1] * 3])
+def test_a_group_without_spread_adds_none_to_welchs_test(tie: list[float]) -> None:
+    spread = [0.931, 0.959]
+    found = seeds_difference(tie, spread)
+    # By hand: only the other group has a variance, so this is Student's t with its one degree of freedom.
+    value = np.mean(spread) - tie[0]
+    t = value / (np.std(spread, ddof=1) / np.sqrt(2))
+    assert found is not None
+    assert found.p == pytest.approx(2 * (0.5 - np.arctan(abs(t)) / np.pi))  # Cauchy's distribution
+    assert found.estimate.low is not None
+    assert found.estimate.high is not None
+    assert found.estimate.high - value == pytest.approx(value - found.estimate.low)
+    assert found.estimate.high - value == pytest.approx(np.tan(np.pi * 0.475) * abs(value / t))
+
+
+def test_two_groups_without_spread_differ_without_a_test() -> None:
+    found = seeds_difference([0.5, 0.5], [0.75, 0.75, 0.75])
+    assert found is not None
+    assert (found.estimate.value, found.estimate.low, found.estimate.high, found.p) == (
+        0.25,
+        None,
+        None,
+        None,
+    )
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
