@@ -82,6 +82,7 @@ ELSEWHERE = {
     r"study=imagenet": "trains each cell for 300 epochs, which no key of a study shortens",
     r"sort_imagenet_val": "needs ImageNet; tests/scripts/test_sort_imagenet_val.py runs it on its own files",
     r"fashion-mnist": "needs the package dataset-fashion-mnist; tests/commands/test_data_folder.py checks it",
+    r"scripts\.architecture": "writes a page of this folder; tests/test_architecture.py compares it",
     r"gated": "needs the page's own module; tests/models/test_new_attention.py writes it",
 }
 
@@ -189,8 +190,9 @@ def compose(command: Documented) -> None:
         name, rest = words[0], [word for word in words[1:] if not word.startswith("$")]
         if name == "data":
             name, rest = f"data-{rest[0]}", rest[1:]
-        if "attn=gated_reattention" in rest:
-            rest = [word.replace("gated_reattention", "reattention") for word in rest]
+        rest = [word.replace("gated_reattention", "reattention") for word in rest if "=" in word]
+        if "-m" in words:  # the first run of several
+            rest = [word.partition(",")[0] for word in rest]
         compose_tree(name, [word for word in rest if not word.startswith("-")])
 
 
