@@ -29,25 +29,27 @@ COLUMNS = 8  # heat maps or overlays in a row; of a deeper model only so many bl
 
 @dataclass(frozen=True)
 class Pictures:
-    """The pre-mix maps of one model for a few images, averaged over heads.
+    """The maps of one model for a few images, averaged over heads.
 
     Shapes: L layers, B images, N tokens.
 
     Args:
-        attention: (L, B, rows, columns), the weights of the class token over patches; without a class token,
-            the mean over all queries.
-        maps: (L, N, N), the maps of the first image.
+        attention: (L, B, rows, columns), the pre-mix weights of the class token over patches; without a class
+            token, the mean over all queries.
+        maps: (L, N, N), the pre-mix maps of the first image.
+        mixed: (L, N, N), its post-norm maps; in blocks that do not mix heads these are the pre-mix maps.
         answers: what the model takes each image for, in words.
     """
 
     attention: Tensor
     maps: Tensor
+    mixed: Tensor
     answers: list[str] = field(default_factory=list)
 
 
 def take_pictures(model: nn.Module, images: Tensor) -> Pictures:
     """Run a model on images (B, C, height, width), and keep what it attends to."""
-    attention, maps = [], []
+    attention, maps, mixed = [], [], []
     for record in record_maps(model, images):
         mean = record.before.mean(dim=1)
         height, width = grid_of(model, record)
@@ -55,7 +57,8 @@ def take_pictures(model: nn.Module, images: Tensor) -> Pictures:
         patches = query[:, -height * width :]
         attention.append(rearrange(patches, "b (height width) -> b height width", height=height))
         maps.append(mean[0])
-    return Pictures(torch.stack(attention).cpu(), torch.stack(maps).cpu())
+        mixed.append(record.after[0].mean(dim=0))
+    return Pictures(*(torch.stack(each).cpu() for each in (attention, maps, mixed)))
 
 
 def draw_all(
@@ -80,6 +83,7 @@ def draw_all(
     }
     found |= {"class_attention": _overlays(images, classes, pictures), "attention_maps": _map_heats(pictures)}
     if mixes(model):
+        found["mixed_maps"] = _mixed_heats(pictures)
         found["theta"] = _theta(model["theta"])
     if model["depth"] is not None:
         found["depth"] = depth.draw(model["depth"])
@@ -245,6 +249,17 @@ def _map_heats(pictures: dict[str, Pictures]) -> Figure:
     ]
     caption = "pre-mix map of image 0, mean of heads, in units of 1/N: 1 is the uniform map"
     return draw_heat(rows, (0.0, 2.0), caption, ("key", "query"))
+
+
+def _mixed_heats(pictures: dict[str, Pictures]) -> Figure:
+    blocks = _spread(len(pictures["trained"].mixed))
+    rows = [
+        [Heat(f"block {block}, {state}", taken.mixed[block].numpy()) for block in blocks]
+        for state, taken in pictures.items()
+    ]
+    limit = max(float(np.abs(heat.values).max()) for row in rows for heat in row)
+    caption = "post-norm map of image 0, mean of heads; red is above 0, blue below"
+    return draw_heat(rows, (-limit, limit), caption, ("key", "query"))
 
 
 def _theta(thetas: dict[str, list[Any]]) -> Figure:

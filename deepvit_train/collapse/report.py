@@ -8,8 +8,10 @@ from typing import Any
 from deepvit_train.collapse import depth
 from deepvit_train.collapse.gallery import by_block, mixes
 from deepvit_train.config.collapse import CollapseConfig, Maps, Metric
-from deepvit_train.report.page import inline, render
+from deepvit_train.console import amount
+from deepvit_train.report.page import inline, natural_width, render
 
+LEAST = 0.8  # of its own width that a figure is shown with, where the page has room: its labels stay readable
 # The sections in reading order: name of the figure, heading, and what the figure shows.
 SECTIONS = [
     (
@@ -69,6 +71,12 @@ SECTIONS = [
         "and the class that the model takes it for, with its probability.",
     ),
     ("attention_maps", "What do the maps look like?", "Rows are queries, columns are keys."),
+    (
+        "mixed_maps",
+        "What do the maps look like after mixing?",
+        "These maps multiply the values: heads are mixed, and normalised. Rows are queries, columns "
+        "are keys.",
+    ),
     ("theta", "How are heads mixed?", "Each matrix is the Theta of a block that mixes its heads."),
 ]
 
@@ -87,7 +95,11 @@ def write_html(analysis: dict[str, Any], drawn: list[dict[str, Path]], config: C
             "title": title,
             "text": text,
             "figures": [
-                {"label": model["label"], "image": inline(figures[name], f"{title} {model['label']}")}
+                {
+                    "label": model["label"],
+                    "image": inline(figures[name], f"{title} {model['label']}"),
+                    "width": round(LEAST * natural_width(figures[name])),
+                }
                 for model, figures in zip(analysis["models"], drawn, strict=True)
                 if name in figures
             ],
@@ -115,6 +127,7 @@ def conclude(model: dict[str, Any], data: dict[str, Any], config: CollapseConfig
         found = [by_block(model[state], "map_swap").values() for state in ("trained", "untrained")]
         matter, before = (sum(rise >= config.swap_rise for rise in rises) for rises in found)
         lines.append(
+            f"{_collapsed(len(found[0]) - matter, len(found[0]))} "
             f"The attention maps of {matter} of the {len(found[0])} blocks after the first matter, untrained "
             f"those of {before}: the loss rises by {config.swap_rise:g} or more when a block uses the maps "
             "of the block before."
@@ -128,6 +141,15 @@ def conclude(model: dict[str, Any], data: dict[str, Any], config: CollapseConfig
             f"{counts[1]} untrained."
         )
     return " ".join(lines)
+
+
+def _collapsed(replaceable: int, blocks: int) -> str:
+    """Say whether maps have collapsed: how many blocks do as well with those of the block before."""
+    if not replaceable:
+        return "These maps have not collapsed: no block is replaceable."
+    if replaceable == blocks:
+        return "These maps have collapsed: every block after the first is replaceable."
+    return f"These maps have collapsed in part: {amount(replaceable, 'block is', 'blocks are')} replaceable."
 
 
 def _accuracy(model: dict[str, Any], data: dict[str, Any]) -> str:

@@ -18,6 +18,7 @@ from deepvit_train.atomic import replacing
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart too.
 COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]
+DOTS = 150  # of a PNG in an inch
 LETTERS = 16  # of a caption in an inch
 STYLE: Any = {
     "svg.fonttype": "none",  # text stays text
@@ -216,7 +217,7 @@ def save(figure: Figure, folder: Path, name: str, kind: str | None = None) -> Pa
     """
     shown: list[Any] = [image.get_array() for axis in figure.axes for image in axis.images]
     kind = kind or ("png" if any(pixels.ndim == 3 for pixels in shown) else "svg")
-    options: dict[str, Any] = {"metadata": {"Date": None}} if kind == "svg" else {"dpi": 150}
+    options: dict[str, Any] = {"metadata": {"Date": None}} if kind == "svg" else {"dpi": DOTS}
     file = folder / f"{name}.{kind}"
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+import re
 from pathlib import Path
 from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup  # jinja2's own type of text that is HTML already
+
+from deepvit_train.report.figure import DOTS
 
 
 def render(package: str, template: str, **content: Any) -> str:
@@ -21,6 +24,14 @@ def render(package: str, template: str, **content: Any) -> str:
     loader = ChoiceLoader([PackageLoader(package, "."), PackageLoader("deepvit_train.report", ".")])
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     return environment.get_template(template).render(**content)
+
+
+def natural_width(file: Path) -> int:
+    """Return the width of a figure's file, PNG or SVG as `report.figure.save` writes them, in CSS pixels."""
+    if file.suffix == ".png":
+        return round(int.from_bytes(file.read_bytes()[16:20]) * 96 / DOTS)
+    found = re.search(r'<svg[^>]* width="([\d.]+)pt"', file.read_text())
+    return round(float(found[1]) * 96 / 72) if found else 0
 
 
 def inline(file: Path, description: str) -> Markup:
