@@ -58,7 +58,7 @@ def take_pictures(model: nn.Module, images: Tensor) -> Pictures:
         attention.append(rearrange(patches, "b (height width) -> b height width", height=height))
         maps.append(mean[0])
         mixed.append(record.after[0].mean(dim=0))
-    return Pictures(*(torch.stack(each).cpu() for each in (attention, maps, mixed)))
+    return Pictures(torch.stack(attention).cpu(), torch.stack(maps).cpu(), torch.stack(mixed).cpu())
 
 
 def draw_all(
