@@ -28,7 +28,7 @@ from deepvit_train.models.importer import import_model, own_tensors, with_shown
 from deepvit_train.models.importer.file import Source
 from deepvit_train.models.importer.infer import checked_choices, infer_architecture
 from deepvit_train.models.importer.timm_name import timm_architecture
-from deepvit_train.run.checkpoint import find
+from deepvit_train.run.found import find
 from deepvit_train.run.tensor import check_fit
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4, "num_classes": 5}

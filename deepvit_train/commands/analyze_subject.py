@@ -19,7 +19,8 @@ from deepvit_train.evaluation.loaded import LoadedModel, load
 from deepvit_train.models import DeepViT
 from deepvit_train.models.importer.file import read_source
 from deepvit_train.models.importer.timm_model import build_timm_model, check_name, preprocessing_of_timm
-from deepvit_train.run.checkpoint import find, read_state
+from deepvit_train.run.checkpoint import read_state
+from deepvit_train.run.found import find
 
 TIMM = "timm:"
 

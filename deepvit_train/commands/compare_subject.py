@@ -21,8 +21,9 @@ from deepvit_train.evaluation.row import Row, read_rows
 from deepvit_train.reading import read_json, read_json_lines, read_yaml
 from deepvit_train.run import schema
 from deepvit_train.run.change import GROWING_KEYS, flatten, unchanging
-from deepvit_train.run.checkpoint import FOLDER as CHECKPOINTS
-from deepvit_train.run.checkpoint import NAME, find
+from deepvit_train.run.found import find
+from deepvit_train.run.link import FOLDER as CHECKPOINTS
+from deepvit_train.run.link import NAME
 
 NUMBERS = "evaluation.json"
 ESTIMATE = {"value": schema.NUMBER | schema.NULL, "low": schema.NUMBER | schema.NULL}

@@ -18,7 +18,8 @@ from deepvit_train.error import OutputError
 from deepvit_train.evaluation.loaded import import_found
 from deepvit_train.models.importer import Imported, left_out_note
 from deepvit_train.models.summary import count_parameters
-from deepvit_train.run.checkpoint import WEIGHT_FILES, find
+from deepvit_train.run.checkpoint import WEIGHT_FILES
+from deepvit_train.run.found import find
 from deepvit_train.run.saving import save_tensors
 
 

@@ -18,7 +18,7 @@ from deepvit_train.error import CheckpointError, ConfigError
 from deepvit_train.evaluation.calibration import Statistics, reattention_norms
 from deepvit_train.evaluation.loaded import LoadedModel, import_found, measure_statistics
 from deepvit_train.models.importer import Imported
-from deepvit_train.run.checkpoint import Found, find
+from deepvit_train.run.found import Found, find
 from deepvit_train.run.tensor import check_fit
 
 CALIBRATE_IMAGES = 512  # where no description says how many: a run's default

@@ -28,9 +28,9 @@ from deepvit_train.distributed.world import World
 from deepvit_train.error import CheckpointError, ConfigError
 from deepvit_train.models import DeepViT, record_maps, start_from
 from deepvit_train.models.attention import ReAttention
-from deepvit_train.run.checkpoint import find
 from deepvit_train.run.description import read_description
 from deepvit_train.run.folder import RunFolder
+from deepvit_train.run.found import find
 
 CHUNK = 8  # images whose maps are in memory at a time
 

@@ -24,8 +24,8 @@ from deepvit_train.evaluation.outputs import Outputs
 from deepvit_train.models.importer import timm_cache
 from deepvit_train.models.importer.file import read_source
 from deepvit_train.models.importer.timm_model import build_timm_model, check_name, preprocessing_of_timm
-from deepvit_train.run.checkpoint import find
 from deepvit_train.run.description import is_described
+from deepvit_train.run.found import find
 from deepvit_train.training.distillation import Distillation, Teacher
 
 

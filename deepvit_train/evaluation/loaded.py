@@ -22,8 +22,8 @@ from deepvit_train.evaluation.calibration import Statistics, calibrate, reattent
 from deepvit_train.evaluation.outputs import Outputs
 from deepvit_train.models import DeepViT
 from deepvit_train.models.importer import Imported, import_model, left_out_note
-from deepvit_train.run.checkpoint import Found, find
 from deepvit_train.run.description import ModelDescription, is_described
+from deepvit_train.run.found import Found, find
 
 UNSHOWN = ("mean", "std", "crop_pct", "interpolation")  # what no tensor shows of a model's preprocessing
 

@@ -24,12 +24,12 @@ from deepvit_train.run.checkpoint import (
     WEIGHT_FILES,
     checkpoints_in,
     digest_of,
-    find,
     read_state,
     verify,
 )
 from deepvit_train.run.description import read_description
 from deepvit_train.run.folder import RunFolder
+from deepvit_train.run.found import find
 from deepvit_train.training.plan import Plan
 from deepvit_train.training.state import TrainState
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from deepvit_train.config.data import DataConfig, absolute
 from deepvit_train.console import amount
 from deepvit_train.data.index import ImageIndex
-from deepvit_train.run.checkpoint import Found, read_state
+from deepvit_train.run.checkpoint import read_state
+from deepvit_train.run.found import Found
 from deepvit_train.training.images import read_paths
 
 TRAIN = "train"

@@ -21,7 +21,8 @@ from deepvit_train.commands.export_model import traced
 from deepvit_train.config.compose import compose_command
 from deepvit_train.error import UserError
 from deepvit_train.evaluation.loaded import load
-from deepvit_train.run.checkpoint import digest_of, find
+from deepvit_train.run.checkpoint import digest_of
+from deepvit_train.run.found import find
 from tests.conftest import QUICK, Command
 
 COMMON = ["threads=1", "data.workers=0"]

@@ -10,7 +10,7 @@ import pytest
 
 from deepvit_train.config.compose import compose_command
 from deepvit_train.evaluation.loaded import load
-from deepvit_train.run.checkpoint import find
+from deepvit_train.run.found import find
 from tests.conftest import QUICK, Command
 
 SMALL = ["threads=1", "data.workers=0"]

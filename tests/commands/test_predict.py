@@ -19,7 +19,7 @@ from PIL import Image
 from deepvit_train.commands import train
 from deepvit_train.config.compose import compose_command
 from deepvit_train.evaluation.loaded import load
-from deepvit_train.run.checkpoint import find
+from deepvit_train.run.found import find
 from tests.conftest import QUICK, Command
 
 COMMON = ["threads=1", "data.workers=0"]

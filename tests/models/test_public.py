@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from deepvit_train.error import CheckpointError, ConfigError
 from deepvit_train.models import DeepViT, load_model, start_from
 from deepvit_train.models.importer import import_model
-from deepvit_train.run.checkpoint import find
+from deepvit_train.run.found import find
 
 SHAPE: dict[str, Any] = {
     "img_size": 16,

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from deepvit_train.error import CheckpointError, OutputError
 from deepvit_train.run import checkpoint, saving
 from deepvit_train.run.description import read_description
+from deepvit_train.run.found import Found, find
 from tests.conftest import forked
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3, dtype=torch.int64)}
@@ -130,15 +131,15 @@ def test_pruning_never_takes_what_was_just_written(tmp_path: Path) -> None:
 def test_a_run_stands_for_its_best_checkpoint_else_its_newest(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     first, second = write(folder, 1), write(folder, 2)
-    assert checkpoint.find(str(tmp_path)).folder == second
+    assert find(str(tmp_path)).folder == second
     saving.point(folder, "best", first)
-    assert checkpoint.find(str(tmp_path)).folder == first
-    assert checkpoint.find(str(folder)).folder == first
-    assert checkpoint.find(str(tmp_path), prefer="last").folder == second
-    assert checkpoint.find(str(second)).folder == second
+    assert find(str(tmp_path)).folder == first
+    assert find(str(folder)).folder == first
+    assert find(str(tmp_path), prefer="last").folder == second
+    assert find(str(second)).folder == second
     saving.point(folder, "best", second)
-    assert checkpoint.find(str(folder / "best")).folder == folder / "best"
-    assert checkpoint.find(str(tmp_path)).folder == second
+    assert find(str(folder / "best")).folder == folder / "best"
+    assert find(str(tmp_path)).folder == second
 
 
 def test_all_that_a_path_leads_to_is_found_at_once(tmp_path: Path) -> None:
@@ -146,21 +147,21 @@ def test_all_that_a_path_leads_to_is_found_at_once(tmp_path: Path) -> None:
     folder = write(run / "checkpoints", 3)
     saving.point(folder.parent, "last", folder)
     ema, live = folder / "ema.safetensors", folder / "model.safetensors"
-    assert checkpoint.find(str(run)) == checkpoint.Found(ema, folder, run, "ema")
-    assert checkpoint.find(str(folder), "live") == checkpoint.Found(live, folder, run, "live")
-    assert checkpoint.find(str(live)) == checkpoint.Found(live, folder, run, "live")
-    linked = checkpoint.find(str(folder.parent / "last"))
+    assert find(str(run)) == Found(ema, folder, run, "ema")
+    assert find(str(folder), "live") == Found(live, folder, run, "live")
+    assert find(str(live)) == Found(live, folder, run, "live")
+    linked = find(str(folder.parent / "last"))
     assert (linked.run, linked.beside("ema.val.json")) == (run, folder.parent / "step_0000003.ema.val.json")
 
 
 def test_a_checkpoint_outside_of_a_run_and_a_file_outside_of_a_checkpoint(tmp_path: Path) -> None:
     alone = write(tmp_path, 3).rename(tmp_path / "alone")
-    assert checkpoint.find(str(alone)) == checkpoint.Found(alone / "ema.safetensors", alone, None, "ema")
+    assert find(str(alone)) == Found(alone / "ema.safetensors", alone, None, "ema")
     (tmp_path / "converted").mkdir()
     file = (alone / "model.safetensors").rename(tmp_path / "converted" / "model.safetensors")
     for path in (file.parent, file):
-        found = checkpoint.find(str(path))
-        assert found == checkpoint.Found(file, None, None, "live")
+        found = find(str(path))
+        assert found == Found(file, None, None, "live")
         assert found.calibrated() is None
         assert found.data_path("data_root") is None
         assert found.beside("live.val.json") == file.parent / "model.safetensors.live.val.json"
@@ -169,18 +170,18 @@ def test_a_checkpoint_outside_of_a_run_and_a_file_outside_of_a_checkpoint(tmp_pa
 def test_weights_that_a_checkpoint_has_not_are_refused(tmp_path: Path) -> None:
     files = {"model": saving.TensorFile(TENSORS)}
     written = saving.write_checkpoint(tmp_path, 1, files, {})
-    assert checkpoint.find(str(written)).kind == "live"
+    assert find(str(written)).kind == "live"
     with pytest.raises(CheckpointError, match="holds no ema weights; nearest: weights=auto"):
-        checkpoint.find(str(written), "ema")
+        find(str(written), "ema")
 
 
 def test_a_missing_checkpoint_is_named_with_the_nearest(tmp_path: Path) -> None:
     write(tmp_path / "good" / "checkpoints", 1)
     with pytest.raises(CheckpointError, match=r"did you mean 'good'\?"):
-        checkpoint.find(str(tmp_path / "god"))
+        find(str(tmp_path / "god"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
-        checkpoint.find(str(tmp_path / "empty"))
+        find(str(tmp_path / "empty"))
 
 
 def refuse(*_: object) -> None:
@@ -290,7 +291,7 @@ def test_what_may_not_be_read_is_not_called_damaged_and_no_older_one_takes_its_p
         os.seteuid(65534)
         for look in (
             lambda: checkpoint.newest_valid(tmp_path / "checkpoints", pytest.fail),
-            lambda: checkpoint.find(str(tmp_path)),
+            lambda: find(str(tmp_path)),
         ):
             with pytest.raises(checkpoint.UnreadableError, match="Permission denied") as error:
                 look()
@@ -305,14 +306,14 @@ def test_what_may_not_be_read_is_not_called_damaged_and_no_older_one_takes_its_p
 def test_the_key_that_was_given_is_named(tmp_path: Path, path: str) -> None:
     for key in ("checkpoint", "resume", "model.weights", "source"):
         with pytest.raises(CheckpointError) as error:
-            checkpoint.find(path, key=key)
+            find(path, key=key)
         assert str(error.value).startswith(f"{key}={path}: ")
 
 
 def test_a_name_that_differs_in_its_unicode_form_only_is_told_apart(tmp_path: Path) -> None:
     (tmp_path / "cafe\u0301").mkdir()
     with pytest.raises(CheckpointError) as error:
-        checkpoint.find(f"{tmp_path}/caf\u00e9")
+        find(f"{tmp_path}/caf\u00e9")
     assert r"did you mean 'cafe\u0301'? It differs from 'caf\xe9' in its Unicode form only" in str(
         error.value
     )

@@ -21,8 +21,8 @@ from deepvit_train.models.importer.infer import channels_of, checked_choices, in
 from deepvit_train.models.importer.layout import Layout, Tensors, Translated
 from deepvit_train.models.importer.timm_cache import PREFIX
 from deepvit_train.models.importer.timm_name import timm_architecture
-from deepvit_train.run.checkpoint import Found, find
 from deepvit_train.run.description import ModelDescription
+from deepvit_train.run.found import Found, find
 from deepvit_train.run.tensor import check_finite, check_fit, listed
 
 # A file has the first of these layouts that matches one of its names.

@@ -24,8 +24,8 @@ from deepvit_train.models.importer.kind import SAVE_TENSORS, not_weights
 from deepvit_train.models.importer.network import networks_in
 from deepvit_train.models.importer.npz import is_vision, read_arrays
 from deepvit_train.reading import open_file
-from deepvit_train.run.checkpoint import Found
 from deepvit_train.run.description import ModelDescription, read_description
+from deepvit_train.run.found import Found
 from deepvit_train.run.tensor import listed, read_tensors
 
 # The keys under which training programs save their tensors, averaged weights first.

@@ -22,8 +22,8 @@ from deepvit_train.models.importer import class_names, left_out_note, own_tensor
 from deepvit_train.models.importer.file import read_source
 from deepvit_train.models.importer.form import preset_of_shape, presets_of_shape
 from deepvit_train.models.importer.layout import Tensors, Translated
-from deepvit_train.run.checkpoint import find
 from deepvit_train.run.description import ModelDescription
+from deepvit_train.run.found import find
 from deepvit_train.run.tensor import check_finite, check_fit
 
 # The tensors of an attention, of which a plain one has those of qkv and proj alone.
