@@ -27,11 +27,11 @@ from deepvit_train.run.folder import RunFolder
 from deepvit_train.training import images, ranks
 from deepvit_train.training.class_weight import class_weights
 from deepvit_train.training.interruption import StopSignals
-from deepvit_train.training.loop import Run
 from deepvit_train.training.micro_batch import settle_accumulate
 from deepvit_train.training.optimizer import build_optimizer
 from deepvit_train.training.origin import Origin, check_length, find_origin, open_splits
 from deepvit_train.training.plan import build_plan
+from deepvit_train.training.run import Run
 from deepvit_train.training.state import build_state, is_to_be_sharded
 
 

@@ -11,9 +11,9 @@ from deepvit_train.evaluation.calibration import reattention_norms
 from deepvit_train.models import DeepViT
 from deepvit_train.run.folder import RunFolder
 from deepvit_train.training.distillation import Teacher
-from deepvit_train.training.loop import Run
 from deepvit_train.training.origin import Origin
 from deepvit_train.training.plan import Plan
+from deepvit_train.training.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)

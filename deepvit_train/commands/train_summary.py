@@ -15,8 +15,8 @@ from deepvit_train.data.layout import layout_warnings
 from deepvit_train.distributed.parallel import gathered
 from deepvit_train.models.summary import count_flops, count_parameters
 from deepvit_train.training.class_weight import describe_weights
-from deepvit_train.training.loop import Run
 from deepvit_train.training.optimizer import describe_groups, describe_muon, is_partial
+from deepvit_train.training.run import Run
 
 
 def summary(run: Run, train: ImageIndex, val: ImageIndex) -> list[str]:

@@ -22,11 +22,11 @@ from deepvit_train.error import DataError, Interrupted, NotFiniteError, OutputEr
 from deepvit_train.models import DeepViT
 from deepvit_train.run.tracking import Tracker
 from deepvit_train.training.distillation import Distillation
+from deepvit_train.training.due import Due, agree_on_due
 from deepvit_train.training.finite import FiniteGuard, first_non_finite
 from deepvit_train.training.forecast import Forecast
 from deepvit_train.training.interruption import (
     EvaluationStopped,
-    StopSignals,
     interrupted,
     receive,
     requeue,
@@ -34,60 +34,15 @@ from deepvit_train.training.interruption import (
 from deepvit_train.training.loss import build_criterion
 from deepvit_train.training.meter import Meter
 from deepvit_train.training.optimizer import learning_rate
-from deepvit_train.training.plan import Plan
 from deepvit_train.training.recipe import build_mixup
 from deepvit_train.training.regulariser import build_regulariser
+from deepvit_train.training.run import Run
 from deepvit_train.training.saver import Saver
-from deepvit_train.training.state import TrainState
 from deepvit_train.training.step import StepOptions, StepResult, train_step
 from deepvit_train.training.validation import Validation, phrase
 from deepvit_train.training.watch import CollapseWatch
 
 GRID_IMAGES = 36  # augmented training images shown in TensorBoard
-
-
-@dataclass(frozen=True)
-class _Due:
-    """What is to be done after a step."""
-
-    logs: bool
-    evaluates: bool
-    saves: bool
-    stops: bool
-    alarms: bool
-    fails: bool
-    rests: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """What all stages of a run share."""
-
-    config: TrainConfig
-    world: World
-    plan: Plan
-    state: TrainState
-    signals: StopSignals
-    say: Callable[[str], None]  # does nothing on ranks other than the first
-    images: dict[str, Any] = field(default_factory=dict)  # what a checkpoint says of them (images.py)
-    since: float = field(default_factory=time.monotonic)  # seconds; when this start began
-
-    @property
-    def out_of_patience(self) -> bool:
-        """Whether the last of trainer.patience evaluations without a better one was of this state."""
-        patience, state = self.config.trainer.patience, self.state
-        return patience is not None and state.worse >= patience and state.evaluated_step == state.step
-
-    @property
-    def finished(self) -> bool:
-        """Whether the state was evaluated, and is the plan's last one or ended its patience."""
-        at_end = self.state.step >= self.plan.total_steps and self.state.evaluated_step == self.state.step
-        return at_end or self.out_of_patience
-
-    @property
-    def hours(self) -> float:
-        """Hours since this start began."""
-        return (time.monotonic() - self.since) / 3600
 
 
 @dataclass(kw_only=True)
@@ -177,7 +132,7 @@ class Trainer:
         batches: list[Batch],
         options: StepOptions,
         guard: FiniteGuard,
-    ) -> tuple[StepResult, _Due]:
+    ) -> tuple[StepResult, Due]:
         """Do one step and find out what is due after it.
 
         Raises NotFiniteError, which names where in the model the first such value appeared.
@@ -191,7 +146,7 @@ class Trainer:
             if plan.probes(state.step):  # only then: a pause waits for the GPU
                 with self.meter.paused():
                     alarm = self.watch.look(state)
-            due = self._agree(alarm)
+            due = agree_on_due(self.run, alarm, lost=self.tracker.failure is not None)
             if due.logs or due.saves:
                 guard.check()
             if due.logs or due.saves or world.size == 1:
@@ -211,7 +166,7 @@ class Trainer:
             self.run.say(f"warning: no gradient reaches: {told_of(result.unreached)}")
         self.stepped = True
 
-    def _act(self, due: _Due) -> None:
+    def _act(self, due: Due) -> None:
         """Evaluate, save, or end the run, as is due."""
         if due.evaluates:
             with self.meter.paused():
@@ -244,24 +199,6 @@ class Trainer:
             criterion=build_criterion(config.loss, self.run.state.class_weights, self.run.world.device),
             distillation=self.distillation,
             channels_last=config.trainer.channels_last,
-        )
-
-    def _agree(self, alarm: bool) -> _Due:
-        """Find out what is due after this step. The ranks agree on what signals, alarm and curves ask for."""
-        plan, step, signals = self.run.plan, self.run.state.step, self.run.signals
-        lost = self.tracker.failure is not None
-        limit = self.run.config.trainer.max_hours
-        late = limit is not None and self.run.hours >= limit
-        agreed = self.run.world.largest(signals.stop, signals.take_save(), alarm, lost, late)
-        stops, asked, alarms, fails, rests = map(bool, agreed)
-        return _Due(
-            logs=plan.logs(step),
-            evaluates=plan.evaluates(step) and not stops,
-            saves=stops or asked or alarms or fails or rests or plan.saves(step),
-            stops=stops,
-            alarms=alarms,
-            fails=fails,
-            rests=rests,
         )
 
     def _look_at(self, batches: list[Batch]) -> None:
