@@ -35,6 +35,8 @@ PATHS = [
     ("convert", ["out=out"], "source", 3),
     ("convert", ["source=run"], "out", 6),
     ("convert", ["source=run", "out=out"], "classes", 4),
+    ("convert", ["source=run", "out=out", "average=run"], "data.root", 4),
+    ("convert", ["source=run", "out=out", "average=run"], "data.class_map", 4),
     ("predict", ["images=images"], "checkpoint", 3),
     ("predict", ["checkpoint=run"], "images", 4),
     ("predict", ["checkpoint=run", "images=images"], "out", 6),

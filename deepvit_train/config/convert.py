@@ -8,7 +8,7 @@ from deepvit_train.config.data import DataConfig
 from deepvit_train.config.foreign import ForeignKeys, Weights
 from deepvit_train.config.option import option
 from deepvit_train.config.recipe import Device
-from deepvit_train.error import CheckpointError, OutputError
+from deepvit_train.error import CheckpointError, ConfigError, OutputError
 
 
 @dataclass(kw_only=True, slots=True)
@@ -30,3 +30,8 @@ class ConvertConfig(ForeignKeys):
     )
     batch_size: int = option("images in a batch of calibration", low=1)
     device: Device = option("where to calibrate; auto: on CUDA if there is any")
+
+    def check_typed(self, typed: set[str]) -> None:
+        keys = sorted(key for key in typed if key in ("batch_size", "device") or key.startswith("data"))
+        if keys and not self.average:
+            raise ConfigError(f"{keys[0]}: is read with average=[...] alone, for calibration")

@@ -25,7 +25,7 @@ def _of_timm(command: Command) -> None:
     _teach(command, name, "soft", teacher / (task + teacher), command.text("--kd-temperature"))
     if task + teacher != 1:
         command.notes.append(
-            f"differs: timm's loss is {task + teacher:g} times as large, as its weights add up to that"
+            f"differs: the weights of timm's loss add up to {task + teacher:g}; it is larger by that factor"
         )
 
 

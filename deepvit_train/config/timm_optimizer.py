@@ -90,6 +90,6 @@ def _warm_up(command: Command) -> None:
     command.keys["schedule.warmup_epochs"] = f"{epochs / 2:g}"
     command.told.add("schedule.warmup_epochs")
     command.notes.append(
-        f"differs: timm would warm up over {warmup:g} epochs and end after {epochs}, at a rate of "
-        f"{last:.3g}; here the warm-up takes half of the run, and the rate reaches {rate:.3g}"
+        f"differs: timm would still warm up at the end after {epochs}, at a rate of {last:.3g}; here the "
+        f"warm-up takes half of the run, and the rate reaches {rate:.3g}"
     )
