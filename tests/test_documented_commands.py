@@ -80,6 +80,7 @@ ELSEWHERE = {
     r"=timm:|vit_s\.safetensors": "needs weights of timm: a file of its cache, or the network",
     r"python train\.py": "is timm's own script",
     r"study=imagenet": "trains each cell for 300 epochs, which no key of a study shortens",
+    r"compare_optimizers": "trains 70 models; tests/scripts/test_compare_optimizers.py counts them",
     r"sort_imagenet_val": "needs ImageNet; tests/scripts/test_sort_imagenet_val.py runs it on its own files",
     r"fashion-mnist": "needs the package dataset-fashion-mnist; tests/commands/test_data_folder.py checks it",
     r"scripts\.architecture": "writes a page of this folder; tests/test_architecture.py compares it",
