@@ -96,7 +96,7 @@ def test_a_stopped_study(digits: Path, tmp_path: Path, number: signal.Signals, g
         assert process.returncode == -number
     else:
         assert process.returncode == 128 + number
-        assert errors.decode() == f"error: cell {CELL} was stopped; the same command continues it\n"
+        assert errors.decode() == f"cell {CELL} was stopped; the same command continues it\n"
     assert session(process.pid) == []
     check_that_nothing_is_lost(digits, out)
 
