@@ -184,6 +184,12 @@ def run(words: list[str]) -> int:
     return int(end.value.code or 0)
 
 
+def expanded(word: str, folder: Path) -> list[str]:
+    """Return the paths in a folder that a word with a star stands for, as the shell does, or the word."""
+    found = sorted(str(path.relative_to(folder)) for path in folder.glob(word)) if "*" in word else []
+    return found or [word]
+
+
 def compose(command: Documented) -> None:
     """Compose the configuration of a command that does not run here, if it is one of this project."""
     words = command.words
@@ -214,7 +220,8 @@ def test_the_commands_of_a_page_run_in_sequence(page: Path, fresh: Path) -> None
             subprocess.run(words, cwd=fresh, env=environment, check=True, timeout=600)
         else:
             print("$", command.text, flush=True)
-            assert run(shortened(command)) == ENDS.get(command.text, 0), command.text
+            words = [each for word in shortened(command) for each in expanded(word, fresh)]
+            assert run(words) == ENDS.get(command.text, 0), command.text
 
 
 def test_what_does_not_run_here_is_told_with_a_reason_that_is_needed() -> None:
