@@ -14,7 +14,7 @@ from deepvit_train.config.recipe import Precision
 from deepvit_train.console import amount, console
 from deepvit_train.data.loaders import Loaders
 from deepvit_train.distributed.world import World, choose_device
-from deepvit_train.error import CheckpointError, ConfigError
+from deepvit_train.error import CheckpointError
 from deepvit_train.evaluation.calibration import Statistics, reattention_norms
 from deepvit_train.evaluation.loaded import LoadedModel, import_found, measure_statistics
 from deepvit_train.models.importer import Imported
@@ -42,14 +42,13 @@ def average_with(config: ConvertConfig, found: Found, source: Imported) -> tuple
     loaded = LoadedModel(
         found, source.weights, source.model, source.description, None, source.described, [], source.left_out
     )
-    try:
-        data = loaded.data_for(config.data)
-    except ConfigError:
+    if config.data.name is None and source.description.data is None:
         console.print(
             "BatchNorm over maps is not calibrated, because the training images are not known: give "
             "data.root=FOLDER, or deepvit-eval measures its statistics on those that it is given"
         )
         return source, {}
+    data = loaded.data_for(config.data)
     device = choose_device(config.device.value)
     source.model.to(device)
     loaders = Loaders(source.model.preprocessing, data, World(rank=0, size=1, device=device))

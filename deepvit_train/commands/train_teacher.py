@@ -82,6 +82,7 @@ def place_teacher(job: Job, loaders: Loaders) -> Distillation | None:
         share=config.distill.share,
         temperature=config.distill.temperature,
         precision=config.distill.precision or config.trainer.precision,
+        device=job.run.world.device,
     )
 
 

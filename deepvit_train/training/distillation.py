@@ -9,6 +9,7 @@ Shapes: B images, C classes of the model, O outputs of the teacher, S image size
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +52,7 @@ class Distillation:
         of_student: how the images were prepared that reach the student.
         share: part of the loss that is the teacher's.
         temperature: of the soft kind.
+        device: where images and the teacher are.
     """
 
     teacher: Teacher
@@ -59,13 +61,14 @@ class Distillation:
     share: float
     temperature: float
     precision: Precision
+    device: torch.device
 
     @torch.no_grad()
     def answer(self, images: Tensor) -> Tensor:
         """Return the teacher's logits (B, C), in single precision, for images as the student sees them."""
         with autocast(images.device, self.precision):
             logits: Tensor = self.teacher.model(self._prepared(images))
-        return logits.float()[:, self.teacher.columns]
+        return logits.float().index_select(1, self._columns)
 
     def loss(self, logits: Tensor, answer: Tensor) -> Tensor:
         """Return the mean over images of what the student's logits miss of the teacher's answer.
@@ -85,12 +88,26 @@ class Distillation:
         """Return images (B, 3, S, S) as the teacher expects them: its mean and deviation, and its size."""
         ours, theirs = self.of_student, self.teacher.preprocessing
         if (ours.mean, ours.std) != (theirs.mean, theirs.std):
-            mean, std, their_mean, their_std = (
-                images.new_tensor(values)[:, None, None]
-                for values in (ours.mean, ours.std, theirs.mean, theirs.std)
-            )
-            images = images * (std / their_std) + (mean - their_mean) / their_std
+            scale, shift = self._range
+            images = images * scale + shift
         if ours.image_size != theirs.image_size:
             size = [theirs.image_size] * 2
             images = F.interpolate(images, size, mode="bicubic", align_corners=False, antialias=True)
         return images
+
+    # Both are made once: a list that is copied to a GPU in each step would let the host wait for it.
+
+    @cached_property
+    def _columns(self) -> Tensor:
+        """The teacher's outputs of the student's classes, (C,)."""
+        return torch.tensor(self.teacher.columns, device=self.device)
+
+    @cached_property
+    def _range(self) -> tuple[Tensor, Tensor]:
+        """What brings the student's pixels into the teacher's range: times the first, plus the second."""
+        mean, std, their_mean, their_std = (
+            torch.tensor(values, device=self.device)[:, None, None]
+            for each in (self.of_student, self.teacher.preprocessing)
+            for values in (each.mean, each.std)
+        )
+        return std / their_std, (mean - their_mean) / their_std

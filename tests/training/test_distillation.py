@@ -32,7 +32,13 @@ def distillation(
     teacher: nn.Module | None = None, theirs: Preprocessing = OURS, **changes: Any
 ) -> Distillation:
     made = Teacher(teacher or Seen(), theirs, changes.pop("columns", [0, 1, 2]), "0" * 64, "")
-    options = {"kind": DistillKind.soft, "share": 0.5, "temperature": 1.0, "precision": Precision.fp32}
+    options = {
+        "kind": DistillKind.soft,
+        "share": 0.5,
+        "temperature": 1.0,
+        "precision": Precision.fp32,
+        "device": torch.device("cpu"),
+    }
     return Distillation(made, OURS, **(options | changes))
 
 
