@@ -20,8 +20,11 @@ def _of_timm(command: Command) -> None:
     if (loss := command.text("--kd-loss-type")) != "kl":
         command.missing(f"--kd-loss-type {loss}", "distill.kind=soft, by the KL divergence")
     ours, theirs = (command.text(f"--{part}-loss-weight") for part in ("task", "distill"))
-    task = float(ours) if ours else 1.0
-    teacher = float(theirs) if theirs else 1.0 - task if ours else 1.0
+    task = command.number("--task-loss-weight") if ours else 1.0
+    teacher = command.number("--distill-loss-weight") if theirs else 1.0 - task if ours else 1.0
+    if teacher <= 0 or task < 0:
+        command.missing(f"--kd-model-name {name}", "training without a teacher: its weight is not above 0")
+        return
     _teach(command, name, "soft", teacher / (task + teacher), command.text("--kd-temperature"))
     if task + teacher != 1:
         command.notes.append(
@@ -34,7 +37,7 @@ def _of_deit(command: Command) -> None:
     if kind in ("", "none"):
         return
     name = command.text("--teacher-model") or "regnety_160"  # the default of main.py
-    share = float(command.text("--distillation-alpha") or 0.5)
+    share = command.number("--distillation-alpha")
     _teach(command, name, kind, share, command.text("--distillation-tau"))
     path = command.text("--teacher-path")
     if "://" in path:

@@ -24,6 +24,7 @@ from deepvit_train.distributed.world import World
 from deepvit_train.error import ConfigError
 from deepvit_train.models import DeepViT
 from deepvit_train.precision import autocast
+from deepvit_train.run.checkpoint import checkpoints_in, read_state
 from deepvit_train.run.folder import RunFolder
 from deepvit_train.training.optimizer import build_optimizer
 from deepvit_train.training.optimizer_state import make_state
@@ -42,11 +43,11 @@ def settle_accumulate(
     """
     if config.trainer.accumulate is not None:
         return
+    choices = possible_parts(config, world.size)
     if folder.begun:
-        parts = together(world, lambda: int(folder.stored_config()["trainer"]["accumulate"]))
+        parts = together(world, lambda: _parts_before(config, folder, choices, world.size))
         config.trainer = replace(config.trainer, accumulate=world.first(parts))
         return
-    choices = possible_parts(config, world.size)
     place = together(world, lambda: _first_that_fits(config, choices, world))
     (place,) = world.largest(place)  # the rank with the least memory decides
     if place == len(choices):
@@ -59,6 +60,22 @@ def settle_accumulate(
     say(
         f"trainer.accumulate=auto: {choices[place]}, with {amount(micro, 'image')} at a time on each rank; "
         "the run keeps it"
+    )
+
+
+def _parts_before(config: TrainConfig, folder: RunFolder, choices: list[int], ranks: int) -> int:
+    """Return the parts that the run began with. On another number of ranks each has as many images at a time.
+
+    So a run that goes on with fewer GPUs still fits their memory.
+    """
+    parts = int(folder.stored_config()["trainer"]["accumulate"])
+    newest = checkpoints_in(folder.checkpoints)[-1:]
+    before = read_state(newest[0]).get("rounding", {}).get("ranks", ranks) if newest else ranks
+    if before == ranks:
+        return parts
+    micro = config.trainer.batch_size / (parts * before)
+    return next(
+        (each for each in choices if config.trainer.batch_size / (each * ranks) <= micro), choices[-1]
     )
 
 

@@ -407,6 +407,8 @@ def test_a_teacher_of_timms_becomes_ours(flags: str, share: float, temperature: 
     notes = " ".join(translated(line)[0])
     assert ("by that factor" in notes) == ("--task" not in flags)
     assert "download=true" in notes
+    alone = translated(f"train.py /data {VIT} --kd-model-name resnet50 --task-loss-weight 1")
+    assert not any(word.startswith("distill.") for word in alone[1])
     features = translated(f"train.py /data {VIT} --kd-model-name resnet50 --kd-distill-type feature")
     assert not any(word.startswith("distill.") for word in features[1])
     assert any("--kd-distill-type feature" in note for note in features[0])

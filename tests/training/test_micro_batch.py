@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,13 @@ import torch
 import yaml
 from torch import Tensor
 
+from deepvit_train.commands import train
 from deepvit_train.config.compose import compose_command
 from deepvit_train.config.train import TrainConfig
+from deepvit_train.run.checkpoint import checkpoints_in
+from deepvit_train.run.folder import RunFolder
 from deepvit_train.training import micro_batch
-from deepvit_train.training.micro_batch import bytes_of_an_image, possible_parts
+from deepvit_train.training.micro_batch import _parts_before, bytes_of_an_image, possible_parts
 from tests.conftest import QUICK, Command
 
 
@@ -66,6 +70,26 @@ def test_a_run_with_the_number_that_was_found_is_the_same_run(call: Command, tmp
         for name in ("found", "told")
     )
     assert found == told
+
+
+@pytest.mark.parametrize(("ranks", "expected"), [(1, 4), (2, 2), (4, 1), (8, 1)])
+def test_a_run_on_fewer_ranks_has_no_more_images_at_a_time(
+    ranks: int, expected: int, tmp_path: Path, digits: Path
+) -> None:
+    """It began with 4 ranks of 8 images each."""
+    run = config(
+        "trainer.accumulate=1",
+        "trainer.epochs=1",
+        "schedule.warmup_epochs=0.5",
+        f"run_dir={tmp_path / 'run'}",
+    )
+    train.run(run)
+    folder = RunFolder(str(tmp_path / "run"), run.data, writes=True)
+    state = checkpoints_in(folder.checkpoints)[-1] / "state.json"
+    said = json.loads(state.read_text())
+    said["rounding"]["ranks"] = 4
+    state.write_text(json.dumps(said))
+    assert _parts_before(run, folder, possible_parts(run, ranks), ranks) == expected
 
 
 def test_what_never_fits_is_told(call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
