@@ -36,7 +36,7 @@ def _of_deit(command: Command) -> None:
     kind = command.text("--distillation-type")
     if kind in ("", "none"):
         return
-    name = command.text("--teacher-model") or "regnety_160"  # the default of main.py
+    name = command.text("--teacher-model")
     share = command.number("--distillation-alpha")
     _teach(command, name, kind, share, command.text("--distillation-tau"))
     path = command.text("--teacher-path")
