@@ -26,9 +26,7 @@ from deepvit_train import __version__
 from deepvit_train.commands import sweep
 from deepvit_train.config.command import COMMANDS
 from deepvit_train.config.compose import as_yaml, compose_command, compose_tree, told_choices
-from deepvit_train.config.from_timm import from_timm
 from deepvit_train.config.help import command_help, overview
-from deepvit_train.config.timm_command import is_flag_of_timm
 from deepvit_train.console import lost_output, protect_streams, tell_error
 from deepvit_train.error import ConfigError, OutputError, UserError, explained, nearest
 
@@ -170,12 +168,16 @@ def _dispatch(arguments: list[str]) -> int:
             f"{command}: no such command{nearest(command, COMMANDS)} (choices: {', '.join(COMMANDS)})"
         )
     if command == "train" and "--from-timm" in arguments:
+        from deepvit_train.config.from_timm import from_timm  # other starts need none of its tables
+
         print(from_timm(arguments[arguments.index("--from-timm") + 1 :], _timm))
         return 0
     flags = [argument for argument in arguments[1:] if argument.startswith("-")]
     overrides = [argument for argument in arguments[1:] if not argument.startswith("-")]
     known = [*PRINTING, *(["-m", "--multirun", "--from-timm"] if command == "train" else [])]
     if unknown := [flag for flag in flags if flag not in known]:
+        from deepvit_train.config.timm_command import is_flag_of_timm
+
         if command == "train" and is_flag_of_timm(unknown[0]):
             raise ConfigError(
                 f"{unknown[0]}: an option of timm's train.py; keys are typed as model=vit_small\n"

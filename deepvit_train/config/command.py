@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
+from functools import cache
 from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from deepvit_train.config.analyze import AnalyzeConfig
@@ -56,13 +57,18 @@ class Key:
     help: str
 
 
-def keys_of(section: type[Any], prefix: str = "") -> Iterator[Key]:
+@cache
+def keys_of(section: type[Any]) -> tuple[Key, ...]:
     """Every key of a command's schema, in order, with dotted names."""
+    return tuple(_keys(section))
+
+
+def _keys(section: type[Any], prefix: str = "") -> Iterator[Key]:
     hints = get_type_hints(section)
     for key in fields(section):
         hint = hints[key.name]
         if is_dataclass(hint):
-            yield from keys_of(cast(type, hint), f"{prefix}{key.name}.")
+            yield from _keys(cast(type, hint), f"{prefix}{key.name}.")
         else:
             yield Key(f"{prefix}{key.name}", _type_name(hint), key.metadata["help"])
 

@@ -51,9 +51,7 @@ def compose_tree(command: str, overrides: Sequence[str]) -> DictConfig:
     check_overrides(command, overrides)
     for_hydra, texts = take_texts(command, [*implied_choices(command, overrides), *overrides])
     OmegaConf.register_new_resolver("data_set", data_set_name, replace=True)
-    store = ConfigStore.instance()
-    for name, schema in COMMANDS.items():
-        store.store(name=f"{name}_schema", node=schema)
+    ConfigStore.instance().store(name=f"{command}_schema", node=COMMANDS[command])
     try:
         with _without_caller(), initialize_config_dir(config_dir=str(config_dir()), version_base="1.3"):
             tree = compose(command, overrides=for_hydra)

@@ -48,7 +48,7 @@ def command_help(command: str) -> str:
             "  --from-timm 'train.py DIR --model vit_small ...'  print the same as a command of this program"
         )
     values = flat_values(compose_tree(command, []))
-    keys = list(keys_of(COMMANDS[command]))
+    keys = keys_of(COMMANDS[command])
     required = [key for key in keys if key.name not in values]
     lines += _key_lines({"required": required} if required else {}, values)
     lines += _choice_lines(command)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from typing import Any, get_args, get_origin, get_type_hints
 
 from deepvit_train.config.alias import current
@@ -51,7 +52,7 @@ def file_limits() -> tuple[int, int]:
 
 def section_from(section: type[Any], values: dict[str, Any]) -> Any:
     """Build a section of the schema from YAML or JSON data. Raises ConfigError if the data do not fit it."""
-    hints = get_type_hints(section)
+    hints = _hints(section)
     if unknown := sorted(set(values) ^ set(hints)):
         raise ConfigError(f"{section.__name__}: missing or unknown keys: {', '.join(unknown)}")
     return section(
@@ -66,8 +67,13 @@ def plain_from(section: Section) -> dict[str, Any]:
     """Return a section as plain data: the reverse of section_from."""
     return {
         name: value.value if isinstance(value := getattr(section, name), Enum) else value
-        for name in get_type_hints(type(section))
+        for name in _hints(type(section))
     }
+
+
+@cache
+def _hints(section: type[Any]) -> dict[str, Any]:
+    return get_type_hints(section)  # evaluates text anew at each call
 
 
 def _converted(name: str, hint: Any, value: Any) -> Any:
