@@ -17,6 +17,7 @@ BASE = "base"
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
+@cache
 def config_dir() -> Path:
     """Return the folder of YAML files: inside an installed package, beside the package in a checkout."""
     package = Path(__file__).resolve().parent.parent
