@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from deepvit_train.commands.study_grid import (
     best_rate,
     cells_of,
     commands_of,
+    is_search_of,
     searches_of,
 )
 from deepvit_train.commands.study_page import page
@@ -76,17 +79,7 @@ def run(config: StudyConfig) -> dict[str, Any]:
     with CellProcesses(out) as processes:
         due = [cell for cell in cells if _stored(out, cell).get("status") != "done"]
         console.print(f"{amount(len(cells), 'cell')}, {len(cells) - len(due)} finished; folder: {out}")
-        for number, cell in enumerate(due[: config.limit_cells], start=1):
-            if processes.stop:
-                raise Interrupted("stopped between two cells; the same command goes on", processes.stop)
-            console.print(f"cell {number} of {len(due)}: {cell.name}")
-            inside(out, "runs", cell.name)
-            began = time.perf_counter()
-            outcome = _run_cell(cell, config, out, processes)
-            seconds = time.perf_counter() - began
-            write_text(out / "cells" / f"{cell.name}.json", json.dumps(outcome) + "\n")
-            write_text(out / "times" / f"{cell.name}.json", json.dumps({"seconds": round(seconds, 1)}) + "\n")
-            console.print(f"  {outcome['status']} in {seconds:.0f} s {outcome.get('error', '')}")
+        _train(due, config, out, processes)
     result = _summarise(cells, config, out)
     if failed := result["failed"]:
         raise _failure(failed, [_stored(out, cell) for cell in cells])
@@ -106,30 +99,90 @@ def _settings(config: StudyConfig, file: Path) -> dict[str, Any]:
     return settings
 
 
-def _run_cell(cell: Cell, config: StudyConfig, out: Path, processes: CellProcesses) -> dict[str, Any]:
-    """Train and analyse a cell in a process of its own, so that even a crash stops no other cell.
+@dataclass(frozen=True)
+class _Running:
+    """A cell that is being trained, what is known of it before, and when it began."""
 
-    Raises Interrupted if a stop signal ended it.
+    cell: Cell
+    outcome: dict[str, Any]
+    began: float
+
+
+def _train(due: list[Cell], config: StudyConfig, out: Path, processes: CellProcesses) -> None:
+    """Train and analyse cells, each in a process of its own, so that even a crash stops no other cell.
+
+    Raises Interrupted if a stop signal came.
     """
-    outcome = cell.described | {"overrides": list(arm_of(cell, config.study).overrides)}
-    rate = None
+    waiting = deque(enumerate(due[: config.limit_cells], start=1))
+    running: dict[str, _Running] = {}
+    stopped: list[str] = []
+    while running or (waiting and not processes.stop):
+        while waiting and not processes.stop and len(running) < config.cells_at_a_time:
+            number, cell = waiting[0]
+            if any(is_search_of(each.cell, cell) for each in running.values()):
+                break
+            waiting.popleft()
+            console.print(f"cell {number} of {len(due)}: {cell.name}")
+            _start(cell, config, out, processes, running)
+        if not running:
+            continue
+        name, code = processes.wait()
+        ended = running.pop(name)
+        stop = processes.stop if code and processes.stop else code - 128
+        if stop in STOPS:
+            stopped.append(name)
+            processes.pass_on(stop)
+        else:
+            _finish(ended, code, out)
+    if stopped:
+        names, one = ", ".join(sorted(stopped)), len(stopped) == 1
+        told = f"cell {names} was stopped" if one else f"cells {names} were stopped"
+        raise Interrupted(f"{told}; the same command continues {'it' if one else 'them'}", processes.stop)
+    if waiting:
+        raise Interrupted("stopped between two cells; the same command goes on", processes.stop)
+
+
+def _start(
+    cell: Cell, config: StudyConfig, out: Path, processes: CellProcesses, running: dict[str, _Running]
+) -> None:
+    """Begin a cell, unless its learning rate is not known."""
+    inside(out, "runs", cell.name)
+    described = cell.described | {"overrides": list(arm_of(cell, config.study).overrides)}
+    begun, rate = _Running(cell, described, time.perf_counter()), None
     if config.study.rates and cell.rate is None:
-        tried = [each for each in searches_of(config.study) if each.place == cell.place]
+        tried = [each for each in searches_of(config.study) if is_search_of(each, cell)]
         rate = best_rate([_stored(out, each) for each in tried])
         if rate is None:
             error = "the search for its learning rate is not finished"
-            return outcome | {"status": "failed", "exit_code": 1, "error": error}
-        outcome["rate"] = rate
-    commands, log = commands_of(cell, config, rate), out / "cells" / f"{cell.name}.log"
-    code = processes.run(commands, log)
-    stop = processes.stop if code and processes.stop else code - 128
-    if stop in STOPS:
-        raise Interrupted(f"cell {cell.name} was stopped; the same command continues it", stop)
+            _write(begun, out, {"status": "failed", "exit_code": 1, "error": error})
+            return
+        begun.outcome["rate"] = rate
+    processes.start(cell.name, commands_of(cell, config, rate), _log(out, cell))
+    running[cell.name] = begun
+
+
+def _finish(ended: _Running, code: int, out: Path) -> None:
+    """Keep what a cell found, or why it failed."""
+    cell = ended.cell
     if code:
+        log = _log(out, cell)
         said = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
         error = f"exit code {code}: {said[-1] if said else log}"
-        return outcome | {"status": "failed", "exit_code": code, "error": error}
-    return outcome | {"status": "done", **found_in(out / "runs" / cell.name, analysed="analyze" in commands)}
+        _write(ended, out, {"status": "failed", "exit_code": code, "error": error})
+    else:
+        found = found_in(out / "runs" / cell.name, analysed=cell.rate is None)
+        _write(ended, out, {"status": "done", **found})
+
+
+def _write(ended: _Running, out: Path, found: dict[str, Any]) -> None:
+    name, seconds = ended.cell.name, time.perf_counter() - ended.began
+    write_text(out / "cells" / f"{name}.json", json.dumps(ended.outcome | found) + "\n")
+    write_text(out / "times" / f"{name}.json", json.dumps({"seconds": round(seconds, 1)}) + "\n")
+    console.print(f"  {name}: {found['status']} in {seconds:.0f} s {found.get('error', '')}")
+
+
+def _log(out: Path, cell: Cell) -> Path:
+    return out / "cells" / f"{cell.name}.log"
 
 
 def _summarise(cells: list[Cell], config: StudyConfig, out: Path) -> dict[str, Any]:

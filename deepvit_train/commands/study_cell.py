@@ -9,11 +9,10 @@ import signal
 import sys
 import threading
 from contextlib import suppress
-from multiprocessing import resource_tracker
+from multiprocessing import connection, resource_tracker
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import DupFd
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from deepvit_train.atomic import append, open_lock
@@ -26,9 +25,9 @@ STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class CellProcesses:
-    """A context manager that holds a study's folder and runs its cells, one at a time.
+    """A context manager that holds a study's folder and runs its cells.
 
-    A stop signal to the study is passed on to its cell, which saves and ends. A cell also ends, after a save,
+    A stop signal to the study is passed on to its cells, which save and end. A cell also ends, after a save,
     when the study is killed. Until then no other study can begin in the folder.
 
     Attributes:
@@ -39,7 +38,7 @@ class CellProcesses:
         self.stop = 0
         self._out = out
         self._lock = -1
-        self._process: BaseProcess | None = None
+        self._processes: dict[str, BaseProcess] = {}
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> CellProcesses:
@@ -47,7 +46,7 @@ class CellProcesses:
         for number in STOPS:
             # nohup has SIGHUP ignored, and a study under it outlives its terminal.
             if signal.getsignal(number) != signal.SIG_IGN:
-                self._before[number] = signal.signal(number, self._pass_on)
+                self._before[number] = signal.signal(number, lambda number, frame: self.pass_on(number))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -55,10 +54,11 @@ class CellProcesses:
             signal.signal(number, handler)
         os.close(self._lock)
 
-    def run(self, commands: dict[str, list[str]], log: Path) -> int:
-        """Train and analyse a cell. Returns its exit code, as a shell gives it: 128 and a signal's number.
+    def start(self, name: str, commands: dict[str, list[str]], log: Path) -> None:
+        """Begin to train and analyse a cell.
 
         Args:
+            name: the name of the cell.
             commands: the overrides of 'train', and of 'analyze' where it is due.
             log: what the cell prints is added to this file.
         """
@@ -69,18 +69,26 @@ class CellProcesses:
         arguments = (commands, str(log), list(self._before), DupFd(self._lock))
         process = processes.Process(target=_in_process, args=arguments)
         _start_sheltered(process)
-        self._process = process
+        self._processes[name] = process
         if self.stop:
-            self._pass_on(self.stop, None)  # it came while the process was being started
+            self.pass_on(self.stop)  # it came while the process was being started
+
+    def wait(self) -> tuple[str, int]:
+        """Wait until a cell has ended. Returns its name and its exit code as a shell gives it."""
+        names = {process.sentinel: name for name, process in self._processes.items()}
+        name = names[next(one for one in connection.wait(names) if isinstance(one, int))]
+        process = self._processes.pop(name)
         process.join()
         code = process.exitcode or 0
-        return code if code >= 0 else 128 - code
+        return name, code if code >= 0 else 128 - code
 
-    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+    def pass_on(self, number: int) -> None:
+        """Stop every cell by a signal."""
         self.stop = self.stop or number
-        if self._process is not None and self._process.pid is not None and self._process.is_alive():
-            with suppress(ProcessLookupError):
-                os.kill(self._process.pid, number)
+        for process in list(self._processes.values()):
+            if process.pid is not None and process.is_alive():
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid, number)
 
 
 def _locked(out: Path) -> int:

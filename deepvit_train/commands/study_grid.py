@@ -69,6 +69,11 @@ def searches_of(grid: GridConfig) -> list[Cell]:
     ]
 
 
+def is_search_of(searching: Cell, cell: Cell) -> bool:
+    """Return whether one cell helps to find the learning rate of another."""
+    return searching.rate is not None and cell.rate is None and searching.place == cell.place
+
+
 def arm_of(cell: Cell, grid: GridConfig) -> Arm:
     """Return the arm of a cell."""
     arms = [*arms_of(grid.attentions), *arms_of(grid.width_attentions)]

@@ -9,6 +9,7 @@ from deepvit_train.commands.study_store import read_lines
 from deepvit_train.error import CheckpointError
 from deepvit_train.reading import read_json
 from deepvit_train.run.schema import MEASURED, NUMBER
+from deepvit_train.run.tensor import digest_of_tensors, read_tensors
 
 EARLY = 0.2  # share of the training at which a measure is taken as a forecast
 DIGITS = 6  # significant ones
@@ -41,8 +42,8 @@ def found_in(run: Path, *, analysed: bool) -> dict[str, Any]:
 
 
 def _digest(run: Path) -> str:
-    """Return the SHA-256 of the trained weights, as the checkpoint's manifest has it."""
-    return read_json(run / "checkpoints" / "last" / "manifest.json")["sha256"]["model.safetensors"]
+    """Return the SHA-256 of the trained weights, whatever their file says beside them."""
+    return digest_of_tensors(read_tensors(run / "checkpoints" / "last" / "model.safetensors"))
 
 
 def _early(lines: list[dict[str, Any]]) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ from deepvit_train.config.preset import Architecture
 from deepvit_train.config.train import TrainConfig
 from deepvit_train.console import console
 from deepvit_train.data.index import ImageIndex
+from deepvit_train.data.transform import eval_transform, train_transform
 from deepvit_train.determinism import deterministic_kernels
 from deepvit_train.distributed import world as distributed
 from deepvit_train.distributed.agreement import together
@@ -92,7 +93,9 @@ def _open(config: TrainConfig, folder: RunFolder, world: World, say: Callable[[s
     origin = find_origin(config, folder)
     train, val, labels = open_splits(config, origin, folder, say)
     if config.data.cache:
-        train, val = images.kept_in_memory([train, val], say)
+        preprocessing = config.model.preprocessing
+        varied, fixed = train_transform(preprocessing, config.augment), eval_transform(preprocessing)
+        train, val = images.kept_in_memory([(train, varied), (val, fixed)], say)
     plan = build_plan(config.trainer, config.schedule, len(train), world.size)
     check_length(config, origin, plan)
     model, initial = _build_model(config, labels.names, origin, world)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 
-import torch
 from torch import nn
 
 from deepvit_train.classes import ORDERS, TORCHVISION, read_names
@@ -26,6 +24,7 @@ from deepvit_train.models.importer.file import read_source
 from deepvit_train.models.importer.timm_model import build_timm_model, check_name, preprocessing_of_timm
 from deepvit_train.run.description import is_described
 from deepvit_train.run.found import find
+from deepvit_train.run.tensor import digest_of_tensors
 from deepvit_train.training.distillation import Distillation, Teacher
 
 
@@ -140,13 +139,4 @@ def _frozen(
 ) -> Teacher:
     """Return a model as a teacher, whose outputs are not matched to classes yet."""
     model.eval().requires_grad_(False)
-    return Teacher(model, preprocessing, [], _digest(model), told, loaded)
-
-
-def _digest(model: nn.Module) -> str:
-    """Return the SHA-256 of a model's tensors, by their names and bytes."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return Teacher(model, preprocessing, [], digest_of_tensors(model.state_dict()), told, loaded)

@@ -72,8 +72,8 @@ class DataConfig(Section):
         "processes of each rank that load images; null: one for each core, at most 16", low=0, high=1024
     )
     cache: bool = option(
-        "whether training keeps the bytes of the files that it has read in memory: at most half of the "
-        "memory that is free"
+        "whether training keeps in memory what it has read, files or, where nothing varies them, pixels: "
+        "at most half of the memory that is free"
     )
     follow_links: bool = option(
         "whether to follow links that lead out of the data set; train and val themselves may always be links"

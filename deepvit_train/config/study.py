@@ -104,9 +104,15 @@ class StudyConfig(Section):
     limit_cells: int | None = option(
         "cells to train now; 0: none, write table and figures only; null: all that are left", low=0
     )
+    cells_at_a_time: int = option("cells to train side by side", low=1, high=1024)
     threads: int | None = option("CPU threads of each cell; null: as torch chooses", low=1, high=4096)
 
     def check(self) -> None:
+        if self.cells_at_a_time > 1 and self.threads is None:
+            raise ConfigError(
+                f"cells_at_a_time={self.cells_at_a_time}: needs threads=, so that cells share the cores; "
+                "nearest: threads=1"
+            )
         if self.study.rates and (self.search_images is None or self.train_images is None):
             raise ConfigError(
                 "study.rates: a search needs images that no cell trains on; give search_images= and "

@@ -21,6 +21,7 @@ from deepvit_train.data.absence import PAUSES_S, is_gone
 from deepvit_train.data.balance import BalancedOrder
 from deepvit_train.data.decode import BadImageError, Limits, UnreadableError, parse_picture
 from deepvit_train.data.index import ImageIndex
+from deepvit_train.data.kept import KeptBytes, KeptPixels
 from deepvit_train.data.memory import ReusedMemory
 from deepvit_train.data.patience import POLL_S, Readers
 from deepvit_train.data.shared import Block, SharedBlocks
@@ -80,6 +81,10 @@ class ImageDataset(Dataset[RawBatch]):
         self.seed = seed
         self.limits = limits
         self.replacements = replacements
+        kept = index.kept
+        self.kept: KeptBytes | None = None  # pixels that this transform would make again
+        if isinstance(kept, KeptPixels) and kept.transform == transform:
+            self.kept = kept.pixels
         self.memory = ReusedMemory(blocks=1)
         self.shared: SharedBlocks | None = None  # its loader's, in that loader's processes
         self.readers: Readers | None = None  # of its loader, which waits for a data set that is gone
@@ -123,9 +128,7 @@ class ImageDataset(Dataset[RawBatch]):
             if self.readers is not None:
                 self.readers.begin(self.reader, image)
             try:
-                data = self._read(image)
-                picture = parse_picture(self.index.path(image), data, self.limits)
-                pixels, erasure = self.transform(picture, seed)
+                pixels, erasure = self._pixels(image, seed)
             except BadImageError as error:
                 bad.append(str(error))
             else:
@@ -136,6 +139,17 @@ class ImageDataset(Dataset[RawBatch]):
             bad.append(NONE_NEAR)
         black = np.zeros((self.transform.size, self.transform.size, 3), np.uint8)
         return black, int(self.index.targets[key.image]), NOTHING_ERASED
+
+    def _pixels(self, image: int, seed: int) -> tuple[np.ndarray, Erasure]:
+        """Return the transformed image, (S, S, 3) uint8, and what is still to be erased."""
+        size = self.transform.size
+        if self.kept is not None and (kept := self.kept.get(image)) is not None:
+            return np.frombuffer(kept, np.uint8).reshape(size, size, 3), NOTHING_ERASED
+        picture = parse_picture(self.index.path(image), self._read(image), self.limits)
+        pixels, erasure = self.transform(picture, seed)
+        if self.kept is not None:
+            self.kept.put(image, pixels.tobytes())
+        return pixels, erasure
 
     def _read(self, image: int) -> bytes:
         """Read an image. While the data set is gone, wait until it is back or the loader gives up."""

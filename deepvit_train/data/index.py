@@ -23,7 +23,7 @@ from deepvit_train.data.decode import read_file
 from deepvit_train.data.digits import digits_root
 from deepvit_train.data.ending import as_names, from_names, summed_up
 from deepvit_train.data.folder import WHOLE, MissingSplitError, Walk
-from deepvit_train.data.kept import KeptBytes
+from deepvit_train.data.kept import KeptBytes, KeptPixels
 from deepvit_train.data.split import draw_groups, drawn_for_val, path_in_class, split_hints
 from deepvit_train.data.tar import TarFiles, list_tars
 from deepvit_train.error import DataError, nearest
@@ -47,7 +47,7 @@ class ImageIndex:
     digest: str = ""
     left_out: dict[str, int] = field(default_factory=dict)  # files that are no images, by ending
     part: str = ""  # 'train' or 'val', where data.val_share split one folder
-    kept: KeptBytes | None = None  # what was read before, where data.cache asks for it
+    kept: KeptBytes | KeptPixels | None = None  # of what was read before, where data.cache asks for it
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -99,7 +99,7 @@ class ImageIndex:
 
     def read(self, image: int, max_bytes: int) -> bytes:
         """The content of an image, from memory if it is kept there. Raises BadImageError."""
-        if self.kept is None:
+        if not isinstance(self.kept, KeptBytes):
             return self.read_from_disk(image, max_bytes)
         data = self.kept.get(image)
         if data is None:

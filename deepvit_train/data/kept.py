@@ -1,4 +1,4 @@
-"""Keep the bytes of image files in memory once they were read, for all loader processes of a rank.
+"""Keep image files, or the pixels made of them, in memory once they were read, for all loaders of a rank.
 
 The memory is allocated before the processes are forked, so they inherit it. The system gives a page of it
 only when something is written there, so memory that is not needed costs nothing.
@@ -14,12 +14,13 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 
 class KeptBytes:
-    """The content of images, by their numbers. What does not fit is not kept.
+    """The bytes of images, by their numbers. What does not fit is not kept.
 
     Args:
         images: how many images there are.
@@ -43,7 +44,7 @@ class KeptBytes:
         return int(self._used[0])
 
     def get(self, image: int) -> bytes | None:
-        """Return the content of an image, or None where it is not kept."""
+        """Return the bytes of an image, or None where they are not kept."""
         start, size, checksum = self._table[image].tolist()
         if not size:
             return None
@@ -52,7 +53,7 @@ class KeptBytes:
         return data if len(data) == size and zlib.crc32(data) == checksum else None
 
     def put(self, image: int, data: bytes) -> None:
-        """Keep the content of an image, unless the memory is full."""
+        """Keep the bytes of an image, unless the memory is full."""
         with self._locked():
             start = self.used
             if start + len(data) > self.limit:
@@ -69,6 +70,13 @@ class KeptBytes:
             yield
         finally:
             fcntl.lockf(self._lock, fcntl.LOCK_UN)
+
+
+class KeptPixels(NamedTuple):
+    """The pixels that a transform without random draws made of images, and that transform."""
+
+    transform: object
+    pixels: KeptBytes
 
 
 def free_memory() -> int:

@@ -111,8 +111,11 @@ def eval_transform(preprocessing: Preprocessing) -> EvalTransform:
     return EvalTransform(preprocessing.image_size, preprocessing.resized, preprocessing.interpolation)
 
 
-def train_transform(preprocessing: Preprocessing, augment: AugmentConfig) -> TrainTransform:
-    """Return the transform of training. Raises ConfigError for a policy that timm does not know."""
+def train_transform(preprocessing: Preprocessing, augment: AugmentConfig) -> Transform:
+    """Return the transform of training; that of evaluation where nothing is drawn at random.
+
+    Raises ConfigError for a policy that timm does not know.
+    """
     steps: list[Callable] = []
     if augment.rotate_degrees or augment.shift or augment.zoom:
         steps.append(
@@ -127,6 +130,9 @@ def train_transform(preprocessing: Preprocessing, augment: AugmentConfig) -> Tra
         steps.append(build_policy(augment.auto_augment, preprocessing))
     if augment.color_jitter:
         steps.append(v2.ColorJitter(*[augment.color_jitter] * 3))
+    drawn = augment.crop_scale or augment.random_interpolation or augment.flip or augment.erase or steps
+    if not drawn:
+        return eval_transform(preprocessing)
     return TrainTransform(
         size=preprocessing.image_size,
         resized=preprocessing.resized,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -29,6 +30,15 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         # The library does not know every number type that the format has.
         raise CheckpointError(f"{file}: holds tensors that can't be read ({error})") from None
+
+
+def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of tensors, by their names and bytes, whatever file they are in."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def check_fit(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], exact: bool = False) -> None:

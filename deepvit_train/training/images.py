@@ -19,7 +19,8 @@ import numpy as np
 from deepvit_train.atomic import RefusedError, inside, make_folder, replacing
 from deepvit_train.console import one_line
 from deepvit_train.data.index import ImageIndex
-from deepvit_train.data.kept import KeptBytes, free_memory
+from deepvit_train.data.kept import KeptBytes, KeptPixels, free_memory
+from deepvit_train.data.transform import EvalTransform, Transform
 from deepvit_train.distributed.launch import local_size
 from deepvit_train.error import CheckpointError, DataError, OutputError
 from deepvit_train.reading import open_file
@@ -60,26 +61,40 @@ def _size(index: ImageIndex, image: int) -> int:
         return -1
 
 
-def kept_in_memory(splits: Sequence[ImageIndex], say: Callable[[str], None]) -> list[ImageIndex]:
-    """Return the splits with memory for the bytes of their files, and say how much they may take.
+def kept_in_memory(
+    splits: Sequence[tuple[ImageIndex, Transform]], say: Callable[[str], None]
+) -> list[ImageIndex]:
+    """Return the splits with memory for what is read of their images, and say how much it may take.
 
-    That is half of the memory that is free, shared by the ranks of this host. Each split gets as much of it
-    as its files are expected to take. Where the system does not allow it, nothing is kept.
+    That is half of the memory that is free, shared by the ranks of this host. Each split gets its share of it
+    by the size that is expected. Where the system does not allow it, nothing is kept.
+
+    Args:
+        splits: each with the transform that its images are read with most. Where that draws nothing at
+            random, pixels are kept, so that nothing is decoded again; else the bytes of the files.
+        say: is called with a line.
     """
-    sizes = [_expected_size(index) for index in splits]
+    indexes = [index for index, _ in splits]
+    sizes = [
+        3 * transform.size**2 * len(index) if isinstance(transform, EvalTransform) else _expected_size(index)
+        for index, transform in splits
+    ]
     limit, wanted = free_memory() // 2 // local_size(), sum(sizes)
     shares = [limit * size // wanted for size in sizes] if wanted else [0] * len(sizes)
     try:
-        kept = [KeptBytes(len(index), share) for index, share in zip(splits, shares, strict=True)]
+        kept = [KeptBytes(len(index), share) for index, share in zip(indexes, shares, strict=True)]
     except OSError as error:
         say(f"cache: none, because the system does not allow {limit / 2**20:,.0f} MiB ({error.strerror})")
-        return list(splits)
+        return indexes
     told = "all" if wanted <= limit else f"{limit / wanted:.0%}"
     say(
-        f"cache: up to {limit / 2**20:,.0f} MiB of memory for the files that were read; all will be about "
+        f"cache: up to {limit / 2**20:,.0f} MiB of memory for the images that were read; all will be about "
         f"{wanted / 2**20:,.0f} MiB, so {told} of them fit"
     )
-    return [replace(index, kept=each) for index, each in zip(splits, kept, strict=True)]
+    return [
+        replace(index, kept=KeptPixels(transform, each) if isinstance(transform, EvalTransform) else each)
+        for (index, transform), each in zip(splits, kept, strict=True)
+    ]
 
 
 def _expected_size(index: ImageIndex) -> int:

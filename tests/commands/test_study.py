@@ -9,10 +9,13 @@ from statistics import mean, stdev
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from deepvit_train.commands import study
 from deepvit_train.commands.study_cell import CellProcesses
 from deepvit_train.commands.study_grid import best_rate
+from deepvit_train.commands.study_result import _digest
 from deepvit_train.commands.study_table import table
 from deepvit_train.config.compose import compose_command
 from deepvit_train.config.listing import typed_list
@@ -55,13 +58,12 @@ def test_the_cells_come_seed_by_seed_each_once(digits: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", choices("study"))
-def test_every_cell_of_the_shipped_studies_composes(name: str, digits: Path, tmp_path: Path) -> None:
+def test_every_arm_of_the_shipped_studies_composes(name: str, digits: Path, tmp_path: Path) -> None:
     config = compose_command(
         "study", [f"study={name}", f"root={digits}", f"out={tmp_path}", "study.seeds=[0]"]
     )
+    config.study.depths, config.study.rates = config.study.depths[-1:], config.study.rates[:1]
     for cell in study.cells_of(config.study):
-        if cell.rate not in (None, *config.study.rates[:1]):
-            continue  # the others differ by a number
         overrides = study.commands_of(cell, config)["train"]
         composed = compose_command("train", overrides)
         assert (composed.model.depth, composed.model.dim) == (cell.depth, cell.dim)
@@ -147,10 +149,13 @@ def test_the_rate_with_the_best_accuracy_is_chosen() -> None:
 def test_a_study_searches_for_its_rate_on_images_of_their_own_and_is_repeated(
     digits: Path, tmp_path: Path
 ) -> None:
-    """Two folders get the same bits, and one that begins with their cells trains none of them again."""
+    """Two folders get the same bits, and one that begins with their cells trains none of them again.
+
+    Side by side too, where a cell waits until the search of its rate is over.
+    """
     cells = {}
-    for name in ("a", "b"):
-        study.run(configure(digits, tmp_path / name, *SEARCH))
+    for name, many in (("a", 1), ("b", 3)):
+        study.run(configure(digits, tmp_path / name, *SEARCH, f"cells_at_a_time={many}"))
         cells[name] = {file.name: file.read_bytes() for file in (tmp_path / name / "cells").glob("*.json")}
     assert cells["a"] == cells["b"]
     found = {name: json.loads(content) for name, content in cells["a"].items()}
@@ -228,6 +233,21 @@ def test_a_study_goes_on_where_it_stopped_and_past_a_broken_cell(digits: Path, t
     text = (out / "table.md").read_text().splitlines()
     assert len(text) == 2 + 3
     assert all(line.count("|") == text[0].count("|") for line in text)
+
+
+def test_a_change_of_what_a_file_says_is_no_change_of_weights(tmp_path: Path) -> None:
+    file = tmp_path / "checkpoints" / "last" / "model.safetensors"
+    file.parent.mkdir(parents=True)
+    digests = []
+    for value, said in ((1.0, "a"), (1.0, "b"), (2.0, "a")):
+        save_file({"head.bias": torch.full((2,), value)}, file, {"deepvit_train": said})
+        digests.append(_digest(tmp_path))
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_cells_side_by_side_share_the_cores(digits: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cells_at_a_time=2: needs threads=.*nearest: threads=1"):
+        configure(digits, tmp_path, "cells_at_a_time=2", "threads=null")
 
 
 def test_a_study_is_not_continued_with_other_settings(digits: Path, tmp_path: Path) -> None:

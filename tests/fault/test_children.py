@@ -38,10 +38,10 @@ STUDY = [
 ]
 
 
-def begun(out: Path, alive: Callable[[], bool]) -> None:
+def begun(out: Path, alive: Callable[[], bool], cell: str = CELL) -> None:
     """Wait until the cell has logged some steps."""
     deadline = time.monotonic() + 120
-    while lines_logged(out / "runs" / CELL) < 5:
+    while lines_logged(out / "runs" / cell) < 5:
         assert alive()
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -99,6 +99,28 @@ def test_a_stopped_study(digits: Path, tmp_path: Path, number: signal.Signals, g
         assert errors.decode() == f"cell {CELL} was stopped; the same command continues it\n"
     assert session(process.pid) == []
     check_that_nothing_is_lost(digits, out)
+
+
+def test_a_stopped_study_of_two_cells_at_a_time(digits: Path, tmp_path: Path) -> None:
+    out, cells = tmp_path / "study", sorted(["self-d02-w16-s0", CELL])
+    both = ["study.attentions=[self,reattention]", "cells_at_a_time=2"]
+    process = subprocess.Popen(
+        [*STUDY, *both, f"root={digits}", f"out={out}"],
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    for cell in cells:
+        begun(out, lambda: process.poll() is None, cell)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert errors.decode() == f"cells {', '.join(cells)} were stopped; the same command continues them\n"
+    assert session(process.pid) == []
+    for run in (out / "runs" / cell for cell in cells):
+        state = json.loads((run / "checkpoints" / "last" / "state.json").read_text())
+        assert state["step"] == lines_logged(run)
 
 
 @pytest.mark.slow
