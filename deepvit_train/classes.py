@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from deepvit_train.console import amount
+from deepvit_train.console import amount, first_of
 from deepvit_train.error import CheckpointError, DataError
 from deepvit_train.reading import read_bytes
 
@@ -119,9 +119,9 @@ def difference(names: Sequence[str], known: Sequence[str], subset: bool = False)
     unknown = sorted(set(names) - set(known))
     parts = []
     if unknown:
-        parts.append(f"unknown to the model: {_listed([_beside(name, known) for name in unknown])}")
+        parts.append(f"unknown to the model: {first_of([_beside(name, known) for name in unknown], SHOWN)}")
     if missing:
-        parts.append(f"missing: {_listed([_told_apart(name, unknown) for name in missing])}")
+        parts.append(f"missing: {first_of([_told_apart(name, unknown) for name in missing], SHOWN)}")
     return "; ".join(parts)
 
 
@@ -143,11 +143,6 @@ def _told_apart(name: str, others: Sequence[str]) -> str:
     """Return a name; escaped where another looks the same, being of another Unicode form."""
     same = (unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", other) for other in others)
     return ascii(name) if any(same) else name
-
-
-def _listed(names: list[str]) -> str:
-    more = f", ... {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{', '.join(names[:SHOWN])}{more}"
 
 
 def shortened(names: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from typing import Any, TextIO, TypeVar, cast
@@ -63,6 +63,12 @@ def amount(number: float, noun: str, plural: str | None = None) -> str:
     """Return a number with its noun: '1 thread', '2 threads', '1,234 images'."""
     digits = f"{number:,}" if isinstance(number, int) else f"{number:g}"
     return f"{digits} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def first_of(names: Sequence[str], most: int) -> str:
+    """Return the first names of a list: 'a, b, ... 3 more'."""
+    more = f", ... {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"
 
 
 class OutlivingStream:

@@ -11,7 +11,7 @@ from typing import Any
 from scipy.stats import binomtest
 
 from deepvit_train.commands.evaluate_result import readable
-from deepvit_train.console import amount
+from deepvit_train.console import amount, first_of
 from deepvit_train.error import CheckpointError
 from deepvit_train.evaluation.loaded import LoadedModel
 from deepvit_train.models.summary import count_parameters
@@ -72,7 +72,6 @@ def _what(loaded: LoadedModel, report: dict[str, Any]) -> str:
     shape, attn = loaded.architecture.model, loaded.architecture.attn
     mixing = f", from block {attn.first} on" if attn.kind != "self" and attn.first else ""
     names = [_plain(readable(each)) for each in report["classes"]]
-    more = f", ... {len(names) - CLASSES} more" if len(names) > CLASSES else ""
     how = report["preprocessing"]
     return f"""\
 A vision transformer that tells {amount(len(names), "class", "classes")} of images apart.
@@ -87,7 +86,7 @@ A vision transformer that tells {amount(len(names), "class", "classes")} of imag
 ({how["interpolation"]}) |
 | mean, std | {how["mean"]}, {how["std"]} |
 
-Classes, in order: {", ".join(names[:CLASSES])}{more}
+Classes, in order: {first_of(names, CLASSES)}
 """
 
 

@@ -37,10 +37,11 @@ from deepvit_train.commands.study_page import page
 from deepvit_train.commands.study_result import found_in
 from deepvit_train.commands.study_store import read_cell, read_cells, read_settings
 from deepvit_train.commands.study_table import figures, table
-from deepvit_train.config.compose import plain
+from deepvit_train.config.compose import compose_command, plain
 from deepvit_train.config.study import StudyConfig
 from deepvit_train.console import amount, console
 from deepvit_train.data.subset import copy_images, hold_out
+from deepvit_train.distributed.world import check_device
 from deepvit_train.error import ConfigError, Interrupted, OutputError, UserError
 from deepvit_train.report.figure import save
 from deepvit_train.run.change import differences
@@ -57,8 +58,7 @@ def run(config: StudyConfig) -> dict[str, Any]:
     """
     out = Path(config.out).expanduser()
     cells = list(cells_of(config.study))
-    for cell in cells:  # raises an error about the configuration before hours of training
-        commands_of(cell, config, min(config.study.rates, default=None))
+    _check(cells, config)
     try:
         settings = _settings(config, out / "settings.json")
         root, counts = (
@@ -84,6 +84,19 @@ def run(config: StudyConfig) -> dict[str, Any]:
     if failed := result["failed"]:
         raise _failure(failed, [_stored(out, cell) for cell in cells])
     return result
+
+
+def _check(cells: list[Cell], config: StudyConfig) -> None:
+    """Raise an error about the configuration of any cell before hours of training.
+
+    Of cells that differ in their seed or rate alone, one is looked at.
+    """
+    rate = min(config.study.rates, default=None)
+    for cell in {(*cell.place, cell.dim, cell.rate is None): cell for cell in cells}.values():
+        commands = commands_of(cell, config, rate)
+        composed = {command: compose_command(command, overrides) for command, overrides in commands.items()}
+        if config.limit_cells != 0:
+            check_device(composed["train"].trainer.device)
 
 
 def _settings(config: StudyConfig, file: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from deepvit_train.config.compose import compose_command, plain
+from deepvit_train.config.compose import plain
 from deepvit_train.config.study import Arm, GridConfig, StudyConfig, arms_of
 
 NOT_FINITE = 5  # the exit code of a training whose loss is not finite
@@ -102,7 +102,7 @@ def best_rate(outcomes: Sequence[dict[str, Any]]) -> float | None:
 
 
 def commands_of(cell: Cell, config: StudyConfig, rate: float | None = None) -> dict[str, list[str]]:
-    """Return the overrides of the cell's commands. Raises ConfigError if they are not valid.
+    """Return the overrides of the cell's commands.
 
     Args:
         rate: the learning rate that was found for a cell of the study proper; None: that of train=.
@@ -138,6 +138,4 @@ def commands_of(cell: Cell, config: StudyConfig, rate: float | None = None) -> d
                 for key, value in plain(config.collapse).items()
             ],
         ]
-    for command, overrides in commands.items():
-        compose_command(command, overrides)
     return commands

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from deepvit_train.console import one_line
+from deepvit_train.console import first_of, one_line
 from deepvit_train.data.index import ImageIndex
 
 LOOKED_AT = 20  # images of each class whose paths are looked at
@@ -59,5 +59,4 @@ def _below_class(index: ImageIndex, name: str, image: int) -> str:
 
 
 def _listed(folders: list[str]) -> str:
-    more = f", ... {len(folders) - SHOWN} more" if len(folders) > SHOWN else ""
-    return ", ".join(f"{one_line(name)}/" for name in folders[:SHOWN]) + more
+    return first_of([f"{one_line(name)}/" for name in folders], SHOWN)

@@ -102,14 +102,19 @@ def choose_device(device: str) -> torch.device:
     """
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
+    check_device(device)
     number, found = local_rank(), torch.cuda.device_count()
-    if not found:
-        raise ConfigError(f"device={device}: torch finds no CUDA GPU here; nearest: device=cpu")
     if number >= found:
         raise ConfigError(f"torchrun --nproc-per-node: a rank each GPU, {found} here; nearest: {found}")
     chosen = torch.device("cuda", number)
     torch.cuda.set_device(chosen)
     return chosen
+
+
+def check_device(device: str) -> None:
+    """Raise ConfigError for 'cuda' on a machine without a GPU."""
+    if device == "cuda" and not torch.cuda.device_count():
+        raise ConfigError(f"device={device}: torch finds no CUDA GPU here; nearest: device=cpu")
 
 
 def start(device: str, timeout_s: float) -> World:

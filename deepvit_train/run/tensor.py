@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from deepvit_train.console import first_of
 from deepvit_train.error import CheckpointError
 from deepvit_train.reading import open_file
 
@@ -92,10 +93,7 @@ def is_finite(tensor: Tensor) -> bool:
 def listed(what: str, names: Iterable[str]) -> str:
     """Return 'what: a, b, ... 3 more', or an empty text if there are no names."""
     names = list(names)
-    if not names:
-        return ""
-    more = f", ... {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{what}: {', '.join(names[:SHOWN])}{more}"
+    return f"{what}: {first_of(names, SHOWN)}" if names else ""
 
 
 def _same_type(expected: Tensor, tensor: Tensor, exact: bool) -> bool:

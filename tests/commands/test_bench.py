@@ -84,7 +84,7 @@ def test_contenders_have_the_configured_shape(name: str) -> None:
     widths = {module.out_features for module in model.modules() if isinstance(module, nn.Linear)}
     assert widths - {5} == {96, 32, 64}
     norms = {type(module.norm) for module in model.modules() if isinstance(module, ReAttention)}
-    if name in ("self", "timm", "vit_pytorch"):
+    if name in ("self", "differential", "timm", "vit_pytorch"):
         assert norms == set()
     else:
         attn = config.attn if name == "configured" else attention_preset(name)

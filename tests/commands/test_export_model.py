@@ -48,6 +48,7 @@ CASES = {
     "talking_heads": small(kind=AttentionKind.talking_heads, norm=ThetaNorm.none),
     "talking_heads_shared": small(kind=AttentionKind.talking_heads, norm=ThetaNorm.batch, theta_shared=True),
     "self": small(kind=AttentionKind.self),
+    "differential": small(kind=AttentionKind.differential),
     "registers": small(registers=3),
     "registers_mean": small(registers=3, pool=Pool.mean),
     "layer_scale": small(layer_scale=0.1),
@@ -86,7 +87,9 @@ def test_the_plain_model_is_the_model(case: str) -> None:
     assert not list(reattention_norms(plain))
 
 
-@pytest.mark.parametrize("case", ["deepvit_s", "vit_pytorch", "talking_heads_shared", "registers"])
+@pytest.mark.parametrize(
+    "case", ["deepvit_s", "vit_pytorch", "talking_heads_shared", "differential", "registers"]
+)
 def test_the_graph_holds_operations_of_torch_alone_and_takes_any_batch(case: str) -> None:
     model = trained_like(CASES[case])
     program = traced(plain_model(model))

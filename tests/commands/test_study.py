@@ -301,6 +301,18 @@ def test_a_mistake_in_a_cell_comes_out_before_the_first_is_trained(digits: Path,
     assert not (tmp_path / "a").exists()
 
 
+def test_a_study_for_a_gpu_does_not_begin_without_one(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    on_gpu = configure(digits, tmp_path / "a", *ONE_UNTRAINED)
+    on_gpu.train.append("trainer.device=cuda")
+    study.run(on_gpu)  # its tables can be written anywhere
+    on_gpu.limit_cells = None
+    with pytest.raises(ConfigError, match="device=cuda: torch finds no CUDA GPU here; nearest: device=cpu"):
+        study.run(on_gpu)
+
+
 def test_the_table_holds_means_and_deviations_over_seeds() -> None:
     cells = []
     for seed, top1 in enumerate((0.5, 0.6, 0.8)):

@@ -9,6 +9,7 @@ from itertools import cycle
 import pytest
 import timm
 import torch
+from timm.layers import DiffAttention
 from timm.models.cait import TalkingHeadAttn
 from torch import Tensor, nn
 from vit_pytorch.deepvit import DeepViT as VitPytorchDeepViT
@@ -17,6 +18,7 @@ from deepvit_train.config.model import AttentionConfig, ThetaInit, ThetaNorm
 from deepvit_train.config.preset import Architecture, attention_preset, choices, model_preset
 from deepvit_train.error import ConfigError
 from deepvit_train.models import DeepViT, ReAttention, TalkingHeads
+from deepvit_train.models.attention import build_attention
 from deepvit_train.models.importer import vit_pytorch
 from deepvit_train.models.importer.authors import LAYOUT as AUTHORS
 from deepvit_train.models.keyword import vit_pytorch_architecture
@@ -26,7 +28,7 @@ from tests.models.reference import authors_logits, authors_state
 SHAPE = {"image_size": 16, "patch_size": 4, "num_classes": 5}
 SHAPE |= {"dim": 24, "depth": 3, "heads": 3, "mlp_dim": 40}
 FORMS = ["self", *(name for name in choices("attn") if name != "self")]
-MIXING = FORMS[1:]
+MIXING = [name for name in FORMS if attention_preset(name).kind not in ("self", "differential")]
 # Parameters with 1000 classes, counted on the authors' code; the plain ViTs lack H * H + H + 2 H a block.
 PARAMETERS = {
     "deepvit_16b": 24_426_664,
@@ -267,6 +269,26 @@ def test_talking_heads_are_caits() -> None:
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("index", [0, 5])
+def test_differential_attention_is_timms(index: int) -> None:
+    torch.manual_seed(0)
+    theirs = DiffAttention(48, num_heads=3, qkv_bias=True, depth=index)
+    shape = replace(model_preset("digits").model, dim=48, heads=3, head_dim=16, depth=6)
+    ours = build_attention(Architecture(shape, attention("differential")), index)
+    with torch.no_grad():
+        for parameter in theirs.parameters():  # away from norms of 1
+            parameter += 0.3 * torch.randn_like(parameter)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 7, 48)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ours.forward_with_maps(x)[0], theirs(x), rtol=1e-5, atol=1e-6)
+
+
+def test_differential_attention_needs_even_heads() -> None:
+    with pytest.raises(ConfigError, match=r"heads, which are 33 wide; nearest: model\.head_dim=34"):
+        DeepViT(Architecture(replace(model_preset("deepvit_s").model, depth=2), attention("differential")))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("form", MIXING)
 def test_an_identity_theta_without_norm_is_the_plain_vit(form: str, dtype: torch.dtype) -> None:
@@ -310,7 +332,7 @@ def test_one_theta_can_serve_all_blocks() -> None:
 )
 def test_each_form_exports(form: str, stem: str) -> None:
     torch.manual_seed(0)
-    shared = attention(form, theta_shared=stem == "cnn", from_block=1)
+    shared = attention(form, theta_shared=stem == "cnn" and form in MIXING, from_block=1)
     model = DeepViT(**SHAPE, attn=shared, stem=stem, init="vit", registers=1, layer_scale=0.1).eval()
     batch = torch.export.Dim("batch", min=2, max=64)
     exported = torch.export.export(model, (images_of(),), dynamic_shapes={"images": {0: batch}})

@@ -87,7 +87,7 @@ def test_224_to_384_keeps_a_smooth_field_of_positions(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("form", [name for name in choices("attn") if name != "self"])
+@pytest.mark.parametrize("form", [name for name in choices("attn") if name not in ("self", "differential")])
 def test_a_plain_pretrained_vit_becomes_a_deepvit_with_its_logits(
     tmp_path: Path, form: str, dtype: torch.dtype
 ) -> None:

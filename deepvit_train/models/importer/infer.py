@@ -170,7 +170,7 @@ def _attention(tensors: Tensors, preset: Architecture | None, choices: dict[str,
         attention_preset(kind),
         from_block=first,
         norm=norm,
-        theta_shared=sum(name.endswith(".attn.theta") for name in tensors) < len(mixing),
+        theta_shared=0 < sum(name.endswith(".attn.theta") for name in tensors) < len(mixing),
         transform_scale=scale,
     )
 
