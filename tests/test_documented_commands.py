@@ -71,7 +71,7 @@ ELSEWHERE = {
     r"^make |^pip |^source ": "makes or uses an environment of packages, which needs the network",
     r"^tensorboard ": "serves until it is stopped",
     r"--nproc-per-node|--nnodes": "needs several GPUs or hosts",
-    r"device=cuda|scripts\.bench_gpu": "needs a GPU",
+    r"device=cuda|study=gpu|scripts\.bench_gpu": "needs a GPU",
     r"\$COMMON": "needs words that its page keeps in a variable of the shell, and minutes",
     r"=hf:": "needs the network",
     r"wandb": "needs packages that development goes without",

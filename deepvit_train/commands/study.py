@@ -96,7 +96,7 @@ def _check(cells: list[Cell], config: StudyConfig) -> None:
         commands = commands_of(cell, config, rate)
         composed = {command: compose_command(command, overrides) for command, overrides in commands.items()}
         if config.limit_cells != 0:
-            check_device(composed["train"].trainer.device)
+            check_device(composed["train"].trainer.device, "trainer.device")
 
 
 def _settings(config: StudyConfig, file: Path) -> dict[str, Any]:

@@ -111,10 +111,10 @@ def choose_device(device: str) -> torch.device:
     return chosen
 
 
-def check_device(device: str) -> None:
-    """Raise ConfigError for 'cuda' on a machine without a GPU."""
+def check_device(device: str, key: str = "device") -> None:
+    """Raise ConfigError, which names the key, for 'cuda' on a machine without a GPU."""
     if device == "cuda" and not torch.cuda.device_count():
-        raise ConfigError(f"device={device}: torch finds no CUDA GPU here; nearest: device=cpu")
+        raise ConfigError(f"{key}={device}: torch finds no CUDA GPU here; nearest: {key}=cpu")
 
 
 def start(device: str, timeout_s: float) -> World:
