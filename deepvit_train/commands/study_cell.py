@@ -50,6 +50,10 @@ class CellProcesses:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._processes:  # an error ends the study
+            self.pass_on(signal.SIGTERM)
+            for process in self._processes.values():
+                process.join()
         for number, handler in self._before.items():
             signal.signal(number, handler)
         os.close(self._lock)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 from pathlib import Path
 from statistics import mean, stdev
@@ -233,6 +234,22 @@ def test_a_study_goes_on_where_it_stopped_and_past_a_broken_cell(digits: Path, t
     text = (out / "table.md").read_text().splitlines()
     assert len(text) == 2 + 3
     assert all(line.count("|") == text[0].count("|") for line in text)
+
+
+@pytest.mark.runs
+def test_an_error_of_the_study_ends_its_other_cells(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OutputError("the disk is full")
+
+    monkeypatch.setattr(study, "_finish", fail)
+    arms = "study.attentions=[short: attn=self, long: attn=self trainer.epochs=20000]"
+    config = configure(digits, tmp_path, arms, "study.widths=[]", "study.seeds=[0]", "cells_at_a_time=2")
+    with pytest.raises(OutputError, match="the disk is full"):
+        study.run(config)
+    assert multiprocessing.active_children() == []
+    assert (tmp_path / "runs" / "long-d02-w16-s0" / "checkpoints" / "last" / "state.json").is_file()
 
 
 def test_a_change_of_what_a_file_says_is_no_change_of_weights(tmp_path: Path) -> None:
