@@ -43,7 +43,7 @@ def check_timm(architecture: Architecture) -> None:
     model, attn = architecture.model, architecture.attn
     if attn.kind.value != "self":
         raise ConfigError(
-            f"format=timm: timm mixes no heads, so attn={attn.kind} can't be written for it; nearest: "
+            f"format=timm: holds plain attention alone, so attn={attn.kind} can't be written; nearest: "
             "format=pt2, or format=onnx\n"
             "timm.create_model knows this package's presets after `import deepvit_train.models`"
         )
