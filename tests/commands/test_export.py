@@ -195,7 +195,11 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
-        (["format=timm"], 2, "format=timm: holds plain attention alone, so attn=reattention can't be written"),
+        (
+            ["format=timm"],
+            2,
+            "format=timm: holds plain attention alone, so attn=reattention can't be written",
+        ),
         (
             ["format=pt2", "numbers=int8"],
             2,
