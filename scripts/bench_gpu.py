@@ -234,6 +234,7 @@ def timm_of(architecture: Architecture) -> nn.Module:
         depth=model.depth,
         num_heads=model.heads,
         mlp_ratio=model.mlp_ratio,
+        drop_path_rate=model.drop_path,
     )
 
 
@@ -270,6 +271,7 @@ def build_models(name: str) -> dict[str, Callable[[], nn.Module]]:
 def step(options: argparse.Namespace, mode: str | None = None) -> None:
     """Print milliseconds of a training step with its optimizer, of inference, and the largest memory."""
     for name in options.models.split(","):
+        torch.compiler.reset()  # each code is compiled eight times at most
         models = {kind: build().to(DEVICE) for kind, build in build_models(name).items()}
         if mode is not None:
             models.pop(WITHOUT_KERNELS, None)

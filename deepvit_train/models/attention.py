@@ -15,7 +15,6 @@ from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
@@ -122,13 +121,14 @@ class Attention(nn.Module):
         self.qkv.weight[: 2 * self.heads * self.head_dim] *= gain
 
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        # Tensor's own methods: einops takes the host as long as half of plain attention's kernels.
         # unbind comes before heads and tokens change places, so that one copy puts the gradients together.
-        qkv = rearrange(self.qkv(x), "b n (three h k) -> b n three h k", three=3, h=self.heads).unbind(dim=2)
-        q, k, v = (rearrange(each, "b n h k -> b h n k") for each in qkv)
+        qkv = self.qkv(x).view(*x.shape[:2], 3, self.heads, self.head_dim).unbind(dim=2)
+        q, k, v = (each.transpose(1, 2) for each in qkv)
         return self.q_norm(q), self.k_norm(k), v
 
     def _output(self, out: Tensor) -> Tensor:
-        return self.proj_drop(self.proj(rearrange(out, "b h n k -> b n (h k)")))
+        return self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
 
     def _fitting(self, method: str, found: Tensor, legend: str, shape: torch.Size) -> Tensor:
         """Return what a method of a form gave. Raises ConfigError if that has another shape."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -146,6 +147,32 @@ def test_run_measures_every_contender_at_every_value(
     )
     assert "model.depth=3" in printed
     assert "training step" in plot.read_text()
+
+
+def test_every_contender_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[object] = []
+    compile_model = torch.compile
+
+    def noting(graph: Any, inputs: Any) -> Any:
+        compiled.append(graph)
+        return graph
+
+    monkeypatch.setattr(torch, "compile", lambda model, mode: compile_model(model, backend=noting))
+    contenders = ["self", "reattention", "reattention_vit_pytorch", "talking_heads", "differential"]
+    bench.run(
+        compose_command(
+            "bench",
+            [
+                *SMALL,
+                "model.heads=2",
+                "repeats=1",
+                "compile=default",
+                f"contenders=[{','.join(contenders)}]",
+            ],
+        )
+    )
+    # For training and for inference: more graphs of one code than torch compiles by default.
+    assert len(compiled) >= 2 * len(contenders) > torch._dynamo.config.recompile_limit
 
 
 def test_the_command_as_typed(call: Command) -> None:

@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor, distributed, nn
 
 from deepvit_train.models.reattention.centring import Centring
-from deepvit_train.models.reattention.operator import operator
+from deepvit_train.models.reattention.operator import call_operator
 
 
 class HeadMixer(NamedTuple):
@@ -106,9 +106,10 @@ def reattention(
         weight, shift = centred_affine(mixer, q.shape[2], theta.dtype)
     eps = getattr(norm, "eps", 0.0)
     seed = torch.randint(2**62, (), device="cpu") if dropout else None
-    out, _, mean, var = operator(q, k, v, theta, bias, weight, shift, seed, mode, eps, dropout, chunk)
+    out, _, mean, var = call_operator(q, k, v, theta, bias, weight, shift, seed, mode, eps, dropout, chunk)
     if mode in ("batch", "ranks") and isinstance(norm, nn.BatchNorm2d) and norm.training:
-        _update_running_statistics(norm, mean if bias is None else mean + bias, var, count)
+        with torch.no_grad():
+            _update_running_statistics(norm, mean if bias is None else mean + bias, var, count)
     return out
 
 
@@ -130,9 +131,9 @@ def _folded(mixer: HeadMixer, mode: str, full: torch.dtype) -> tuple[Tensor, Ten
             and norm.running_var is not None
         ):
             weight = weight * (norm.running_var.to(full) + norm.eps).rsqrt()
-            shift = shift - weight * norm.running_mean.to(full)
+            shift = torch.addcmul(shift, weight, norm.running_mean.to(full), value=-1)
         if bias is not None:
-            shift, bias = shift + weight * bias, None
+            shift, bias = torch.addcmul(shift, weight, bias), None
     return theta, bias, weight, shift
 
 
@@ -174,7 +175,6 @@ def _affine(norm: nn.Module | None, like: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-@torch.no_grad()
 def _update_running_statistics(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None:
     """Update the running mean and unbiased variance as nn.BatchNorm2d does.
 
@@ -185,7 +185,8 @@ def _update_running_statistics(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, 
     norm.num_batches_tracked.add_(1)
     unbiased = var * (count / (count - 1))
     if norm.momentum is not None and mean.is_cuda:  # two launches instead of eight
-        torch._foreach_lerp_([norm.running_mean, norm.running_var], [mean, unbiased], norm.momentum)
+        new = [mean.to(norm.running_mean.dtype), unbiased.to(norm.running_var.dtype)]
+        torch._foreach_lerp_([norm.running_mean, norm.running_var], new, norm.momentum)
         return
     rate = 1.0 / norm.num_batches_tracked.double() if norm.momentum is None else norm.momentum
     for running, new in ((norm.running_mean, mean), (norm.running_var, unbiased)):

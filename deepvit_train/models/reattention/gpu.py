@@ -25,6 +25,7 @@ from deepvit_train.models.reattention.norm import Mixing
 TYPES = (torch.bfloat16, torch.float16, torch.float32)
 MOST_HEADS = 32
 MOST_HEAD_DIM = 128
+NUMBERS = (int, float)
 
 
 def covers(q: Tensor, k: Tensor, v: Tensor) -> bool:
@@ -82,7 +83,8 @@ def backward(
     """
     call = Call(inputs[0], mixing, *dropped, rows)
     plan = call.plan
-    q, k, v, dout, out = (_rows_whole(each) for each in (*inputs, dout, out))
+    inputs_and_results = *inputs, dout.to(out.dtype), out
+    q, k, v, dout, out = (_rows_whole(each) for each in inputs_and_results)
     v_sum, dout_sum = (call.new(plan.batch, plan.heads, plan.head_dim) for _ in range(2))
     coefficients = call.find_coefficients(v, dout, out, v_sum, dout_sum, statistics)
     maps, grads = call.new_maps(), call.new_maps()
@@ -126,11 +128,29 @@ class Call:
         ranks = distributed.get_world_size() if self.mixing.norm == "ranks" else 1
         return self.plan.batch * self.plan.tokens**2 * ranks
 
+    def _launch(self, kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
+        """Launch a kernel with what Triton compiled for it before, if it was launched like this before.
+
+        Triton looks at every argument at every launch, which takes the host longer than all else. Of what it
+        looks at, only numbers and the alignment of addresses can differ between calls of one plan.
+        """
+        launches = self.plan.launches
+        aligned = [a if a.__class__ in NUMBERS else a.data_ptr() % 16 for a in arguments]
+        key = (id(kernel), self.device, grid, *aligned)
+        if (known := launches.get(key)) is not None:
+            run, rest = known
+            run(*arguments, *rest)
+            return
+        compiled = launch(kernel, grid, *arguments, **constants)
+        if compiled is not None and not self.plan.kind.dropout:  # every seed of dropout would be a key
+            rest = [constants[name] for name in kernel.arg_names[len(arguments) :]]
+            launches[key] = compiled[(*grid, 1, 1)[:3]], rest
+
     def make_maps(self, q: Tensor, k: Tensor, maps: Tensor, log_sums: Tensor) -> None:
         """Softmax maps, and the log2 of their rows' sums."""
         plan = self.plan
         tiles = plan.tiles(plan.maps)
-        launch(
+        self._launch(
             forward_kernel.maps_kernel, (len(q) * plan.heads * tiles,),
             q, k, maps, log_sums, *q.stride()[:3], *k.stride()[:3], tiles, plan.tokens, plan.padded,
             plan.exponent_scale, plan.level, plan.scale, **plan.maps,
@@ -139,7 +159,7 @@ class Call:
     def mix(self, maps: Tensor, parts: Tensor, first: int) -> None:
         """Mix heads and normalise, in place."""
         plan = self.plan
-        launch(
+        self._launch(
             forward_kernel.mix_kernel, (len(parts), plan.mix_programs),
             maps, self.mixing.theta, self.bias, parts, self.seed, first, plan.tokens, plan.padded,
             plan.level, plan.unit, self.mixing.eps, self.keep, **plan.mix,
@@ -151,7 +171,7 @@ class Call:
         if mixing.norm == "ranks":
             parts, number = parts.double().sum((0, 1)), 1
             distributed.all_reduce(parts)
-        launch(
+        self._launch(
             forward_kernel.affine_kernel, (1,),
             parts, mixing.theta, self.bias, mixing.weight, mixing.shift, affine, mean, var,
             number, self.count, plan.uniform, plan.unit, mixing.eps, **plan.affine,
@@ -161,7 +181,7 @@ class Call:
         """The mixed maps times v; with slope and offset if `final`."""
         plan = self.plan
         tiles = plan.tiles(plan.values)
-        launch(
+        self._launch(
             forward_kernel.values_kernel, (len(v) * plan.heads * tiles,),
             maps, v, affine, out, *v.stride()[:3], tiles, plan.tokens, plan.padded,
             FINAL=final, **plan.values,
@@ -179,7 +199,7 @@ class Call:
         """Sums over tokens into v_sum and dout_sum, (B, H, D); returns numbers per head, (7, HP)."""
         plan, mixing = self.plan, self.mixing
         parts = self.new(plan.batch, plan.heads, 2)
-        launch(
+        self._launch(
             backward_kernel.sums_kernel, (plan.batch * plan.heads,),
             v, dout, out, v_sum, dout_sum, parts,
             *v.stride()[:3], *dout.stride()[:3], *out.stride()[:3], plan.tokens, **plan.sums,
@@ -191,7 +211,7 @@ class Call:
         coefficients = self.new(
             backward_kernel.ROWS_OF_COEFFICIENTS.value + plan.padded_heads, plan.padded_heads
         )
-        launch(
+        self._launch(
             backward_kernel.coefficients_kernel, (1,),
             parts, shared, mixing.theta, self.bias, mixing.weight, mixing.shift, *statistics, coefficients,
             plan.batch, self.count, plan.uniform, plan.unit, mixing.eps,
@@ -205,7 +225,7 @@ class Call:
         """Softmax maps again, and the gradient of the normalised maps."""
         plan = self.plan
         tiles = plan.tiles(plan.remap)
-        launch(
+        self._launch(
             backward_kernel.remap_kernel, (len(log_sums) * plan.heads * tiles,),
             *inputs, log_sums, v_sum, self.mixing.weight, maps, grads,
             *_strides(inputs), tiles, plan.tokens, plan.padded,
@@ -217,7 +237,7 @@ class Call:
     ) -> None:
         """Maps -> normalised maps, and their gradient -> that of the logits; both in place."""
         plan, mixing = self.plan, self.mixing
-        launch(
+        self._launch(
             backward_kernel.unmix_kernel, (len(products), plan.unmix_programs),
             maps, grads, mixing.theta, coefficients, products, sums, self.seed, first,
             plan.tokens, plan.padded, plan.level, plan.unit, mixing.eps, self.keep, **plan.unmix,
@@ -235,7 +255,7 @@ class Call:
         """The gradients of q, k and v, and parts of that of the norm's weight."""
         plan, mixing = self.plan, self.mixing
         tiles = plan.tiles(plan.gradients)
-        launch(
+        self._launch(
             backward_kernel.gradients_kernel, (len(dout_sum) * plan.heads * tiles,),
             maps, grads, *inputs, dout_sum, mixing.weight, mixing.shift, coefficients, *targets,
             *_strides(inputs), tiles, plan.tokens, plan.padded, plan.logit_scale, **plan.gradients,
@@ -248,7 +268,7 @@ class Call:
         plan = self.plan
         small = self.new(plan.heads), self.new(plan.heads), self.new(plan.heads)
         found = self.new(plan.heads, plan.heads), *small
-        launch(
+        self._launch(
             backward_kernel.totals_kernel, (plan.heads,),
             products, sums, dweight, coefficients, self.mixing.theta, self.mixing.weight, *found,
             plan.batch * products.shape[1], plan.batch * dweight.shape[1], plan.uniform, plan.unit,
@@ -257,34 +277,12 @@ class Call:
         return found
 
 
-# What Triton compiled for launches that differ in nothing that it looks at.
-_compiled: dict[tuple[Any, ...], tuple[Any, list[Any]]] = {}
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> Any:
+    """Launch a kernel by Triton: the one place that does, so that a test can see what is launched.
 
-
-def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
-    """Launch a kernel: the one place that does, so that a test can see what is launched.
-
-    Triton looks at every argument at every launch, which takes the host longer than all else. Here it looks
-    once for each set of sizes, types and alignments.
+    Returns what Triton compiled for it, and None in Triton's interpreter, which compiles nothing.
     """
-    if constants.get("DROPOUT"):  # every seed would be a set of its own
-        kernel[grid](*arguments, **constants)
-        return
-    key = (
-        kernel,
-        arguments[0].device,
-        *[(a.dtype, a.data_ptr() % 16 == 0) if isinstance(a, Tensor) else a for a in arguments],
-        *constants.values(),
-    )
-    found = _compiled.get(key)
-    if found is not None:
-        compiled, rest = found
-        compiled[(*grid, 1, 1)[:3]](*arguments, *rest)
-        return
-    compiled = kernel[grid](*arguments, **constants)
-    if compiled is not None:  # the interpreter compiles nothing
-        rest = [constants[name] for name in kernel.arg_names[len(arguments) :]]
-        _compiled[key] = compiled, rest
+    return kernel[grid](*arguments, **constants)
 
 
 def _of(tensor: Tensor, chunk: slice) -> Tensor:

@@ -140,7 +140,7 @@ class _Differentiable(torch.autograd.Function):
         if dout is None:
             return (None,) * 12
         saved = ctx.saved_tensors  # once: gradient checkpointing allows no second look
-        dq, dk, dv, dtheta, dbias, dweight, dshift = operator_backward(dout, *saved, *ctx.settings)
+        dq, dk, dv, dtheta, dbias, dweight, dshift = _apply_backward(dout, *saved, *ctx.settings)
         return dq, dk, dv, dtheta, None if saved[8] is None else dbias, dweight, dshift, *[None] * 5
 
 
@@ -175,8 +175,19 @@ def _with_gradient(function: type[torch.autograd.Function], below: Any) -> Any:
     return call
 
 
-_library.impl("reattention", _with_gradient(_Differentiable, operator), "Autograd")
-_library.impl("reattention_backward", _with_gradient(_DifferentiableOnce, operator_backward), "Autograd")
+_apply = _with_gradient(_Differentiable, operator)
+_apply_backward = _with_gradient(_DifferentiableOnce, operator_backward)
+_library.impl("reattention", _apply, "Autograd")
+_library.impl("reattention_backward", _apply_backward, "Autograd")
+
+
+def call_operator(*inputs: Any) -> tuple[Tensor, ...]:
+    """The operator with its gradient, as a model calls it.
+
+    Outside of a compiler the dispatcher would do no more than call the same function, and back from Python
+    to Python through it is a detour that the host pays for in each block.
+    """
+    return operator(*inputs) if torch.compiler.is_compiling() else _apply(*inputs)
 
 
 def gpu_kernels(q: Tensor, k: Tensor, v: Tensor) -> ModuleType | None:

@@ -15,7 +15,7 @@ from deepvit_train.models.reattention import (
     plain_reattention,
     reattention,
 )
-from deepvit_train.models.reattention.formula import operator
+from deepvit_train.models.reattention.formula import call_operator
 from tests.models.reattention.case import arguments, assert_all_close, build_inputs, everything
 
 NORMS = [Centring, AttentionScale]
@@ -73,9 +73,9 @@ def test_the_operator_gives_the_gradients_of_the_formula_and_keeps_no_map(
 
     def counted(*arguments: object) -> object:
         calls.append(arguments)
-        return operator(*arguments)
+        return call_operator(*arguments)
 
-    monkeypatch.setattr("deepvit_train.models.reattention.formula.operator", counted)
+    monkeypatch.setattr("deepvit_train.models.reattention.formula.call_operator", counted)
     assert_all_close(everything(reattention, inputs, norm, scale=0.7), expected, 1e-9)
     assert calls  # the maps were not kept
 
