@@ -131,9 +131,9 @@ def _folded(mixer: HeadMixer, mode: str, full: torch.dtype) -> tuple[Tensor, Ten
             and norm.running_var is not None
         ):
             weight = weight * (norm.running_var.to(full) + norm.eps).rsqrt()
-            shift = torch.addcmul(shift, weight, norm.running_mean.to(full), value=-1)
+            shift = shift - weight * norm.running_mean.to(full)
         if bias is not None:
-            shift, bias = torch.addcmul(shift, weight, bias), None
+            shift, bias = shift + weight * bias, None
     return theta, bias, weight, shift
 
 

@@ -7,7 +7,11 @@ Only q, k, v, out and a number per row of the maps are kept. The maps of a chunk
 type of q, never those of a larger batch. Launches are few: the host needs as long for a small kernel as for a
 large one.
 
-Shapes: B batch, C images of a chunk, N tokens, P padded tokens, H heads, HP padded heads, D head_dim.
+Heads of 33, say, are widened to 48 by zeros, which change no product: rows that are not aligned are loaded
+piece by piece.
+
+Shapes: B batch, C images of a chunk, N tokens, P padded tokens, H heads, HP padded heads, D head_dim as
+the kernels see it.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, distributed
 
 from deepvit_train.models.reattention import gpu_backward_kernel as backward_kernel
@@ -45,7 +50,7 @@ def forward(
     """As `kernel.forward`. rows: of the maps of a chunk, counted over images; 0: chosen from the sizes."""
     call = Call(q, mixing, seed, dropout, rows)
     plan = call.plan
-    q, k, v = (_rows_whole(each) for each in (q, k, v))
+    q, k, v = (call.rows_whole(each) for each in (q, k, v))
     maps, log_sums = call.new_maps(), call.new(plan.batch, plan.heads, plan.tokens)
     mean, var = (call.new(plan.heads if plan.over_batch else 0) for _ in range(2))
     affine = call.new(2, plan.padded_heads)
@@ -64,7 +69,7 @@ def forward(
     if late:
         slope, offset = affine[:, : plan.heads, None]
         out = (out * slope + v.float().sum(2)[:, None] * offset).to(v.dtype)
-    return out.transpose(1, 2), log_sums, mean, var
+    return call.narrowed(out).transpose(1, 2), log_sums, mean, var
 
 
 def backward(
@@ -84,7 +89,7 @@ def backward(
     call = Call(inputs[0], mixing, *dropped, rows)
     plan = call.plan
     inputs_and_results = *inputs, dout.to(out.dtype), out
-    q, k, v, dout, out = (_rows_whole(each) for each in inputs_and_results)
+    q, k, v, dout, out = (call.rows_whole(each) for each in inputs_and_results)
     v_sum, dout_sum = (call.new(plan.batch, plan.heads, plan.head_dim) for _ in range(2))
     coefficients = call.find_coefficients(v, dout, out, v_sum, dout_sum, statistics)
     maps, grads = call.new_maps(), call.new_maps()
@@ -99,7 +104,7 @@ def backward(
         call.unmix(maps, grads, coefficients, _of(products, chunk), _of(sums, chunk), chunk.start)
         targets = [_of(each, chunk) for each in (*gradients, dweight)]
         call.find_gradients(maps, grads, inputs_of_chunk, _of(dout_sum, chunk), coefficients, targets)
-    dq, dk, dv = gradients
+    dq, dk, dv = (call.narrowed(each) for each in gradients)
     return dq, dk, dv, *call.add_up(products, sums, dweight, coefficients)
 
 
@@ -121,6 +126,18 @@ class Call:
         """Uninitialised maps of a chunk, (C, H, N, P)."""
         plan = self.plan
         return self.new(plan.chunks[0].stop, plan.heads, plan.tokens, plan.padded, dtype=plan.dtype)
+
+    def rows_whole(self, tensor: Tensor) -> Tensor:
+        """The tensor (..., D), copied where D is widened or the entries of a row lie apart in memory."""
+        missing = self.plan.head_dim - tensor.shape[-1]
+        if missing:
+            return F.pad(tensor, (0, missing))
+        return tensor if tensor.stride(-1) == 1 and 0 not in tensor.stride() else tensor.contiguous()
+
+    def narrowed(self, tensor: Tensor) -> Tensor:
+        """The tensor (..., D) without the columns that `rows_whole` added."""
+        width = self.plan.width
+        return tensor if tensor.shape[-1] == width else tensor[..., :width].contiguous()
 
     @property
     def count(self) -> int:
@@ -288,11 +305,6 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
 def _of(tensor: Tensor, chunk: slice) -> Tensor:
     """The images of a chunk; no view is made where that is all."""
     return tensor if chunk.start == 0 and chunk.stop == len(tensor) else tensor[chunk]
-
-
-def _rows_whole(tensor: Tensor) -> Tensor:
-    """The tensor, copied unless the entries of each of its rows follow one another in memory."""
-    return tensor if tensor.stride(-1) == 1 and 0 not in tensor.stride() else tensor.contiguous()
 
 
 def _strides(tensors: list[Tensor]) -> list[int]:

@@ -43,7 +43,9 @@ class Plan:
     """Sizes, and for each kernel the constants that it is compiled with."""
 
     def __init__(self, shape: tuple[int, int, int, int], dtype: torch.dtype, kind: Kind, rows: int) -> None:
-        self.batch, self.heads, self.tokens, self.head_dim = shape
+        self.batch, self.heads, self.tokens, self.width = shape
+        # What the kernels see. Narrow rows fit into registers even if they are not aligned.
+        self.head_dim = self.width if self.width <= 32 else _ceil(self.width, ALIGNMENT) * ALIGNMENT
         self.dtype, self.kind = dtype, kind
         self.over_batch = kind.norm in ("batch", "ranks")
         self.padded = _ceil(self.tokens, ALIGNMENT) * ALIGNMENT
@@ -55,7 +57,7 @@ class Plan:
             # A dropped entry is 0 - level. A level that the type holds exactly saves it from being rounded.
             self.level = torch.tensor(self.level, dtype=dtype).item()
         self.uniform = self.level * self.unit
-        self.logit_scale, self.exponent_scale = self.head_dim**-0.5, self.head_dim**-0.5 * math.log2(math.e)
+        self.logit_scale, self.exponent_scale = self.width**-0.5, self.width**-0.5 * math.log2(math.e)
         image_bytes = self.heads * self.tokens * self.padded * dtype.itemsize
         images = max(1, rows // self.tokens if rows else CHUNK_BYTES // image_bytes)
         self.chunks = [slice(i, min(i + images, self.batch)) for i in range(0, self.batch, images)]
@@ -72,9 +74,7 @@ class Plan:
     def _choose_tiles(self) -> None:
         """Tiles by what was fastest on an H200 (docs/records), smaller where registers would not do."""
         single = self.dtype == torch.float32
-        wide = self.head_dim > 32
-        # Rows of such head_dims take many registers: they are long, or are loaded in small pieces.
-        costly = wide and (self.head_dim % 16 != 0 or self.head_dim > 64)
+        wide, very_wide = self.head_dim > 32, self.head_dim > 64
         crowded = self.padded_heads // 16  # 2 for more than 16 heads: a tile of all heads is twice as high
         padded_head_dim = max(16, _power_of_two(self.head_dim))
         of_head: Constants = {"H": self.heads, "D": self.head_dim, "DP": padded_head_dim}
@@ -83,19 +83,22 @@ class Plan:
         biased, dropout = {"BIASED": self.kind.biased}, {"DROPOUT": self.kind.dropout}
         row = max(16, _power_of_two(self.padded))
 
-        tile = _tile(32, 16 if costly else min(row, 32)) if single else _tile(64, min(row, 32), stages=4)
+        tile = _tile(32, 16 if very_wide else min(row, 32)) if single else _tile(64, min(row, 32), stages=4)
         self.maps: Constants = of_head | tile | {"ONCE": tile["COLUMNS"] >= self.padded}
         self.mix: Constants = of_heads | biased | dropout
         self.mix |= {"COLUMNS": (256 if single else 512) // crowded, "STEPS": 8, "num_warps": 4}
         self.affine: Constants = of_heads | biased | dropout | {"ROWS": 256, "num_warps": 8}
         self.values: Constants = of_head | {"HP": self.padded_heads}
-        self.values |= (
-            _tile(32, 32) if single else _tile(64, 64, warps=8, stages=3) if wide else _tile(128, 128)
-        )
+        if single:
+            self.values |= _tile(32, 32)
+        elif wide:
+            self.values |= _tile(64, 64, warps=8 if very_wide else 4, stages=3)
+        else:
+            self.values |= _tile(128, 128)
 
         self.sums: Constants = of_head | {"ROWS": min(128, 4096 // padded_head_dim)}
         self.coefficients: Constants = of_heads | biased | {"ROWS": 64}
-        tile = _tile(32, 16 if costly else 32) if single else _tile(64, 64, stages=2 if costly else 3)
+        tile = _tile(32, 16 if very_wide else 32) if single else _tile(64, 64, stages=2 if very_wide else 3)
         self.remap: Constants = of_head | tile
         self.remap["CENTRED"] = self.kind.norm != "layer" and not self.kind.dropout
         longest = LONGEST_ROW // (4 if single else 1) // crowded
@@ -106,9 +109,9 @@ class Plan:
         self.unmix |= {"SLICES": min(4, columns // 16)}
         self.gradients: Constants = of_head | {"HP": self.padded_heads}
         if single:
-            self.gradients |= _tile(32, 32, warps=8 if costly else 4)
-        elif costly:
-            self.gradients |= _tile(64, 32, warps=8) if self.head_dim > 64 else _tile(32, 32)
+            self.gradients |= _tile(32, 32, warps=8 if very_wide else 4)
+        elif very_wide:
+            self.gradients |= _tile(64, 32, warps=8)
         else:
             self.gradients |= _tile(64 if wide else 128, 32, stages=3)
         self.totals: Constants = of_heads | dropout | {"ROWS": 512, "num_warps": 16}
