@@ -33,9 +33,9 @@ from rich.table import Table
 from timm.data import ImageDataset, auto_augment, create_loader
 
 from deepvit_train.config.compose import compose_command
-from deepvit_train.data.dataset import TrainOrder
 from deepvit_train.data.index import scan_split
 from deepvit_train.data.loaders import Loaders
+from deepvit_train.data.order import TrainOrder
 from deepvit_train.distributed.world import World
 from scripts.photographs import write_photographs
 

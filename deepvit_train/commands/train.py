@@ -21,8 +21,9 @@ from deepvit_train.config.preset import Architecture
 from deepvit_train.config.train import TrainConfig
 from deepvit_train.data.bad_files import BadFiles
 from deepvit_train.data.balance import BalancedOrder
-from deepvit_train.data.dataset import Batch, TrainOrder
+from deepvit_train.data.dataset import Batch
 from deepvit_train.data.loaders import Loaders
+from deepvit_train.data.order import TrainOrder
 from deepvit_train.data.patience import Patience
 from deepvit_train.distributed.world import World
 from deepvit_train.run.change import flatten

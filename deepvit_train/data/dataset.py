@@ -1,4 +1,4 @@
-"""Batches of pixels, by (epoch, image); the order of training.
+"""Batches of pixels, by (epoch, image).
 
 Shapes: B batch, S the model's image size.
 """
@@ -7,44 +7,30 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler, get_worker_info
+from torch.utils.data import Dataset, get_worker_info
 
 from deepvit_train.data.absence import PAUSES_S, is_gone
-from deepvit_train.data.balance import BalancedOrder
 from deepvit_train.data.decode import BadImageError, Limits, UnreadableError, parse_picture
 from deepvit_train.data.index import ImageIndex
 from deepvit_train.data.kept import KeptBytes, KeptPixels
 from deepvit_train.data.memory import ReusedMemory
+from deepvit_train.data.order import Key
 from deepvit_train.data.patience import POLL_S, Readers
 from deepvit_train.data.shared import Block, SharedBlocks
 from deepvit_train.data.transform import NOTHING_ERASED, Erasure, Transform
-from deepvit_train.determinism import derive_seed, generators_kept, permutation
-from deepvit_train.distributed.world import World
+from deepvit_train.determinism import derive_seed, generators_kept
 
 # Among the bad files of a batch: all images of the index are bad, and what is trained on is black.
 NONE_LEFT = "no image is left"
 # Among them: so many images in a row are bad that none took their place, and what is trained on is black.
 NONE_NEAR = "no image is near"
-ALONE = World(rank=0, size=1, device=torch.device("cpu"))  # one process that reads everything
-
-
-class Key(NamedTuple):
-    """Which image, in which epoch, for which time in it.
-
-    Together with the run's seed it decides every random draw of a sample.
-    """
-
-    epoch: int
-    image: int
-    repeat: int = 0
 
 
 class Batch(NamedTuple):
@@ -167,93 +153,3 @@ class ImageDataset(Dataset[RawBatch]):
                     time.sleep(pause)  # it may have come back between the read and the look at it
                 else:
                     raise
-
-
-@dataclass(eq=False)
-class TrainOrder(Sampler[list[Key]]):
-    """The micro-batches of one rank, from one optimizer step to another, across epochs.
-
-    Step s of the run takes images s * batch_size .. (s + 1) * batch_size of its epoch's order, whatever the
-    number of ranks and micro-batches; the rest of an epoch that fills no batch is left out. The order is a
-    permutation of the images, unless a balance shows some more often. With repeats each image follows itself
-    so many times, and the epoch ends after as many samples as without (repeated augmentation: Hoffer et al.,
-    arXiv 1901.09335).
-
-    timm's mixup pairs the first image of a batch with its last, the second with the last but one. With
-    `mirrored` every micro-batch holds whole pairs of the step's batch, so the pairs are the same whatever the
-    number of ranks and micro-batches.
-    """
-
-    images: int
-    _: KW_ONLY
-    batch_size: int
-    accumulate: int
-    steps_per_epoch: int
-    steps: range
-    seed: int
-    repeats: int = 1
-    balanced: BalancedOrder | None = None
-    world: World = ALONE
-    mirrored: bool = False
-
-    @property
-    def largest_batch(self) -> int:
-        """The images of a micro-batch."""
-        return self.batch_size // (self.accumulate * self.world.size)
-
-    def __len__(self) -> int:
-        return len(self.steps) * self.accumulate
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        epoch_of_order, order, before = -1, np.empty(0), np.empty(0)
-        for step in self.steps:
-            epoch, place = divmod(step, self.steps_per_epoch)
-            if epoch != epoch_of_order:
-                epoch_of_order = epoch
-                if self.balanced is None:
-                    order = permutation(self.images, derive_seed("order", self.seed, epoch))
-                    before = np.zeros(self.images, np.int64)
-                else:
-                    order, before = self.balanced.epoch(self.seed, epoch)
-            whole = np.arange(place * self.batch_size, (place + 1) * self.batch_size)
-            for micro in self._dealt(whole):
-                places, repeats = np.divmod(micro[self.world.rank], self.repeats)
-                # A number for each time that an image is shown, so that each time is varied by its own draws.
-                repeats += self.repeats * before[places]
-                yield [
-                    Key(epoch, image, repeat)
-                    for image, repeat in zip(order[places].tolist(), repeats.tolist(), strict=True)
-                ]
-
-    def _dealt(self, places: np.ndarray) -> np.ndarray:
-        """The places of a batch by micro-batch and rank: (accumulate, ranks, images of a micro-batch)."""
-        parts = self.accumulate * self.world.size
-        half = len(places) // parts // 2 * parts if self.mirrored else len(places)
-        first, last = places[:half].reshape(parts, -1), places[half:].reshape(parts, -1)[::-1]
-        return np.concatenate([first, last], axis=1).reshape(self.accumulate, self.world.size, -1)
-
-
-class EvalOrder(Sampler[list[Key]]):
-    """The batches of one rank; each chosen image counts exactly once, whole batches are dealt in turn."""
-
-    def __init__(
-        self,
-        images: np.ndarray,
-        batch_size: int,
-        world: World = ALONE,
-    ) -> None:
-        self.images = images
-        self.batch_size = batch_size
-        self.starts = range(world.rank * batch_size, len(images), world.size * batch_size)
-
-    @property
-    def largest_batch(self) -> int:
-        """The most images of a batch."""
-        return min(self.batch_size, len(self.images))
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        for start in self.starts:
-            yield [Key(0, image) for image in self.images[start : start + self.batch_size].tolist()]

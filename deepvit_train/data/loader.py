@@ -16,8 +16,9 @@ from multiprocessing.context import ForkContext, ForkProcess
 import torch
 from torch.utils.data import DataLoader, get_worker_info
 
-from deepvit_train.data.dataset import Batch, EvalOrder, ImageDataset, RawBatch, TrainOrder
+from deepvit_train.data.dataset import Batch, ImageDataset, RawBatch
 from deepvit_train.data.memory import ReusedMemory
+from deepvit_train.data.order import EvalOrder, TrainOrder
 from deepvit_train.data.patience import POLL_S, Patience, Readers, Wait
 from deepvit_train.data.shared import SharedBlocks
 from deepvit_train.data.source import GRACE_S, Source, end_processes, open_source

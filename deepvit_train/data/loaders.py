@@ -11,10 +11,11 @@ from deepvit_train.config.data import AugmentConfig, DataConfig
 from deepvit_train.config.preprocessing import Preprocessing
 from deepvit_train.data.choice import spread_over_classes
 from deepvit_train.data.corruption import CorruptedTransform, corruption_seed
-from deepvit_train.data.dataset import EvalOrder, ImageDataset, TrainOrder
+from deepvit_train.data.dataset import ImageDataset
 from deepvit_train.data.decode import Limits
 from deepvit_train.data.index import ImageIndex
 from deepvit_train.data.loader import Loader, LoaderOptions
+from deepvit_train.data.order import EvalOrder, TrainOrder
 from deepvit_train.data.patience import Patience
 from deepvit_train.data.transform import eval_transform, train_transform
 from deepvit_train.data.unlabelled import UnlabelledDataset

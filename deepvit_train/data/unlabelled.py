@@ -9,10 +9,11 @@ from typing import IO
 
 import numpy as np
 
-from deepvit_train.data.dataset import ImageDataset, Key
+from deepvit_train.data.dataset import ImageDataset
 from deepvit_train.data.ending import summed_up
 from deepvit_train.data.folder import Walk
 from deepvit_train.data.index import ImageIndex, index_images, scan_tars
+from deepvit_train.data.order import Key
 from deepvit_train.data.transform import Erasure
 from deepvit_train.error import DataError, nearest
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deepvit_train.data.dataset import EvalOrder
+from deepvit_train.data.order import EvalOrder
 from deepvit_train.distributed.world import World
 
 NO_ANSWER = -1  # the prediction where the model's outputs are NaN or infinite

@@ -18,10 +18,11 @@ from deepvit_train.config.compose import compose_command
 from deepvit_train.data import index as indexing
 from deepvit_train.data import patience
 from deepvit_train.data.absence import is_gone
-from deepvit_train.data.dataset import EvalOrder, ImageDataset, RawBatch
+from deepvit_train.data.dataset import ImageDataset, RawBatch
 from deepvit_train.data.decode import Limits, UnreadableError, read_file
 from deepvit_train.data.index import ImageIndex, scan_split, scan_tars
 from deepvit_train.data.loader import Loader, LoaderOptions
+from deepvit_train.data.order import EvalOrder
 from deepvit_train.data.patience import DataLost, Patience, Readers, Wait, WaitInterrupted
 from deepvit_train.data.source import ThreadSource
 from deepvit_train.data.transform import eval_transform

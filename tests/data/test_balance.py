@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from deepvit_train.config.data import Balance
 from deepvit_train.data.balance import BalancedOrder, samples_a_class
-from deepvit_train.data.dataset import Key, TrainOrder
+from deepvit_train.data.order import Key, TrainOrder
 from deepvit_train.distributed.world import World
 from tests.conftest import QUICK, Command, as_ranks
 

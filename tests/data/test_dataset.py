@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from deepvit_train.config.compose import compose_command
-from deepvit_train.data.dataset import NONE_LEFT, NONE_NEAR, EvalOrder, ImageDataset, Key, TrainOrder
+from deepvit_train.data.dataset import NONE_LEFT, NONE_NEAR, ImageDataset
 from deepvit_train.data.decode import Limits
 from deepvit_train.data.index import scan_split
+from deepvit_train.data.order import EvalOrder, Key, TrainOrder
 from deepvit_train.data.transform import eval_transform, train_transform
 from deepvit_train.determinism import derive_seed, permutation, seeded
 from deepvit_train.distributed.world import World

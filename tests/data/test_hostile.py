@@ -16,10 +16,11 @@ from PIL import Image
 
 from deepvit_train.commands import evaluate, train
 from deepvit_train.config.compose import compose_command
-from deepvit_train.data.dataset import EvalOrder, ImageDataset
+from deepvit_train.data.dataset import ImageDataset
 from deepvit_train.data.decode import BadImageError, Limits
 from deepvit_train.data.index import scan_split
 from deepvit_train.data.loader import Loader, LoaderOptions
+from deepvit_train.data.order import EvalOrder
 from deepvit_train.data.transform import train_transform
 from deepvit_train.error import DataError
 from tests.conftest import QUICK

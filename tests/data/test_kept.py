@@ -9,10 +9,11 @@ import pytest
 from safetensors.torch import load_file
 
 from deepvit_train.config.compose import compose_command
-from deepvit_train.data.dataset import ImageDataset, Key
+from deepvit_train.data.dataset import ImageDataset
 from deepvit_train.data.decode import Limits
 from deepvit_train.data.index import ImageIndex, scan_split
 from deepvit_train.data.kept import KeptBytes, KeptPixels, free_memory
+from deepvit_train.data.order import Key
 from deepvit_train.data.transform import EvalTransform, Transform, eval_transform, train_transform
 from deepvit_train.training.images import kept_in_memory
 from tests.conftest import QUICK, Command, forked

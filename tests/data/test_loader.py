@@ -14,10 +14,11 @@ from scipy.stats import ks_2samp
 from timm.data.random_erasing import RandomErasing
 
 from deepvit_train.config.compose import compose_command
-from deepvit_train.data.dataset import Batch, ImageDataset, TrainOrder
+from deepvit_train.data.dataset import Batch, ImageDataset
 from deepvit_train.data.decode import Limits
 from deepvit_train.data.index import scan_split
 from deepvit_train.data.loader import Loader, LoaderOptions
+from deepvit_train.data.order import TrainOrder
 from deepvit_train.data.transform import denormalise, train_transform
 from deepvit_train.distributed.world import World
 from tests.watch import watching

@@ -14,10 +14,11 @@ import pytest
 import torch
 
 from deepvit_train.config.compose import compose_command
-from deepvit_train.data.dataset import ImageDataset, TrainOrder
+from deepvit_train.data.dataset import ImageDataset
 from deepvit_train.data.decode import Limits
 from deepvit_train.data.index import ImageIndex, scan_split
 from deepvit_train.data.loader import Loader, LoaderOptions
+from deepvit_train.data.order import TrainOrder
 from deepvit_train.data.transform import train_transform
 
 ENTRIES, EPOCHS, STEPS, BATCH = 1_000_000, 5, 100, 64

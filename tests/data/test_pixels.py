@@ -14,10 +14,10 @@ from PIL import ExifTags, Image
 
 from deepvit_train.config.compose import compose_command
 from deepvit_train.config.preprocessing import Interpolation, Preprocessing
-from deepvit_train.data.dataset import ALONE
 from deepvit_train.data.decode import Limits
 from deepvit_train.data.index import open_split
 from deepvit_train.data.loaders import Loaders, limits
+from deepvit_train.data.order import ALONE
 from deepvit_train.data.pixels import ImageTransform
 from deepvit_train.error import DataError
 from deepvit_train.models import DeepViT

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from deepvit_train.config.compose import compose_command
-from deepvit_train.data.dataset import EvalOrder, ImageDataset
+from deepvit_train.data.dataset import ImageDataset
 from deepvit_train.data.decode import Limits
 from deepvit_train.data.index import scan_split
 from deepvit_train.data.loader import BLOCKS_A_WORKER, Loader, LoaderOptions
+from deepvit_train.data.order import EvalOrder
 from deepvit_train.data.shared import SharedBlocks
 from deepvit_train.data.transform import eval_transform
 from tests.conftest import forked

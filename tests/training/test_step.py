@@ -12,7 +12,8 @@ from torch import Tensor
 from deepvit_train.config.compose import compose_command
 from deepvit_train.config.recipe import Precision
 from deepvit_train.config.shipped import choices
-from deepvit_train.data.dataset import Batch, TrainOrder
+from deepvit_train.data.dataset import Batch
+from deepvit_train.data.order import TrainOrder
 from deepvit_train.determinism import derive_seed, seeded
 from deepvit_train.distributed.world import World
 from deepvit_train.error import NotFiniteError
