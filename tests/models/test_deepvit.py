@@ -303,6 +303,19 @@ def test_an_identity_theta_without_norm_is_the_plain_vit(form: str, dtype: torch
     torch.testing.assert_close(mixing(images_of(dtype=dtype)), plain(images_of(dtype=dtype)), **tolerance)
 
 
+def test_normed_queries_and_keys_have_the_type_of_values() -> None:
+    class InFloat32(nn.Module):
+        """A norm as autocast runs it on a GPU."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x.float()
+
+    attn = build_attention(model_preset("digits"), 0).bfloat16()
+    attn.q_norm = attn.k_norm = InFloat32()
+    q, k, v = attn._heads(torch.randn(2, 5, attn.qkv.in_features, dtype=torch.bfloat16))
+    assert q.dtype == k.dtype == v.dtype == torch.bfloat16
+
+
 def test_registers_are_read_by_no_head() -> None:
     torch.manual_seed(0)
     for pool in ("cls", "mean"):

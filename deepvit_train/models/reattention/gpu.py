@@ -7,11 +7,10 @@ Only q, k, v, out and a number per row of the maps are kept. The maps of a chunk
 type of q, never those of a larger batch. Launches are few: the host needs as long for a small kernel as for a
 large one.
 
-Heads of 33, say, are widened to 48 by zeros, which change no product: rows that are not aligned are loaded
-piece by piece.
+Heads wider than 32 are widened by zeros to a multiple of 16, those of 33 to 48: rows that are not aligned are
+loaded piece by piece. Zeros change no product.
 
-Shapes: B batch, C images of a chunk, N tokens, P padded tokens, H heads, HP padded heads, D head_dim as
-the kernels see it.
+Shapes: B batch, C images of a chunk, N tokens, P padded tokens, H heads, HP padded heads, D head_dim, widened.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ NUMBERS = (int, float)
 
 
 def covers(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether the kernels take these inputs."""
+    """Whether the kernels take these inputs. Theta, bias, weight and shift have to be float32."""
     return (
         q.dtype == k.dtype == v.dtype
         and q.dtype in TYPES
@@ -131,7 +130,7 @@ class Call:
         """The tensor (..., D), copied where D is widened or the entries of a row lie apart in memory."""
         missing = self.plan.head_dim - tensor.shape[-1]
         if missing:
-            return F.pad(tensor, (0, missing))
+            return F.pad(tensor, (0, missing)).contiguous()  # padding keeps channels last
         return tensor if tensor.stride(-1) == 1 and 0 not in tensor.stride() else tensor.contiguous()
 
     def narrowed(self, tensor: Tensor) -> Tensor:
@@ -149,7 +148,8 @@ class Call:
         """Launch a kernel with what Triton compiled for it before, if it was launched like this before.
 
         Triton looks at every argument at every launch, which takes the host longer than all else. Of what it
-        looks at, only numbers and the alignment of addresses can differ between calls of one plan.
+        looks at, only numbers and the alignment of addresses can differ between calls of one plan, because the
+        plan decides the types.
         """
         launches = self.plan.launches
         aligned = [a if a.__class__ in NUMBERS else a.data_ptr() % 16 for a in arguments]
@@ -159,7 +159,8 @@ class Call:
             run(*arguments, *rest)
             return
         compiled = launch(kernel, grid, *arguments, **constants)
-        if compiled is not None and not self.plan.kind.dropout:  # every seed of dropout would be a key
+        once = self.plan.kind.dropout and "seed" in kernel.arg_names  # every seed would be a key
+        if compiled is not None and not once:
             rest = [constants[name] for name in kernel.arg_names[len(arguments) :]]
             launches[key] = compiled[(*grid, 1, 1)[:3]], rest
 
@@ -213,7 +214,7 @@ class Call:
         dout_sum: Tensor,
         statistics: tuple[Tensor, Tensor],
     ) -> Tensor:
-        """Sums over tokens into v_sum and dout_sum, (B, H, D); returns numbers per head, (7, HP)."""
+        """Sums over tokens into v_sum and dout_sum, (B, H, D); returns numbers per head, (7, HP), and a matrix, (HP, HP)."""
         plan, mixing = self.plan, self.mixing
         parts = self.new(plan.batch, plan.heads, 2)
         self._launch(
@@ -295,9 +296,9 @@ class Call:
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> Any:
-    """Launch a kernel by Triton: the one place that does, so that a test can see what is launched.
+    """Launch a kernel by Triton, which compiles it if it is new. A test can see here what is launched first.
 
-    Returns what Triton compiled for it, and None in Triton's interpreter, which compiles nothing.
+    Returns what Triton compiled, and None in Triton's interpreter, which compiles nothing.
     """
     return kernel[grid](*arguments, **constants)
 

@@ -1,6 +1,7 @@
 """How the GPU kernels of re-attention are launched for inputs of one shape: chunks, tiles, constants.
 
-Shapes: B batch, N tokens, P padded tokens, H heads, HP padded heads, D head_dim, DP padded head_dim.
+Shapes: B batch, N tokens, P padded tokens, H heads, HP padded heads, W width of a head, D that widened to
+whole units of alignment, DP to a power of two.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Kind:
 
 @lru_cache(maxsize=256)
 def plan_for(shape: tuple[int, int, int, int], dtype: torch.dtype, kind: Kind, rows: int) -> Plan:
-    """The plan for q of a shape (B, H, N, D); made once, because making it takes as long as a launch.
+    """The plan for q of a shape (B, H, N, W); made once, because making it takes as long as a launch.
 
     rows: of the maps of a chunk, counted over images; 0: chosen from the sizes.
     """
@@ -44,7 +45,7 @@ class Plan:
 
     def __init__(self, shape: tuple[int, int, int, int], dtype: torch.dtype, kind: Kind, rows: int) -> None:
         self.batch, self.heads, self.tokens, self.width = shape
-        # What the kernels see. Narrow rows fit into registers even if they are not aligned.
+        # Narrow rows fit into registers even if they are not aligned.
         self.head_dim = self.width if self.width <= 32 else _ceil(self.width, ALIGNMENT) * ALIGNMENT
         self.dtype, self.kind = dtype, kind
         self.over_batch = kind.norm in ("batch", "ranks")
@@ -72,7 +73,10 @@ class Plan:
         return _ceil(self.tokens, constants["ROWS"])
 
     def _choose_tiles(self) -> None:
-        """Tiles by what was fastest on an H200 (docs/records), smaller where registers would not do."""
+        """Tiles by what was fastest on an H200 (docs/records), smaller where registers would not do.
+
+        Those of heads wider than 64 were chosen by their registers alone.
+        """
         single = self.dtype == torch.float32
         wide, very_wide = self.head_dim > 32, self.head_dim > 64
         crowded = self.padded_heads // 16  # 2 for more than 16 heads: a tile of all heads is twice as high

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from deepvit_train.console import amount
@@ -140,7 +141,8 @@ class _Differentiable(torch.autograd.Function):
         if dout is None:
             return (None,) * 12
         saved = ctx.saved_tensors  # once: gradient checkpointing allows no second look
-        dq, dk, dv, dtheta, dbias, dweight, dshift = _apply_backward(dout, *saved, *ctx.settings)
+        gradient = operator_backward if torch.compiler.is_compiling() else _apply_backward
+        dq, dk, dv, dtheta, dbias, dweight, dshift = gradient(dout, *saved, *ctx.settings)
         return dq, dk, dv, dtheta, None if saved[8] is None else dbias, dweight, dshift, *[None] * 5
 
 
@@ -161,13 +163,16 @@ class _DifferentiableOnce(torch.autograd.Function):
 
 
 def _with_gradient(function: type[torch.autograd.Function], below: Any) -> Any:
-    """What the dispatcher calls for tensors that autograd may follow."""
+    """The function for tensors that autograd may follow.
+
+    Under forward-mode differentiation the function is applied too, which raises, because it has no such rule.
+    """
 
     def call(*inputs: Any) -> Any:
         follows = torch.is_grad_enabled() and any(
             isinstance(each, Tensor) and each.requires_grad for each in inputs
         )
-        if follows:
+        if follows or forward_ad._current_level >= 0:
             return function.apply(*inputs)
         with torch._C._AutoDispatchBelowAutograd():
             return below(*inputs)
@@ -184,8 +189,8 @@ _library.impl("reattention_backward", _apply_backward, "Autograd")
 def call_operator(*inputs: Any) -> tuple[Tensor, ...]:
     """The operator with its gradient, as a model calls it.
 
-    Outside of a compiler the dispatcher would do no more than call the same function, and back from Python
-    to Python through it is a detour that the host pays for in each block.
+    Without a compiler the dispatcher would end in the same Python function, and going through it costs the
+    host time in each block.
     """
     return operator(*inputs) if torch.compiler.is_compiling() else _apply(*inputs)
 

@@ -43,12 +43,15 @@ def chunks() -> Iterable[Case]:
     """Several chunks, the last of them smaller."""
     for norm in ("batch", "layer", "none"):
         yield Case(norm, (3, 3, 5, 8), FP32, chunk=10)
+    yield Case("batch", (3, 3, 5, 33), FP32, chunk=10)
 
 
 def layouts() -> Iterable[Case]:
     """Entries that do not follow one another in memory, and those that lie on top of one another."""
     for layout in ("transposed", "broadcast"):
         yield from (Case(norm, (2, 3, 5, 8), FP32, layout=layout) for norm in ("batch", "none"))
+    for layout in ("transposed", "heads_last", "broadcast"):  # of heads that are widened
+        yield Case("batch", (2, 3, 5, 33), FP32, layout=layout)
 
 
 def extremes() -> Iterable[Case]:
@@ -79,7 +82,7 @@ def more_long_rows() -> Iterable[Case]:
 
 
 def larger() -> Iterable[Case]:
-    """Shapes of models in use: 12 heads of 32, 33 and 64; 257 tokens, which are two sweeps."""
+    """Heads of 32 as models in use have them, and wider ones; 257 tokens, which are two sweeps."""
     for norm in ("batch", "layer", "none"):
         yield Case(norm, (1, 12, 197, 32))
         yield Case(norm, (2, 6, 50, 64), FP16)

@@ -44,6 +44,7 @@ CASES = [
     *(Case(norm, SHAPE, dropout=0.2) for norm in ("batch", "layer", "none")),
     *(Case(norm, (5, 12, 197, 32), chunk=2 * 197) for norm in ("batch", "layer", "none")),
     *(Case("batch", SHAPE, FP32, layout=layout) for layout in ("transposed", "broadcast")),
+    *(Case("batch", (3, 12, 197, 33), layout=layout) for layout in ("projection", "heads_last")),
     Case("batch", (5, 12, 197, 32), dropout=0.2, chunk=2 * 197),
     Case("batch", SHAPE, spread=0.1, scale=0.25),
     Case("layer", SHAPE, FP16, bias=False),

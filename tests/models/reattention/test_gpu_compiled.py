@@ -15,9 +15,9 @@ from tests.models.reattention.ahead_of_time import Launch
 REGISTERS = 65536  # of a streaming multiprocessor
 # KiB of shared memory that a program may have, by compute capability: A100, RTX 4090 and L4, H100, B200.
 SHARED = {80: 163, 89: 99, 90: 227, 100: 227}
-# Instructions: a register put aside once, outside the loops, costs nothing. For a B200 the compiler puts some
-# aside in `values`, although the kernel has 72 of 255 registers; tiles without any were slower on an H200.
-SPILLS = {80: 2, 89: 2, 90: 2, 100: 14}
+SPILLS = 2  # instructions: a register put aside once, outside the loops, costs nothing
+# For a B200 the compiler puts some aside although it uses 72 registers. Tiles without any were slower on an H200.
+SPILLS_THERE = {(100, "values_kernel"): 14}
 NORMS = ["batch", "layer", "none"]
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
@@ -65,9 +65,10 @@ class Compiled:
 
     def check(self, launch: Launch) -> None:
         need = launch.compiled_for(self.capability)
+        allowed = SPILLS_THERE.get((self.capability, launch.kernel.__name__), SPILLS)
         fits = need.registers * need.threads <= REGISTERS
         fits = fits and need.shared_bytes <= SHARED[self.capability] * 1024
-        if need.spills > SPILLS[self.capability] or not fits:
+        if need.spills > allowed or not fits:
             self.faults.append(f"sm_{self.capability}: {launch} needs {need}")
 
 

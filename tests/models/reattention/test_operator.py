@@ -114,6 +114,14 @@ def test_second_derivatives_are_refused_by_name() -> None:
         gradient.sum().backward()
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit")  # of torch's own code
+def test_forward_mode_is_refused() -> None:
+    q, k, v, *rest = (each.detach() for each in build_inputs(2, 3, 5, 4))
+    mixer = HeadMixer(*rest)
+    with pytest.raises(RuntimeError):  # and does not give a tangent of 0
+        torch.func.jvp(lambda each: reattention(each, k, v, mixer), (q,), (torch.ones_like(q),))
+
+
 @pytest.mark.parametrize("kind", NORMS)
 def test_no_map_is_saved(kind: str) -> None:
     """Saved are q, k, v, the output, a number per row, and numbers per head: linear in the tokens."""
@@ -172,6 +180,17 @@ def test_compiles_and_exports_whole(kind: str) -> None:
     torch.testing.assert_close(module.state_dict(), twin.state_dict())
     exported = torch.export.export(twin.eval(), tuple(inputs))
     torch.testing.assert_close(exported.module()(*inputs), twin(*inputs))
+
+
+@pytest.mark.filterwarnings("default")  # torch's own code raises some
+@pytest.mark.usefixtures("_fresh_compiler")
+def test_a_backward_pass_compiles_too() -> None:
+    q, *others = build_inputs(2, 3, 5, 4, dtype=torch.float32)
+    (expected,) = torch.autograd.grad(reattention(q, *arguments([q, *others])[1:]).square().sum(), q)
+    loss = reattention(*arguments([q, *others])).square().sum()
+    with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager", fullgraph=True)):
+        loss.backward()
+    torch.testing.assert_close(q.grad, expected, rtol=0, atol=0)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own
