@@ -10,7 +10,7 @@ large one.
 Heads wider than 32 are widened by zeros to a multiple of 16, those of 33 to 48: rows that are not aligned are
 loaded piece by piece. Zeros change no product.
 
-Shapes: B batch, C images of a chunk, N tokens, P padded tokens, H heads, HP padded heads, D head_dim, widened.
+Shapes: B batch, C images of a chunk, N tokens, P padded tokens, H heads, HP padded heads, D widened head_dim.
 """
 
 from __future__ import annotations
@@ -148,8 +148,8 @@ class Call:
         """Launch a kernel with what Triton compiled for it before, if it was launched like this before.
 
         Triton looks at every argument at every launch, which takes the host longer than all else. Of what it
-        looks at, only numbers and the alignment of addresses can differ between calls of one plan, because the
-        plan decides the types.
+        looks at, only numbers and the alignment of addresses can differ between calls of one plan, which decides
+        the types.
         """
         launches = self.plan.launches
         aligned = [a if a.__class__ in NUMBERS else a.data_ptr() % 16 for a in arguments]
@@ -214,7 +214,10 @@ class Call:
         dout_sum: Tensor,
         statistics: tuple[Tensor, Tensor],
     ) -> Tensor:
-        """Sums over tokens into v_sum and dout_sum, (B, H, D); returns numbers per head, (7, HP), and a matrix, (HP, HP)."""
+        """Sums over tokens into v_sum and dout_sum, (B, H, D).
+
+        Returns numbers per head, (7, HP), and below them a matrix, (HP, HP).
+        """
         plan, mixing = self.plan, self.mixing
         parts = self.new(plan.batch, plan.heads, 2)
         self._launch(

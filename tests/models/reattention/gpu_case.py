@@ -34,7 +34,8 @@ class Case:
     """One call of `reattention`, and its gradient.
 
     norm: a key of `case.NORMS`; shape: (B, H, N, K); layout: "projection", "transposed", "heads_last" or
-    "broadcast"; spread: the size of q and k, so how far maps are from uniform; gradient: that of out's gradient.
+    "broadcast"; spread: the size of q and k, so how far maps are from uniform; gradient: the size of that of
+    out.
     """
 
     norm: str
@@ -99,7 +100,9 @@ def inputs_of(case: Case, device: str) -> Inputs:
     if case.layout == "transposed":  # entries of a row do not follow one another in memory
         q, k, v, dout = (each.mT.contiguous().mT for each in (q, k, v, dout))
     elif case.layout == "heads_last":
-        q, k, v, dout = (each.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2) for each in (q, k, v, dout))
+        q, k, v, dout = (
+            each.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2) for each in (q, k, v, dout)
+        )
     elif case.layout == "broadcast":  # strides of 0, as those of the gradient of a sum
         q, k, v, dout = q, k[:1].expand_as(k), v[:, :1].expand_as(v), dout[:1, :1, :1, :1].expand_as(dout)
     theta = (torch.randn(heads, heads) * heads**-0.5).to(device)

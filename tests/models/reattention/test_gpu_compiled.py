@@ -16,7 +16,7 @@ REGISTERS = 65536  # of a streaming multiprocessor
 # KiB of shared memory that a program may have, by compute capability: A100, RTX 4090 and L4, H100, B200.
 SHARED = {80: 163, 89: 99, 90: 227, 100: 227}
 SPILLS = 2  # instructions: a register put aside once, outside the loops, costs nothing
-# For a B200 the compiler puts some aside although it uses 72 registers. Tiles without any were slower on an H200.
+# For a B200 the compiler puts some aside although it uses 72 registers. Tiles without were slower on an H200.
 SPILLS_THERE = {(100, "values_kernel"): 14}
 NORMS = ["batch", "layer", "none"]
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
