@@ -147,9 +147,8 @@ class Call:
     def _launch(self, kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
         """Launch a kernel with what Triton compiled for it before, if it was launched like this before.
 
-        Triton looks at every argument at every launch, which takes the host longer than all else. Of what it
-        looks at, only numbers and the alignment of addresses can differ between calls of one plan, which decides
-        the types.
+        Triton looks at every argument at every launch, which takes the host longer than all else. The plan
+        decides the types; only numbers and the alignment of addresses can differ between its calls.
         """
         launches = self.plan.launches
         aligned = [a if a.__class__ in NUMBERS else a.data_ptr() % 16 for a in arguments]
