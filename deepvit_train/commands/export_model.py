@@ -12,7 +12,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from deepvit_train.models import DeepViT
-from deepvit_train.models.attention import ReAttention, TalkingHeads
+from deepvit_train.models.attention import ReAttention
+from deepvit_train.models.attention_talking_heads import TalkingHeads
 from deepvit_train.models.reattention import Centring
 
 

@@ -1,4 +1,4 @@
-"""Compute multi-head attention: plain, with re-attention, or with talking heads.
+"""Compute multi-head attention: plain, or with re-attention.
 
 Each form is registered by the name that `kind:` has in a file of configs/attn/. A form of its own module is
 in attention_NAME.py (docs/add-an-attention.md).
@@ -15,7 +15,6 @@ from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
-from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from deepvit_train.config.model import AttentionConfig, ThetaInit, ThetaNorm
@@ -125,7 +124,7 @@ class Attention(nn.Module):
         # unbind comes before heads and tokens change places, so that one copy puts the gradients together.
         qkv = self.qkv(x).view(*x.shape[:2], 3, self.heads, self.head_dim).unbind(dim=2)
         q, k, v = (each.transpose(1, 2) for each in qkv)
-        # On a GPU autocast gives norms float32. Fused attention would take that back, and so is it here.
+        # Under autocast a GPU's LayerNorm returns float32. Fused attention casts that back, and so does this.
         return self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype), v
 
     def _output(self, out: Tensor) -> Tensor:
@@ -209,44 +208,6 @@ class ReAttention(Attention):
 
     def mixed(self, maps: Tensor) -> Tensor:
         return mix_heads(self._drop(maps), self.head_mixer)
-
-
-@form("talking_heads")
-class TalkingHeads(ReAttention):
-    """CaiT's attention, which mixes heads before the softmax too.
-
-    It does so by `logit_theta` (H, H) and `logit_bias` (H,). Dropout acts on the mixed maps.
-
-    Source: arXiv 2003.02436 and 2103.17239; the code of the latter draws the matrices from
-    trunc_normal(0.02).
-    """
-
-    logit_theta: Tensor
-    logit_bias: Tensor
-
-    def _build_theta(self, heads: int, attn: AttentionConfig) -> None:
-        self.logit_theta = nn.Parameter(torch.eye(heads))
-        self.logit_bias = nn.Parameter(torch.zeros(heads))
-        self.theta = nn.Parameter(torch.eye(heads))
-        self.theta_bias = nn.Parameter(torch.zeros(heads))
-        if attn.theta_init == ThetaInit.random:
-            trunc_normal_(self.logit_theta, std=0.02)
-            trunc_normal_(self.theta, std=0.02)
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        with torch.autocast(q.device.type, enabled=False):
-            full = torch.promote_types(v.dtype, torch.float32)
-            after = self.mixed(self.softmax_maps(q.to(full), k.to(full)))
-            return (after @ v.to(full)).to(v.dtype)
-
-    def softmax_maps(self, q: Tensor, k: Tensor) -> Tensor:
-        logits = q @ k.transpose(-2, -1) * self.head_dim**-0.5
-        mixer = self.mixer
-        assert isinstance(mixer, TalkingHeads)
-        return mix_heads(logits, HeadMixer(mixer.logit_theta, mixer.logit_bias)).softmax(dim=-1)
-
-    def mixed(self, maps: Tensor) -> Tensor:
-        return self._drop(mix_heads(maps, self.head_mixer))
 
 
 def build_attention(architecture: Architecture, index: int) -> Attention:

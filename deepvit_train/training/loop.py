@@ -303,4 +303,8 @@ def _wrapped(model: DeepViT, config: TrainConfig, world: World) -> Callable[[Ten
     if world.size > 1 and not is_sharded(model):
         forward = replicate(model, config.model.image_size, world)
     mode = config.trainer.compile.mode
-    return forward if mode is None else torch.compile(forward, mode=mode)
+    if mode is None:
+        return forward
+    # torch compiles a code eight times in a process, and then runs it as it is. All runs of `-m` are in one.
+    torch.compiler.reset()
+    return torch.compile(forward, mode=mode)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deepvit_train.commands import bench
+from deepvit_train.commands import bench, bench_contender
 from deepvit_train.commands import bench_cost as cost
 from deepvit_train.config.compose import compose_command
 from deepvit_train.config.preset import attention_preset
@@ -67,7 +67,7 @@ def test_peak_bytes_are_those_held_at_once() -> None:
 def test_peak_bytes_count_what_the_operator_keeps() -> None:
     """Measured twice the same, although the second call finds the memory of the first."""
     config = compose_command("bench", SMALL)
-    model = bench.build_contender("reattention", config, config.model)
+    model = bench_contender.build_contender("reattention", config, config.model)
     workload = cost.Workload(torch.randn(2, 3, 16, 16), torch.zeros(2, dtype=torch.int64), Precision.fp32)
     peaks = []
     for _ in range(2):
@@ -79,7 +79,7 @@ def test_peak_bytes_count_what_the_operator_keeps() -> None:
 @pytest.mark.parametrize("name", ["timm", "vit_pytorch", "configured", *choices("attn")])
 def test_contenders_have_the_configured_shape(name: str) -> None:
     config = compose_command("bench", [*SMALL, "attn.norm=layer"])
-    model = bench.build_contender(name, config, config.model)
+    model = bench_contender.build_contender(name, config, config.model)
     with torch.no_grad():
         assert model(torch.randn(2, 3, 16, 16)).shape == (2, 5)
     widths = {module.out_features for module in model.modules() if isinstance(module, nn.Linear)}
@@ -96,14 +96,14 @@ def test_contenders_have_the_configured_shape(name: str) -> None:
 def test_an_attention_without_the_operator_has_no_formula() -> None:
     config = compose_command("bench", [*SMALL, "contenders=[talking_heads_formula]"])
     with pytest.raises(ConfigError, match="'talking_heads_formula' is unknown: talking_heads does not use"):
-        bench.build_contender("talking_heads_formula", config, config.model)
+        bench_contender.build_contender("talking_heads_formula", config, config.model)
 
 
 @pytest.mark.parametrize("name", ["reattention", "reattention_vit_pytorch"])
 def test_the_formula_is_the_same_function_and_keeps_more(name: str) -> None:
     config = compose_command("bench", SMALL)
     operator, formula = (
-        bench.build_contender(each, config, config.model) for each in (name, f"{name}_formula")
+        bench_contender.build_contender(each, config, config.model) for each in (name, f"{name}_formula")
     )
     formula.load_state_dict(operator.state_dict())
     images = torch.randn(3, 3, 16, 16)
@@ -193,4 +193,4 @@ def test_mistakes_are_named(override: str, told: str) -> None:
 def test_what_a_contender_can_not_be_is_named() -> None:
     config = compose_command("bench", [*SMALL, "model.head_dim=5"])
     with pytest.raises(ConfigError, match="take timm out"):
-        bench.build_contender("timm", config, config.model)
+        bench_contender.build_contender("timm", config, config.model)

@@ -432,6 +432,21 @@ def test_a_compiled_run_continues_to_the_bit(tmp_path: Path) -> None:
     assert digests(tmp_path / "cut") == digests(tmp_path / "whole")
 
 
+def test_every_run_of_a_process_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[object] = []
+    compile_model = torch.compile
+
+    def noting(graph: Any, inputs: Any) -> Any:
+        compiled.append(graph)
+        return graph
+
+    monkeypatch.setattr(torch, "compile", lambda model, mode: compile_model(model, backend=noting))
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for number in range(3):
+            start(tmp_path / str(number), "trainer.compile=true", "trainer.max_steps=1")
+            assert len(compiled) == number + 1
+
+
 @pytest.mark.parametrize("attn", ["self", "reattention", "reattention_vit_pytorch", "talking_heads"])
 def test_deterministic_kernels_are_asked_for_and_change_no_bit_on_the_cpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attn: str

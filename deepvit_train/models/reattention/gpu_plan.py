@@ -62,7 +62,7 @@ class Plan:
         image_bytes = self.heads * self.tokens * self.padded * dtype.itemsize
         images = max(1, rows // self.tokens if rows else CHUNK_BYTES // image_bytes)
         self.chunks = [slice(i, min(i + images, self.batch)) for i in range(0, self.batch, images)]
-        # What Triton compiled, ready to be launched, by what it depends on (gpu.py).
+        # What Triton compiled, ready to be launched, by what it depends on (gpu_call.py).
         self.launches: dict[tuple[Any, ...], tuple[Any, list[Any]]] = {}
         self._choose_tiles()
         self.mix_programs = _ceil(self.tokens * self.padded, self.mix["COLUMNS"] * self.mix["STEPS"])
