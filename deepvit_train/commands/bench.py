@@ -128,9 +128,9 @@ def _measure(config: BenchConfig, model: ModelConfig, value: int | None, device:
 
 @contextmanager
 def _every_contender_compiled(count: int) -> Iterator[None]:
-    """Let torch compile the code of a class, which contenders share, more often than its default of 8 times.
+    """Let torch compile one code more than eight times, because contenders of one class share theirs.
 
-    Beyond that it would run what remains as it is, with no more than a warning.
+    Otherwise it would run the rest uncompiled, with no more than a warning.
     """
     import torch._dynamo.config  # takes a second
 

@@ -305,6 +305,6 @@ def _wrapped(model: DeepViT, config: TrainConfig, world: World) -> Callable[[Ten
     mode = config.trainer.compile.mode
     if mode is None:
         return forward
-    # torch compiles a code eight times in a process, and then runs it as it is. All runs of `-m` are in one.
+    # torch compiles one code eight times in a process, then runs it uncompiled. All runs of `-m` are in one.
     torch.compiler.reset()
     return torch.compile(forward, mode=mode)
