@@ -194,7 +194,7 @@ def test_every_error_of_the_system_is_told_in_a_line(error: OSError, told: str) 
     assert len(explained.splitlines()) <= 2
 
 
-@pytest.mark.runs
+@pytest.mark.slow
 def test_a_home_and_a_temporary_folder_that_can_not_be_written(image_folder: Path, tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "XDG_CACHE_HOME"}
     environment |= {"HOME": "/proc/nowhere", "TMPDIR": "/proc/nowhere", "PYTHONHASHSEED": "7"}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from deepvit_train.collapse import depth
+from deepvit_train.collapse.evidence import read_findings, told_forecast
 from deepvit_train.collapse.gallery import by_block, mixes
 from deepvit_train.config.collapse import CollapseConfig, Maps, Metric
 from deepvit_train.console import amount
@@ -121,7 +122,7 @@ def write_html(analysis: dict[str, Any], drawn: list[dict[str, Path]], config: C
 
 
 def conclude(model: dict[str, Any], data: dict[str, Any], config: CollapseConfig) -> str:
-    """Say in one or two sentences how good a model is and how many of its blocks' maps matter."""
+    """Say how good a model is, how many of its blocks' maps matter, and how much its tokens are alike."""
     lines = [_accuracy(model, data)]
     if "map_swap" in model["trained"]["averages"]:
         found = [by_block(model[state], "map_swap").values() for state in ("trained", "untrained")]
@@ -140,7 +141,18 @@ def conclude(model: dict[str, Any], data: dict[str, Any], config: CollapseConfig
             f"{counts[0]} of the {after_first} blocks after the first are similar to those before them, "
             f"{counts[1]} untrained."
         )
+    trained, untrained = _alike(model)
+    lines.append(
+        f"The tokens that leave the last block have a mean cosine of {trained:.3f} to each other, untrained "
+        f"{untrained:.3f}. {told_forecast(read_findings())}"
+    )
     return " ".join(lines)
+
+
+def _alike(model: dict[str, Any]) -> list[float]:
+    """Return the mean cosine of the last block's tokens, trained and untrained."""
+    cosines = [by_block(model[state], "tokens") for state in ("trained", "untrained")]
+    return [found[max(found)] for found in cosines]
 
 
 def _collapsed(replaceable: int, blocks: int) -> str:
@@ -236,8 +248,4 @@ def _from_which(blocks: list[int], depth: int) -> str:
 def _features(model: dict[str, Any]) -> str:
     to_last = by_block(model["trained"], "features")
     near = next(block for block, value in to_last.items() if value > 0.9)
-    tokens = [by_block(model[state], "tokens")[len(to_last) - 1] for state in ("trained", "untrained")]
-    return (
-        f"Features reach a cosine of 0.9 to the last block's at block {near}; the tokens that leave the last "
-        f"block have a mean cosine of {tokens[0]:.3f} to each other, untrained {tokens[1]:.3f}."
-    )
+    return f"Features reach a cosine of 0.9 to the last block's at block {near}."

@@ -1,26 +1,15 @@
-"""End an analysis with advice: which blocks do nothing, and what helped models in such a state, how surely.
-
-What helped is what the study of docs/study/ found; its findings.json lies beside this file. Where the study
-has no finished row, that is said.
-"""
+"""End an analysis with advice: which blocks do nothing, and what helped such models, how surely."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
+from deepvit_train.collapse.evidence import effect, told_depths, told_effect, told_rate
 from deepvit_train.collapse.gallery import by_block
 from deepvit_train.config.collapse import CollapseConfig
 from deepvit_train.console import amount
-from deepvit_train.reading import read_json
 
-FINDINGS = Path(__file__).with_name("findings.json")
 LOST = 0.005  # of top-1: pruned models that lose less are named
-
-
-def read_findings() -> dict[str, Any]:
-    """Return the findings of the study that the package ships with, as `deepvit-study` wrote them."""
-    return read_json(FINDINGS)
 
 
 def verdict(model: dict[str, Any], config: CollapseConfig, study: dict[str, Any]) -> list[str]:
@@ -74,67 +63,27 @@ def _pruned(pruned: dict[str, Any]) -> str:
 
 
 def _advice(model: dict[str, Any], copies: list[int], study: dict[str, Any]) -> list[str]:
-    """Return what can be tried, each with what the study says of it."""
+    """Return what can be tried, each with what the study says of it: first what helped most there."""
     shape, attn = model.get("model"), model.get("attn")
     if shape is None or attn is None:
         return []  # of timm, which this program does not train
     depth, plain = shape["depth"], attn["kind"] == "self"
-    tried = []
+    arms = []
     if shape["layer_scale"] is None:
-        tried.append(("LayerScale (model.layer_scale=0.1)", _contrast(study, "layer_scale", depth)))
-    tried.append(("a lower learning rate (optim.lr)", _rate(study, "plain" if plain else "paper", depth)))
+        arms.append(("LayerScale (model.layer_scale=0.1)", "layer_scale"))
+    if plain and attn.get("qk_gain", 1.0) == 1.0:
+        arms.append(("larger weights of queries and keys at the start (attn.qk_gain=4)", "sharp"))
     if plain and copies:
         mixing = f"mixing heads from block {copies[0]} on (attn=reattention attn.from_block={copies[0]})"
-        tried.append((mixing, _contrast(study, "paper", depth)))
-    tried.append((f"fewer blocks (model.depth, now {depth})", _depth(study, "plain" if plain else "paper")))
-    return [f"To try: {what}. {said}" for what, said in tried]
+        arms.append((mixing, "paper"))
+    found = [(what, effect(study, arm, depth)) for what, arm in arms]
+    found.sort(key=lambda each: each[1]["mean"] if each[1] else 0.0, reverse=True)
+    tried = [(_advised(row), what, told_effect(row, study)) for what, row in found]
+    own = "plain" if plain else "paper"
+    tried.append(("To try", "a lower learning rate (optim.lr)", told_rate(study, own, depth)))
+    tried.append(("To try", f"fewer blocks (model.depth, now {depth})", told_depths(study, own)))
+    return [f"{advised}: {what}. {said}" for advised, what, said in tried]
 
 
-def _contrast(study: dict[str, Any], arm: str, depth: int) -> str:
-    """Say what an arm did to accuracy beside the first arm, at the depth of the study nearest to this one."""
-    rows = [row for row in study.get("against_first", []) if row["arm"] == arm and _whole(row, study)]
-    if not rows:
-        return _unfinished(study)
-    row = min(rows, key=lambda row: abs(row["depth"] - depth))
-    did = "helped" if row["low"] > 0 else "did harm" if row["high"] < 0 else "made no sure difference"
-    blocks, seeds = amount(row["depth"], "block"), amount(row["seeds"], "seed")
-    return (
-        f"In the study it {did} at {blocks}: {row['mean']:+.2f} points of top-1 beside plain attention "
-        f"(95 %: {row['low']:+.2f} to {row['high']:+.2f}, {seeds})."
-    )
-
-
-def _rate(study: dict[str, Any], arm: str, depth: int) -> str:
-    rows = [row for row in study.get("search", []) if row["arm"] == arm]
-    if not rows or not _searched(study):
-        return _unfinished(study)
-    row = min(rows, key=lambda row: abs(row["depth"] - depth))
-    tried = ", ".join(row["top1"])
-    return (
-        f"In the study {row['best']:g} was the best of {tried} at {amount(row['depth'], 'block')} (one seed)."
-    )
-
-
-def _depth(study: dict[str, Any], arm: str) -> str:
-    rows = [row for row in study.get("accuracy", []) if row["arm"] == arm and _whole(row, study)]
-    if len(rows) < 2:
-        return _unfinished(study)
-    told = ", ".join(
-        f"{row['mean']:.2f} ({row['low']:.2f} to {row['high']:.2f}) with {amount(row['depth'], 'block')}"
-        for row in rows
-    )
-    return f"In the study top-1 was {told}, in points with 95 % intervals."
-
-
-def _whole(row: dict[str, Any], study: dict[str, Any]) -> bool:
-    """Return whether a row rests on all seeds that were planned."""
-    return row["seeds"] == study.get("seeds")
-
-
-def _searched(study: dict[str, Any]) -> bool:
-    """Return whether the search is over."""
-    return study.get("searched") == study.get("searches")
-
-
-def _unfinished(study: dict[str, Any]) -> str:
-    return f"The study is not finished on this ({study.get('finished', 0)} of {study.get('cells', 0)} cells)."
+def _advised(row: dict[str, Any] | None) -> str:
+    return "Rather not" if row is not None and row["high"] < 0 else "To try"

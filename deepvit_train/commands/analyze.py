@@ -16,10 +16,11 @@ from torch import nn
 from deepvit_train.atomic import make_folder, remove, write_text
 from deepvit_train.collapse.answer import answers
 from deepvit_train.collapse.contribution import contributions
+from deepvit_train.collapse.evidence import read_findings
 from deepvit_train.collapse.gallery import draw_all, take_pictures
 from deepvit_train.collapse.measurement import as_data, measure_model, theta_of
 from deepvit_train.collapse.report import SECTIONS, write_html
-from deepvit_train.collapse.verdict import read_findings, verdict
+from deepvit_train.collapse.verdict import verdict
 from deepvit_train.commands.analyze_features import measure_features
 from deepvit_train.commands.analyze_prune import prune
 from deepvit_train.commands.analyze_subject import TIMM, Subject, data_of, from_checkpoint, from_timm

@@ -22,6 +22,7 @@ METRICS = "metrics.jsonl"
 CLASSES = 50  # that a card lists; model.json has all
 # What a card says of attention collapse, in words.
 COLLAPSE = {
+    "collapse/token_similarity_last": "cosine between the tokens that leave the last block",
     "collapse/replaceable_ratio": "share of blocks that do as well with the maps of the block before",
     "collapse/similar_ratio": "share of blocks whose maps are like those of the block before",
     "collapse/similarity_pre_mix_raw": "cosine of softmax maps to the block before",

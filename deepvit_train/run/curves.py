@@ -31,6 +31,7 @@ LAYOUT = {
         "memory, MiB": ["Multiline", ["^train/memory_mib$"]],
     },
     "collapse": {
+        "cosine between the tokens of the last block": ["Multiline", ["^collapse/token_similarity_last$"]],
         "share of blocks whose maps do not matter": ["Multiline", ["^collapse/replaceable_ratio$"]],
         "rise of the loss with the maps of the block before": ["Multiline", ["^collapse/map_swap$"]],
         "length of the attention branch over the token's": ["Multiline", ["^collapse/branch_share"]],
@@ -38,7 +39,7 @@ LAYOUT = {
         "cosine of maps to the block before": ["Multiline", ["^collapse/similarity_"]],
         "distance of maps from 1/N": ["Multiline", ["^collapse/deviation_"]],
         "cosine between the heads of a block": ["Multiline", ["^collapse/head_similarity_"]],
-        "cosine of features": ["Multiline", ["^collapse/feature_cosine", "^collapse/token_similarity"]],
+        "cosine of features to the last block's": ["Multiline", ["^collapse/feature_cosine"]],
         "parameters that mix heads: mean over blocks": ["Multiline", ["^mixing/.*_mean$"]],
         "parameters that mix heads: standard deviation": ["Multiline", ["^mixing/.*_std$"]],
         "gradient of queries and keys over that of values": ["Multiline", ["^train/query_key_gradient"]],

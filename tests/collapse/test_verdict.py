@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from deepvit_train.collapse.verdict import read_findings, verdict
+from deepvit_train.collapse.evidence import LOSS, TOKENS, read_findings, told_forecast
+from deepvit_train.collapse.verdict import verdict
 from deepvit_train.config.compose import compose_command
 
 CONFIG = compose_command("analyze", ["checkpoint=x"]).collapse
@@ -41,6 +42,11 @@ STUDY = {
         row("layer_scale", 8, -0.2, 0.4),
         row("layer_scale", 24, 0.5, 1.5),
         row("paper", 24, -2.0, -1.0),
+        row("sharp", 24, 1.0, 3.0),
+    ],
+    "measures": [
+        {"measure": "train/loss", "within_depths": -0.7},
+        {"measure": "collapse/token_similarity_last", "within_depths": -0.5},
     ],
 }
 IDLE = model_of([0.5, 0.001, 0.2, -0.3] * 5, [0.5, 0.001, 0.3] * 6 + [0.1])
@@ -61,6 +67,15 @@ def test_blocks_that_do_nothing_and_what_helped_such_models() -> None:
         in " ".join(lines)
     )
     assert len(told) == len(lines) - 1
+    # What helped most stands first, and what did harm is no advice.
+    advice = [line.split(" (")[0] for line in lines[1:]]
+    assert advice == [
+        "To try: larger weights of queries and keys at the start",
+        "To try: LayerScale",
+        "Rather not: mixing heads from block 2 on",
+        "To try: a lower learning rate",
+        "To try: fewer blocks",
+    ]
 
 
 def test_a_shallow_model_gets_the_shallow_row() -> None:
@@ -74,13 +89,19 @@ def test_a_model_that_has_layer_scale_and_mixes_is_not_told_to() -> None:
     text = " ".join(verdict(model, CONFIG, STUDY))
     assert "LayerScale" not in text
     assert "mixing heads" not in text
+    assert "attn.qk_gain" not in text
+
+
+def test_a_model_that_began_with_larger_weights_is_not_told_to() -> None:
+    model = IDLE | {"attn": {"kind": "self", "qk_gain": 4.0}}
+    assert "attn.qk_gain" not in " ".join(verdict(model, CONFIG, STUDY))
 
 
 @pytest.mark.parametrize("study", [{}, {**STUDY, "finished": 14, "seeds": 9, "searched": 55}])
 def test_an_unfinished_study_is_called_that(study: dict[str, Any]) -> None:
     lines = verdict(IDLE, CONFIG, study)
     advice = [line for line in lines if line.startswith("To try")]
-    assert len(advice) == 4
+    assert len(advice) == 5
     count = f"{study.get('finished', 0)} of {study.get('cells', 0)} cells"
     assert all(line.endswith(f"The study is not finished on this ({count}).") for line in advice)
 
@@ -108,7 +129,18 @@ def test_no_classes_no_verdict_and_no_advice_for_timm() -> None:
     assert len(verdict(timm, CONFIG, STUDY)) == 1
 
 
+def test_what_the_study_says_of_the_measure() -> None:
+    assert "a rank correlation of -0.50 among models of one depth, where the training loss had -0.70" in (
+        told_forecast(STUDY)
+    )
+    assert told_forecast({**STUDY, "finished": 14}).startswith("The study is not finished on this (14 of 112")
+    assert told_forecast({}).startswith("The study is not finished on this")
+
+
 def test_the_package_ships_findings_that_can_be_read() -> None:
     study = read_findings()
     assert study["cells"] == 112
+    # What reports call the measure that told most must be that.
+    told = {row["measure"]: abs(row["within_depths"]) for row in study["measures"] if row["predicts"]}
+    assert sorted(told, key=lambda name: -told[name])[:2] == [LOSS, TOKENS]
     assert verdict(IDLE, CONFIG, study)

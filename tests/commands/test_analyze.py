@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from deepvit_train.collapse import measure
 from deepvit_train.collapse.report import SECTIONS as ALL_SECTIONS
-from deepvit_train.collapse.report import find
+from deepvit_train.collapse.report import conclude, find
 from deepvit_train.commands import analyze, train
 from deepvit_train.commands.analyze_subject import from_timm
 from deepvit_train.config.collapse import Axis, Metric
@@ -307,6 +307,22 @@ def test_what_the_report_says() -> None:
     assert "No block is similar." in sentences([], [])
     assert "does not show collapse" in sentences([1], [1, 2])
     assert "These blocks are similar, counted from 0: 1." in sentences([1], [])
+
+
+def test_the_first_lines_of_a_report() -> None:
+    def state(swaps: list[float], tokens: list[float]) -> dict[str, Any]:
+        return {"averages": {"features": [[1.0]] * 3, "map_swap": swaps, "tokens": tokens}}
+
+    model: dict[str, Any] = {"accuracy": {"calibrated": {"top1": 0.75}}}
+    model |= {
+        "trained": state([0.5, 0.001], [0.1, 0.2, 0.375]),
+        "untrained": state([0, 0], [0.1, 0.2, 0.875]),
+    }
+    config = compose_command("analyze", ["checkpoint=x"]).collapse
+    said = conclude(model, {"split": "val", "name": "digits"}, config)
+    assert said.startswith("Top-1 is 0.7500 on val of digits. These maps have collapsed in part: 1 block is")
+    assert "The attention maps of 1 of the 2 blocks after the first matter, untrained those of 0" in said
+    assert "last block have a mean cosine of 0.375 to each other, untrained 0.875." in said
 
 
 def test_pruning_leaves_out_blocks_from_the_least_missed_on(digits: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from deepvit_train.error import UserError
 from deepvit_train.evaluation.loaded import load
 from deepvit_train.run.checkpoint import digest_of
 from deepvit_train.run.found import find
-from tests.conftest import QUICK, Command
+from tests.conftest import QUICK, Command, slowly
 
 COMMON = ["threads=1", "data.workers=0"]
 LONGER = ["trainer.epochs=3", "trainer.limit_batches=44", "optim.lr=0.003", "trainer.log_every_steps=44"]
@@ -106,7 +106,7 @@ def test_the_other_program_gives_the_same_answers(
 
 
 @pytest.mark.runs
-@pytest.mark.parametrize("numbers", ["fp16", "int8"])
+@pytest.mark.parametrize("numbers", [slowly("fp16"), "int8"])
 def test_the_loss_of_smaller_numbers_is_measured(call: Command, mixed: Path, numbers: str) -> None:
     assert call("export", str(mixed), "out=whole", *COMMON).returncode == 0
     result = call("export", str(mixed), "out=small", f"numbers={numbers}", "accuracy_loss=0.2", *COMMON)

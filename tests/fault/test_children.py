@@ -75,7 +75,7 @@ def check_that_nothing_is_lost(digits: Path, out: Path) -> None:
     ("number", "group"),
     [
         slowly(signal.SIGTERM, False),
-        (signal.SIGTERM, True),
+        slowly(signal.SIGTERM, True),
         slowly(signal.SIGINT, True),
         (signal.SIGKILL, False),
     ],

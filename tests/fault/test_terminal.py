@@ -125,7 +125,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+@pytest.mark.parametrize("encoding", ["ascii", slowly("utf-8")])
 def test_names_from_files_do_not_steer_the_terminal(
     digits: Path, hostile: Path, tmp_path: Path, encoding: str
 ) -> None:
