@@ -122,8 +122,13 @@ def write_html(analysis: dict[str, Any], drawn: list[dict[str, Path]], config: C
 
 
 def conclude(model: dict[str, Any], data: dict[str, Any], config: CollapseConfig) -> str:
-    """Say how good a model is, how many of its blocks' maps matter, and how much its tokens are alike."""
-    lines = [_accuracy(model, data)]
+    """Say how good a model is, how alike its tokens are, and in how many blocks the maps matter."""
+    trained, untrained = _alike(model)
+    lines = [
+        _accuracy(model, data),
+        f"The tokens that leave the last block have a mean cosine of {trained:.3f} to each other, untrained "
+        f"{untrained:.3f}. {told_forecast(read_findings())}",
+    ]
     if "map_swap" in model["trained"]["averages"]:
         found = [by_block(model[state], "map_swap").values() for state in ("trained", "untrained")]
         matter, before = (sum(rise >= config.swap_rise for rise in rises) for rises in found)
@@ -141,11 +146,6 @@ def conclude(model: dict[str, Any], data: dict[str, Any], config: CollapseConfig
             f"{counts[0]} of the {after_first} blocks after the first are similar to those before them, "
             f"{counts[1]} untrained."
         )
-    trained, untrained = _alike(model)
-    lines.append(
-        f"The tokens that leave the last block have a mean cosine of {trained:.3f} to each other, untrained "
-        f"{untrained:.3f}. {told_forecast(read_findings())}"
-    )
     return " ".join(lines)
 
 
