@@ -33,16 +33,17 @@ def effect(study: Study, arm: str, depth: int) -> dict[str, Any] | None:
     return min(rows, key=lambda row: abs(row["depth"] - depth), default=None)
 
 
-def told_effect(row: dict[str, Any] | None, study: Study) -> str:
-    """Say what an arm did to accuracy beside plain attention."""
+def told_effect(row: dict[str, Any] | None, study: Study, plain: bool) -> str:
+    """Say what an arm did to the accuracy of plain attention. `plain`: whether the model at hand has it."""
     if row is None:
         return unfinished(study)
     did = "helped" if row["low"] > 0 else "did harm" if row["high"] < 0 else "made no sure difference"
     blocks, seeds = amount(row["depth"], "block"), amount(row["seeds"], "seed")
-    return (
-        f"In the study it {did} at {blocks}: {row['mean']:+.2f} points of top-1 beside plain attention "
-        f"(95 %: {row['low']:+.2f} to {row['high']:+.2f}, {seeds})."
+    said = (
+        f"In the study it {did} with {blocks} and otherwise plain attention: {row['mean']:+.2f} points of "
+        f"top-1 (95 %: {row['low']:+.2f} to {row['high']:+.2f}, {seeds})."
     )
+    return said if plain else f"{said} With other attention it was not tried."
 
 
 def told_rate(study: Study, arm: str, depth: int) -> str:
@@ -51,16 +52,23 @@ def told_rate(study: Study, arm: str, depth: int) -> str:
     if not rows or study.get("searched") != study.get("searches"):
         return unfinished(study)
     row = min(rows, key=lambda row: abs(row["depth"] - depth))
-    tried = ", ".join(row["top1"])
+    rates = [float(rate) for rate in row["top1"]]
+    end = {min(rates): " (the lowest)", max(rates): " (the highest)"}.get(row["best"], "")
     return (
-        f"In the study {row['best']:g} was the best of {tried} at {amount(row['depth'], 'block')} (one seed)."
+        f"In the study {row['best']:g}{end} was the best of {', '.join(row['top1'])} at "
+        f"{amount(row['depth'], 'block')} (one seed)."
     )
 
 
-def told_depths(study: Study, arm: str) -> str:
-    """Say how accuracy depended on the number of blocks."""
+def by_depth(study: Study, arm: str) -> list[dict[str, Any]]:
+    """Return an arm's accuracy at each depth, from shallow to deep. Empty if not two depths are finished."""
     rows = [row for row in study.get("accuracy", []) if row["arm"] == arm and _whole(row, study)]
-    if len(rows) < 2:
+    return sorted(rows, key=lambda row: row["depth"]) if len(rows) > 1 else []
+
+
+def told_depths(rows: list[dict[str, Any]], study: Study) -> str:
+    """Say how accuracy depended on the number of blocks."""
+    if not rows:
         return unfinished(study)
     told = ", ".join(
         f"{row['mean']:.2f} ({row['low']:.2f} to {row['high']:.2f}) with {amount(row['depth'], 'block')}"
@@ -70,13 +78,17 @@ def told_depths(study: Study, arm: str) -> str:
 
 
 def told_forecast(study: Study) -> str:
-    """Say how much the tokens' likeness early in a training told about the accuracy at its end."""
+    """Say how much the tokens' likeness early in a training told about the accuracy at its end.
+
+    It was not asked of models at the end of their training.
+    """
     rows = {row["measure"]: row["within_depths"] for row in study.get("measures", [])}
     if not {LOSS, TOKENS} <= rows.keys() or study["finished"] < study["cells"]:
         return unfinished(study)
     return (
-        "Of all measures of collapse this one told most about the accuracy in the study: a rank correlation "
-        f"of {rows[TOKENS]:.2f} among models of one depth, where the training loss had {rows[LOSS]:.2f}."
+        "In the study, models whose tokens were less alike after a fifth of the training ended more "
+        f"accurate: the rank correlation is {rows[TOKENS]:.2f} among models of one depth, that of the "
+        f"training loss {rows[LOSS]:.2f}."
     )
 
 

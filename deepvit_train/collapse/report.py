@@ -137,6 +137,8 @@ def conclude(model: dict[str, Any], data: dict[str, Any], config: CollapseConfig
             f"The attention maps of {matter} of the {len(found[0])} blocks after the first matter, untrained "
             f"those of {before}: the loss rises by {config.swap_rise:g} or more when a block uses the maps "
             "of the block before."
+            if found[0]
+            else "There is one block, so no block before it whose maps it could use."
         )
     else:
         name = f"{config.maps}/{config.metric}/{config.axis}"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from deepvit_train.collapse.evidence import effect, told_depths, told_effect, told_rate
+from deepvit_train.collapse.evidence import by_depth, effect, told_depths, told_effect, told_rate
 from deepvit_train.collapse.gallery import by_block
 from deepvit_train.config.collapse import CollapseConfig
 from deepvit_train.console import amount
 
+ARMS = {"self": "plain", "reattention": "paper"}  # the study's arms by kind of attention
 LOST = 0.005  # of top-1: pruned models that lose less are named
 
 
@@ -29,6 +30,8 @@ def verdict(model: dict[str, Any], config: CollapseConfig, study: dict[str, Any]
     lines = [_idle(idle, config.swap_rise)]
     if "prune" in model:
         lines.append(_pruned(model["prune"]))
+    if not idle and not swaps:
+        return [*lines, "There is nothing to change."]
     if not idle and not copies:
         return [*lines, "The maps of every block matter, so there is nothing to change."]
     return [*lines, *_advice(model, copies, study)]
@@ -71,19 +74,29 @@ def _advice(model: dict[str, Any], copies: list[int], study: dict[str, Any]) -> 
     arms = []
     if shape["layer_scale"] is None:
         arms.append(("LayerScale (model.layer_scale=0.1)", "layer_scale"))
-    if plain and attn.get("qk_gain", 1.0) == 1.0:
+    # A norm of queries and keys takes such a factor out again.
+    if plain and attn.get("qk_gain", 1.0) == 1.0 and not shape.get("qk_norm"):
         arms.append(("larger weights of queries and keys at the start (attn.qk_gain=4)", "sharp"))
     if plain and copies:
         mixing = f"mixing heads from block {copies[0]} on (attn=reattention attn.from_block={copies[0]})"
         arms.append((mixing, "paper"))
     found = [(what, effect(study, arm, depth)) for what, arm in arms]
     found.sort(key=lambda each: each[1]["mean"] if each[1] else 0.0, reverse=True)
-    tried = [(_advised(row), what, told_effect(row, study)) for what, row in found]
-    own = "plain" if plain else "paper"
-    tried.append(("To try", "a lower learning rate (optim.lr)", told_rate(study, own, depth)))
-    tried.append(("To try", f"fewer blocks (model.depth, now {depth})", told_depths(study, own)))
-    return [f"{advised}: {what}. {said}" for advised, what, said in tried]
+    lines = [f"{_advised(row, plain)}: {what}. {told_effect(row, study, plain)}" for what, row in found]
+    if (own := ARMS.get(attn["kind"])) is not None:
+        rows = by_depth(study, own)
+        fewer = "Rather not" if rows and rows[-1]["low"] > rows[0]["high"] else "To try"
+        lines += [
+            f"To try: another learning rate (optim.lr). {told_rate(study, own, depth)}",
+            f"{fewer}: fewer blocks (model.depth, now {depth}), which cost less. {told_depths(rows, study)}",
+        ]
+    return lines
 
 
-def _advised(row: dict[str, Any] | None) -> str:
-    return "Rather not" if row is not None and row["high"] < 0 else "To try"
+def _advised(row: dict[str, Any] | None, plain: bool) -> str:
+    """Say whether to try what an arm stands for; what the study does not know is worth a try."""
+    if row is None:
+        return "To try"
+    if row["high"] < 0:
+        return "Rather not"
+    return "To try" if row["low"] > 0 and plain else "Uncertain"

@@ -22,7 +22,7 @@ METRICS = "metrics.jsonl"
 CLASSES = 50  # that a card lists; model.json has all
 # What a card says of attention collapse, in words.
 COLLAPSE = {
-    "collapse/token_similarity_last": "cosine between the tokens that leave the last block",
+    "collapse/token_similarity_last": "mean cosine between the tokens that leave the last block",
     "collapse/replaceable_ratio": "share of blocks that do as well with the maps of the block before",
     "collapse/similar_ratio": "share of blocks whose maps are like those of the block before",
     "collapse/similarity_pre_mix_raw": "cosine of softmax maps to the block before",
@@ -126,7 +126,7 @@ def _worth(loaded: LoadedModel, report: dict[str, Any], state: dict[str, Any]) -
 
 
 def _collapse(loaded: LoadedModel, state: dict[str, Any]) -> str:
-    """Say the last measurement of attention maps up to the checkpoint's step, if its run has one."""
+    """Say the last measurement of collapse up to the checkpoint's step, if its run has one."""
     found: dict[str, Any] = {}
     if loaded.found.run is not None:
         for _, line in _lines(loaded.found.run / METRICS):
@@ -135,7 +135,7 @@ def _collapse(loaded: LoadedModel, state: dict[str, Any]) -> str:
     if not found:
         return ""
     rows = [f"| {COLLAPSE[key]} | {found[key]:.3f} |" for key in COLLAPSE if key in found]
-    return "\n".join(["## Attention maps", "| | |", "|---|---|", *rows, ""])
+    return "\n".join(["## Attention maps and tokens", "| | |", "|---|---|", *rows, ""])
 
 
 def _lines(file: Path) -> Iterator[tuple[str, Any]]:

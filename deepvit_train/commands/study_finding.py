@@ -60,10 +60,11 @@ def findings(cells: Sequence[Cell], grid: GridConfig) -> Row:
     names += sorted({cell["attn"] for cell in proper} - {*names})
     depths = sorted({cell["depth"] for cell in proper})
     accuracy = {(cell["attn"], cell["depth"], cell["seed"]): _points(cell) for cell in proper}
+    planned = _planned(grid)
     found: Row = {
         "arms": names,
-        "finished": sum((name, depth, seed) in accuracy for name, depth, seed in _planned(grid)),
-        "cells": len(_planned(grid)),
+        "finished": sum(place in accuracy for place in planned),
+        "cells": len(planned),
         "searched": len({cell["name"] for cell in searched} & {cell.name for cell in searches_of(grid)}),
         "searches": len(searches_of(grid)),
         "search": [_search_row(searched, name, at) for name in names for at in _depths_of(searched, name)],
@@ -79,7 +80,8 @@ def findings(cells: Sequence[Cell], grid: GridConfig) -> Row:
     }
     if len(names) > 1 and len(grid.depths) > 1:
         found |= _tests(accuracy, found["search"], grid)
-    return found | {"measures": _measures(proper)}
+    counted = [cell for cell in proper if (cell["attn"], cell["depth"], cell["seed"]) in planned]
+    return found | {"measures": _measures(counted)}
 
 
 def _planned(grid: GridConfig) -> list[tuple[str, int, int]]:
@@ -179,9 +181,14 @@ def _mixes(grid: GridConfig, name: str) -> bool:
     return "attn=self" not in overrides and "attn.theta_frozen=true" not in overrides
 
 
-def _measures(proper: Sequence[Cell]) -> list[Row]:
-    """Correlate each measure at a fifth of the training with the accuracy at the end."""
-    seen = [cell for cell in proper if cell.get("early") and "accuracy" in cell]
+def _measures(planned: Sequence[Cell]) -> list[Row]:
+    """Correlate each measure at a fifth of the training with the accuracy at the end.
+
+    Args:
+        planned: the cells of the study's own arms and depths. Further ones, such as those of `study=cpu_32`,
+            would give the arms that went deeper more weight.
+    """
+    seen = [cell for cell in planned if cell.get("early") and "accuracy" in cell]
     rows = []
     for name in MEASURES:
         members = [cell for cell in seen if name in cell["early"]]

@@ -24,6 +24,8 @@ def page(found: Row) -> str:
         ]
     if finished < cells:
         lines += ["Its intervals and p-values are no results: the plan reads them at the end.", ""]
+    elif any(row["seeds"] < found.get("seeds", 0) for row in found["accuracy"]):
+        lines += ["Rows of fewer seeds belong to studies in the same folder that are not finished.", ""]
     for title, rows in (
         ("Learning rates", _search(found["search"])),
         ("Accuracy", _accuracy(found["accuracy"])),
@@ -88,7 +90,7 @@ def _contrasts(rows: list[Row]) -> list[str]:
             str(row["seeds"]),
             f"{row['mean']:+.2f}",
             span(row["low"], row["high"]),
-            " ".join(f"{value:+.2f}" for value in row["differences"]),
+            _seeds(row),
         ]
         for row in rows
     ]
@@ -102,11 +104,11 @@ def _tests(found: Row) -> list[str]:
     if (primary := found["primary"]) is not None:
         gain = f"{found['subject']} - {found['arms'][0]}"
         what = f"primary: ({gain}) at {found['deep']} less at {amount(found['shallow'], 'block')}"
-        rows.append([what, *_tested(primary, len(primary["differences"])), f"{primary['p']:.4f}", ""])
+        rows.append([what, *_tested(primary, ""), _seeds(primary)])
     for row in found["secondary"]:
         what = f"{row['arm']} - {row['against']} at {amount(row['depth'], 'block')}"
-        rows.append([what, *_tested(row, row["seeds"]), f"{row['p']:.4f}", f"{row['p_holm']:.4f}"])
-    lines = _table(["test", "seeds", "mean", "95 %", "p", "p, Holm"], rows)
+        rows.append([what, *_tested(row, f"{row['p_holm']:.4f}"), _seeds(row)])
+    lines = _table(["test", "seeds", "mean", "95 %", "p", "p, Holm", "each seed"], rows)
     if (row := found["best_control"]) is not None:
         verdict = "equivalent" if row["equivalent"] else "not shown to be equivalent"
         lines += [
@@ -118,8 +120,13 @@ def _tests(found: Row) -> list[str]:
     return lines
 
 
-def _tested(row: Row, seeds: int) -> list[str]:
-    return [str(seeds), f"{row['mean']:+.2f}", span(row["low"], row["high"])]
+def _tested(row: Row, holm: str) -> list[str]:
+    mean, ends = f"{row['mean']:+.2f}", span(row["low"], row["high"])
+    return [str(len(row["differences"])), mean, ends, f"{row['p']:.4f}", holm]
+
+
+def _seeds(row: Row) -> str:
+    return " ".join(f"{value:+.2f}" for value in row["differences"])
 
 
 def _measures(rows: list[Row]) -> list[str]:

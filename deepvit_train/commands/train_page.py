@@ -54,8 +54,9 @@ COLLAPSE: Panels = [
 ]
 CAPTIONS = {
     "curves": f"A curve of more than {POINTS} points is drawn as means of neighbours.",
-    "collapse": "In this project's study the cosine of the tokens told most about the accuracy, and the "
-    "loss still more. A block is replaceable if the loss hardly rises with the maps of the block before. "
+    "collapse": "In this project's study, of all measures of collapse the cosine of the tokens early in a "
+    "training told most about the accuracy at its end (lower was better); the training loss told more. "
+    "A block is replaceable if the loss hardly rises with the maps of the block before. "
     "docs/collapse.md says what each measure can tell.",
     "speed": "Of all ranks together; the norm is taken before clipping.",
 }

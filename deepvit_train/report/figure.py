@@ -16,8 +16,8 @@ from matplotlib.ticker import MaxNLocator
 
 from deepvit_train.atomic import replacing
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart too.
-COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]
+# Okabe and Ito's colours, which colour-blind readers can tell apart too; a grey stands for their yellow.
+COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c8c8c"]
 DOTS = 150  # of a PNG in an inch
 LETTERS = 16  # of a caption in an inch
 STYLE: Any = {

@@ -56,12 +56,14 @@ def test_blocks_that_do_nothing_and_what_helped_such_models() -> None:
     lines = verdict(IDLE, CONFIG, STUDY)
     assert lines[0].startswith("Blocks 1, 3, 5, 7, 9, 11, 13, 15, 17, 19 do nothing each by itself")
     told = {line.partition(".")[0]: line for line in lines[1:]}
-    assert "helped at 24 blocks: +1.00 points" in " ".join(lines)  # the depth that is nearer to 20
+    assert "helped with 24 blocks and otherwise plain attention: +1.00 points" in " ".join(
+        lines
+    )  # the depth that is nearer to 20
     assert "95 %: +0.50 to +1.50, 8 seeds" in " ".join(lines)
     assert "mixing heads from block 2 on (attn=reattention attn.from_block=2). In the study it did harm" in (
         " ".join(lines)
     )
-    assert "In the study 0.0003 was the best of 0.0003, 0.001 at 24 blocks" in " ".join(lines)
+    assert "In the study 0.0003 (the lowest) was the best of 0.0003, 0.001 at 24 blocks" in " ".join(lines)
     assert (
         "top-1 was 85.50 (85.00 to 86.00) with 8 blocks, 83.50 (83.00 to 84.00) with 24 blocks"
         in " ".join(lines)
@@ -73,18 +75,23 @@ def test_blocks_that_do_nothing_and_what_helped_such_models() -> None:
         "To try: larger weights of queries and keys at the start",
         "To try: LayerScale",
         "Rather not: mixing heads from block 2 on",
-        "To try: a lower learning rate",
+        "To try: another learning rate",
         "To try: fewer blocks",
     ]
 
 
 def test_a_shallow_model_gets_the_shallow_row() -> None:
     text = " ".join(verdict(model_of([0.001] * 6, [0.5] * 5), CONFIG, STUDY))
-    assert "it made no sure difference at 8 blocks: +0.10 points" in text
+    assert "Uncertain: LayerScale" in text
+    assert "it made no sure difference with 8 blocks and otherwise plain attention: +0.10" in text
     assert "mixing heads" not in text  # its maps matter
 
 
 def test_a_model_that_has_layer_scale_and_mixes_is_not_told_to() -> None:
+    mixing = IDLE | {"attn": {"kind": "reattention"}}
+    text = " ".join(verdict(mixing, CONFIG, STUDY))
+    assert "Uncertain: LayerScale" in text  # the study tried it with plain attention
+    assert "8 seeds). With other attention it was not tried." in text
     model = IDLE | {"attn": {"kind": "reattention"}, "model": {"depth": 20, "layer_scale": 0.1}}
     text = " ".join(verdict(model, CONFIG, STUDY))
     assert "LayerScale" not in text
@@ -95,6 +102,20 @@ def test_a_model_that_has_layer_scale_and_mixes_is_not_told_to() -> None:
 def test_a_model_that_began_with_larger_weights_is_not_told_to() -> None:
     model = IDLE | {"attn": {"kind": "self", "qk_gain": 4.0}}
     assert "attn.qk_gain" not in " ".join(verdict(model, CONFIG, STUDY))
+    normed = IDLE | {"model": {"depth": 20, "layer_scale": None, "qk_norm": True}}
+    assert "attn.qk_gain" not in " ".join(verdict(normed, CONFIG, STUDY))
+
+
+def test_a_form_of_attention_that_the_study_did_not_train_gets_no_figures_of_another() -> None:
+    text = " ".join(verdict(IDLE | {"attn": {"kind": "talking_heads"}}, CONFIG, STUDY))
+    assert "learning rate" not in text
+    assert "fewer blocks" not in text
+
+
+def test_fewer_blocks_are_no_advice_where_more_helped() -> None:
+    deeper = {**STUDY, "accuracy": [row("plain", 8, 80.0, 81.0), row("plain", 24, 83.0, 84.0)]}
+    assert any(line.startswith("Rather not: fewer blocks") for line in verdict(IDLE, CONFIG, deeper))
+    assert any(line.startswith("To try: fewer blocks") for line in verdict(IDLE, CONFIG, STUDY))
 
 
 @pytest.mark.parametrize("study", [{}, {**STUDY, "finished": 14, "seeds": 9, "searched": 55}])
@@ -114,6 +135,11 @@ def test_a_model_whose_every_block_matters_is_left_alone() -> None:
     ]
 
 
+def test_one_block() -> None:
+    lines = verdict(model_of([0.5], []), CONFIG, STUDY)
+    assert lines[1:] == ["There is nothing to change."]
+
+
 def test_what_pruning_found() -> None:
     prune = {"order": [3, 1, 0, 2], "top1": [0.9, 0.901, 0.897, 0.5]}
     text = " ".join(verdict(IDLE | {"prune": prune}, CONFIG, STUDY))
@@ -130,9 +156,8 @@ def test_no_classes_no_verdict_and_no_advice_for_timm() -> None:
 
 
 def test_what_the_study_says_of_the_measure() -> None:
-    assert "a rank correlation of -0.50 among models of one depth, where the training loss had -0.70" in (
-        told_forecast(STUDY)
-    )
+    said = told_forecast(STUDY)
+    assert "the rank correlation is -0.50 among models of one depth, that of the training loss -0.70." in said
     assert told_forecast({**STUDY, "finished": 14}).startswith("The study is not finished on this (14 of 112")
     assert told_forecast({}).startswith("The study is not finished on this")
 

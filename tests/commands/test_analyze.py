@@ -325,7 +325,11 @@ def test_the_first_lines_of_a_report() -> None:
     )
     assert "These maps have collapsed in part: 1 block is" in said
     assert "The attention maps of 1 of the 2 blocks after the first matter, untrained those of 0" in said
-    assert "last block have a mean cosine of 0.375 to each other, untrained 0.875." in said
+    assert "last block have a mean cosine of 0.375 to each other, untrained 0.875. In the study" in said
+    one = model | {
+        state: {"averages": {"map_swap": [], "tokens": [0.5]}} for state in ("trained", "untrained")
+    }
+    assert "There is one block" in conclude(one, {"split": "val", "name": "digits"}, config)
 
 
 def test_pruning_leaves_out_blocks_from_the_least_missed_on(digits: Path, tmp_path: Path) -> None:

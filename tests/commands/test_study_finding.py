@@ -82,6 +82,17 @@ def test_a_finished_study_finds_what_was_put_in() -> None:
     assert {(row["best"], row["at_end"]) for row in found["search"]} == {(1e-3, False)}
 
 
+def test_cells_of_further_depths_and_arms_do_not_weigh_on_the_measures() -> None:
+    """Those that share a folder with the study, such as `study=cpu_32`."""
+    cells = made(8)
+    further = [cell | {"depth": 32} for cell in cells if cell["attn"] == "paper" and "early" in cell]
+    further += [cell | {"attn": "longer"} for cell in cells if cell["attn"] == "plain" and "early" in cell]
+    assert str(findings(cells + further, GRID)["measures"]) == str(findings(cells, GRID)["measures"])
+    text = page(findings(cells + further[:3], GRID))
+    assert "Rows of fewer seeds belong to studies in the same folder that are not finished." in text
+    assert "Rows of fewer seeds" not in page(findings(cells, GRID))
+
+
 def test_the_measure_that_tells_the_accuracy_predicts_and_others_do_not() -> None:
     rows = {row["measure"]: row for row in findings(made(8), GRID)["measures"]}
     swap, share = rows["collapse/map_swap"], rows["collapse/branch_share"]
@@ -140,6 +151,8 @@ def test_page_and_figures_show_every_seed() -> None:
         f"{points(Cell('paper', 24, 64, seed)) - points(Cell('plain', 24, 64, seed)):+.2f}"
         for seed in range(8)
     ]
+    primary = next(line for line in text.splitlines() if line.startswith("| primary"))
+    assert primary.split("|")[-2].split() == [f"{gain(seed):+.2f}" for seed in range(8)]
     figures = draw_findings(found, cells)
     assert set(figures) == {"rates", "depths", "differences", "measures"}
     forest = figures["differences"].axes[0]

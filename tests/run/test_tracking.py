@@ -197,7 +197,7 @@ def run_in_two_starts(tracker: str, folder: Path, environment: dict[str, str]) -
     return json.loads((folder / "run" / "identity.json").read_text())["run"]
 
 
-@pytest.mark.runs
+@pytest.mark.slow
 def test_mlflow_shows_a_run_that_went_on_as_one(digits: Path, tmp_path: Path) -> None:
     pytest.importorskip("mlflow")
     place, allowed = (tmp_path / "mlflow").as_uri(), {"MLFLOW_ALLOW_FILE_STORE": "true"}
