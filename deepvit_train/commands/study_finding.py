@@ -78,7 +78,7 @@ def findings(cells: Sequence[Cell], grid: GridConfig) -> Row:
             if (row := _contrast(accuracy, name, names[0], depth))
         ],
     }
-    if len(names) > 1 and len(grid.depths) > 1:
+    if len(arms_of(grid.attentions)) > 1 and len(grid.depths) > 1:
         found |= _tests(accuracy, found["search"], grid)
     counted = [cell for cell in proper if (cell["attn"], cell["depth"], cell["seed"]) in planned]
     return found | {"measures": _measures(counted)}

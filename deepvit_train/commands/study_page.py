@@ -26,15 +26,17 @@ def page(found: Row) -> str:
         lines += ["Its intervals and p-values are no results: the plan reads them at the end.", ""]
     elif any(row["seeds"] < found.get("seeds", 0) for row in found["accuracy"]):
         lines += ["Rows of fewer seeds belong to studies in the same folder that are not finished.", ""]
-    for title, rows in (
-        ("Learning rates", _search(found["search"])),
-        ("Accuracy", _accuracy(found["accuracy"])),
-        ("Differences to the first arm", _contrasts(found["against_first"])),
-        ("Tests", _tests(found)),
-        ("Measures at a fifth of the training", _measures(found["measures"])),
-    ):
-        if rows:
-            lines += [f"## {title}", "", *rows, ""]
+    sections = {
+        "Learning rates": _search(found["search"]),
+        "Accuracy": _accuracy(found["accuracy"]),
+        "Differences to the first arm": _contrasts(found["against_first"]),
+        "Tests": _tests(found),
+        "Measures at a fifth of the training": _measures(found["measures"]),
+    }
+    shown = {title: rows for title, rows in sections.items() if rows}
+    lines += [*(f"- [{title}](#{title.lower().replace(' ', '-')})" for title in shown), ""]
+    for title, rows in shown.items():
+        lines += [f"## {title}", "", *rows, ""]
     return "\n".join(lines)
 
 

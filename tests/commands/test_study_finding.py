@@ -161,6 +161,17 @@ def test_page_and_figures_show_every_seed() -> None:
     assert len(dots) == 12
 
 
+def test_one_arm_in_the_folder_of_a_study_of_several_has_no_tests() -> None:
+    """As `study=cpu_longer`, which adds an arm to the folder of another study."""
+    grid = compose_command("study", ["root=x", "study=cpu_longer"]).study
+    alone = [
+        cell | {"attn": "plain_longer"} for cell in made(8) if cell["attn"] == "plain" and "early" in cell
+    ]
+    found = findings(made(8) + alone, grid)
+    assert (found["finished"], "primary" in found) == (16, False)
+    assert "| 24 | plain_longer |" in page(found)
+
+
 def test_one_arm_or_one_depth_has_no_tests() -> None:
     grid = compose_command("study", ["root=x", "study.depths=[24]"]).study
     found = findings(made(2), grid)
