@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from deepvit_train.commands import train
 from deepvit_train.config.compose import compose_command
-from tests.conftest import Command
+from tests.conftest import Command, slowly
 from tests.twelve import LEARN, TWELVE, classes_of, pack, reorder, write_classes
 
 FRUIT = ["apple", "Banana", "cherry", "Date"]
@@ -258,7 +258,7 @@ def fruit(tmp_path_factory: pytest.TempPathFactory) -> Path:
 WARNING = "outputs are taken in timm's order of the folders (apple, Banana, cherry, Date)"
 
 
-@pytest.mark.parametrize("file", ["timm.pth", "timm.safetensors"])
+@pytest.mark.parametrize("file", [slowly("timm.pth"), "timm.safetensors"])
 def test_a_file_of_timm_is_taken_in_its_order(fruit: Path, call: Command, file: str) -> None:
     given = [
         f"checkpoint={fruit}/{file}",

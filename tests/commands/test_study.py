@@ -236,6 +236,7 @@ def test_a_study_goes_on_where_it_stopped_and_past_a_broken_cell(digits: Path, t
     assert all(line.count("|") == text[0].count("|") for line in text)
 
 
+@pytest.mark.slow
 @pytest.mark.runs
 def test_an_error_of_the_study_ends_its_other_cells(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -432,6 +432,7 @@ def test_a_compiled_run_continues_to_the_bit(tmp_path: Path) -> None:
     assert digests(tmp_path / "cut") == digests(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_every_run_of_a_process_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[object] = []
     compile_model = torch.compile

@@ -16,6 +16,7 @@ from tests.fault.conftest import RUN, STEPS
 pytestmark = [pytest.mark.runs, pytest.mark.xdist_group("identity")]
 
 
+@pytest.mark.slow
 def test_a_copy_that_followed_links_goes_on_however_often_it_is_copied(runs: Path, call: Command) -> None:
     source = runs / "a"
     for copied, epochs in enumerate((3, 4, 5)):
