@@ -83,7 +83,9 @@ def _advice(model: dict[str, Any], copies: list[int], study: dict[str, Any]) -> 
     found = [(what, effect(study, arm, depth)) for what, arm in arms]
     found.sort(key=lambda each: each[1]["mean"] if each[1] else 0.0, reverse=True)
     lines = [f"{_advised(row, plain)}: {what}. {told_effect(row, study, plain)}" for what, row in found]
-    if (own := ARMS.get(attn["kind"])) is not None:
+    # The study's re-attention has a BatchNorm; of another norm its figures say nothing.
+    studied = plain or attn.get("norm", "batch") == "batch"
+    if studied and (own := ARMS.get(attn["kind"])) is not None:
         rows = by_depth(study, own)
         fewer = "Rather not" if rows and rows[-1]["low"] > rows[0]["high"] else "To try"
         lines += [

@@ -107,9 +107,12 @@ def test_a_model_that_began_with_larger_weights_is_not_told_to() -> None:
 
 
 def test_a_form_of_attention_that_the_study_did_not_train_gets_no_figures_of_another() -> None:
-    text = " ".join(verdict(IDLE | {"attn": {"kind": "talking_heads"}}, CONFIG, STUDY))
-    assert "learning rate" not in text
-    assert "fewer blocks" not in text
+    for attn in ({"kind": "talking_heads"}, {"kind": "reattention", "norm": "none"}):
+        text = " ".join(verdict(IDLE | {"attn": attn}, CONFIG, STUDY))
+        assert "learning rate" not in text
+        assert "fewer blocks" not in text
+    batch = IDLE | {"attn": {"kind": "reattention", "norm": "batch"}}
+    assert "another learning rate" in " ".join(verdict(batch, CONFIG, STUDY))
 
 
 def test_fewer_blocks_are_no_advice_where_more_helped() -> None:
